@@ -1,0 +1,121 @@
+#include "archive_writer.h"
+
+#include <utility>
+
+#include "error.h"
+#include "file_source.h"
+#include "zip_format.h"
+
+namespace pyckpt {
+
+ArchiveWriter::ArchiveWriter(std::string path, const ArchiveOptions& options)
+    : path_(std::move(path)), options_(options) {
+  if (options_.threads < 1) throw Error(ErrorKind::kArgument, "at least one thread is needed");
+}
+
+void ArchiveWriter::AddTarHeader(const std::string& name, TarType type, std::uint32_t mode,
+                                 std::uint64_t nbytes) {
+  if (options_.format == nullptr) return;
+  TarEntry entry;
+  entry.name = name;
+  entry.type = type;
+  entry.mode = mode;
+  entry.nbytes = nbytes;
+  entry.mtime = options_.mtime;
+  entry.uid = options_.uid;
+  entry.gid = options_.gid;
+  plan_.AddBytes(TarHeader(entry));
+}
+
+void ArchiveWriter::PadTar() {
+  if (options_.format != nullptr) plan_.AddZeros(PaddingTo(plan_.nbytes(), kTarBlockNbytes));
+}
+
+void ArchiveWriter::AddDirectory(const std::string& name, std::uint32_t mode) {
+  AddTarHeader(name, TarType::kDirectory, mode, 0);
+}
+
+void ArchiveWriter::AddFile(const std::string& name, std::uint32_t mode,
+                            const std::string& source_path) {
+  auto source = std::make_shared<FileSource>(source_path);
+  const std::uint64_t nbytes = source->nbytes();
+  AddTarHeader(name, TarType::kFile, mode, nbytes);
+  plan_.AddSource(std::move(source), nbytes, 1, StreamPlan::kNoChecksum);
+  PadTar();
+}
+
+void ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
+                                 const std::vector<TensorRecord>& records) {
+  std::vector<ZipRecord> placed;
+  placed.reserve(records.size());
+  for (const TensorRecord& r : records) {
+    placed.push_back(
+        PlaceZipRecord(r.name, r.nbytes, placed.empty() ? 0 : placed.back().end_offset()));
+  }
+  const std::uint64_t directory_nbytes = ZipDirectoryNbytes(placed);
+  AddTarHeader(name, TarType::kFile, mode,
+               (placed.empty() ? 0 : placed.back().end_offset()) + directory_nbytes);
+
+  std::vector<StreamPlan::ChecksumId> checksums;
+  checksums.reserve(records.size());
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    const TensorRecord& r = records[i];
+    const StreamPlan::ChecksumId checksum = plan_.NewChecksum();
+    checksums.push_back(checksum);
+    plan_.AddBytes(ZipLocalHeader(placed[i]));
+    if (r.source) {
+      plan_.AddSource(r.source, r.nbytes, r.element_nbytes, checksum);
+    } else {
+      plan_.AddMemory({r.memory.data, r.nbytes}, r.element_nbytes, checksum);
+    }
+    plan_.AddDeferred(ZipDescriptorNbytes(placed[i]), [this, record = placed[i], checksum] {
+      return ZipDescriptor(record, plan_.checksum(checksum));
+    });
+  }
+  plan_.AddDeferred(directory_nbytes,
+                    [this, placed = std::move(placed), checksums = std::move(checksums)] {
+                      std::vector<std::uint32_t> crcs;
+                      crcs.reserve(checksums.size());
+                      for (const auto id : checksums) crcs.push_back(plan_.checksum(id));
+                      return ZipDirectory(placed, crcs);
+                    });
+  PadTar();
+}
+
+std::uint64_t ArchiveWriter::Write(const Poll& poll) {
+  if (options_.format != nullptr) {
+    plan_.AddZeros(kTarEndNbytes);
+    plan_.AddZeros(PaddingTo(plan_.nbytes(), kTarRecordNbytes));
+  }
+  const Codec& codec = options_.format == nullptr ? StoreCodec() : *options_.format->codec;
+  sink_ = std::make_unique<FileSink>(path_, options_.durable);
+  try {
+    if (codec.stores()) sink_->Reserve(plan_.nbytes());
+    const std::uint64_t nbytes =
+        RunPipeline(&plan_, codec, options_.level, options_.threads, sink_.get(), poll);
+    sink_->Seal(nbytes);
+    return nbytes;
+  } catch (...) {
+    Abandon();
+    throw;
+  }
+}
+
+FileSink& ArchiveWriter::sink() {
+  if (!sink_) throw Error(ErrorKind::kArgument, "nothing has been written yet");
+  return *sink_;
+}
+
+void ArchiveWriter::Commit(bool keep_previous) { sink().Commit(keep_previous); }
+
+void ArchiveWriter::Keep() noexcept {
+  if (sink_) sink_->Keep();
+}
+
+void ArchiveWriter::Restore() noexcept {
+  if (sink_) sink_->Restore();
+}
+
+void ArchiveWriter::Abandon() noexcept { sink_.reset(); }
+
+}  // namespace pyckpt

@@ -1,0 +1,82 @@
+// The public face of the core: a checkpoint archive from its members to its
+// name on disk. Composes the layouts, the pipeline and the sink.
+#ifndef PYCKPT_ARCHIVE_WRITER_H_
+#define PYCKPT_ARCHIVE_WRITER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "codec.h"
+#include "file_sink.h"
+#include "pipeline.h"
+#include "stream_plan.h"
+#include "tar_format.h"
+
+namespace pyckpt {
+
+// One record of a torch zip file: memory, or a source when that is set.
+struct TensorRecord {
+  std::string name;  // with its root folder: "archive/data/0"
+  Span memory;
+  std::shared_ptr<Source> source;
+  std::uint64_t nbytes = 0;
+  std::uint32_t element_nbytes = 1;
+};
+
+struct ArchiveOptions {
+  const Format* format = nullptr;  // null: no tar, one torch zip file is all
+  int level = 0;
+  int threads = 1;
+  bool durable = true;
+  std::int64_t mtime = 0;  // of every member
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+};
+
+// Add members in the order in which they shall stand; then Write; then Commit
+// or Abandon. Nothing is created on disk before Write. Memory that records
+// point to must stay valid and unchanged until Write returns. Not thread-safe.
+class ArchiveWriter {
+ public:
+  ArchiveWriter(std::string path, const ArchiveOptions& options);
+  ArchiveWriter(const ArchiveWriter&) = delete;
+  ArchiveWriter& operator=(const ArchiveWriter&) = delete;
+  ~ArchiveWriter() = default;
+
+  void AddDirectory(const std::string& name, std::uint32_t mode);
+  void AddFile(const std::string& name, std::uint32_t mode, const std::string& source_path);
+  void AddTorchFile(const std::string& name, std::uint32_t mode,
+                    const std::vector<TensorRecord>& records);
+
+  // Raw bytes planned so far, headers included.
+  std::uint64_t planned_nbytes() const { return plan_.nbytes(); }
+
+  // Writes everything to the temporary file, durably if asked. Returns the
+  // file's size. On an error nothing is left on disk.
+  std::uint64_t Write(const Poll& poll);
+
+  // See FileSink. Only after Write.
+  void Commit(bool keep_previous);
+  void Keep() noexcept;
+  void Restore() noexcept;
+
+  // Forgets the file; allowed at any time before Commit.
+  void Abandon() noexcept;
+
+ private:
+  FileSink& sink();
+  void AddTarHeader(const std::string& name, TarType type, std::uint32_t mode,
+                    std::uint64_t nbytes);
+  void PadTar();
+
+  std::string path_;
+  ArchiveOptions options_;
+  StreamPlan plan_;
+  std::unique_ptr<FileSink> sink_;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_ARCHIVE_WRITER_H_

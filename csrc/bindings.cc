@@ -1,0 +1,130 @@
+// The extension module: converts arguments, releases the GIL, turns errors into
+// Python's. No policy and no loops over data.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "archive_writer.h"
+#include "codec.h"
+#include "error.h"
+
+namespace py = pybind11;
+
+namespace pyckpt {
+namespace {
+
+// A Python object whose read(offset, nbytes, address) fills memory.
+class PythonSource final : public Source {
+ public:
+  explicit PythonSource(py::object reader) : reader_(std::move(reader)) {}
+
+  void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) override {
+    const py::gil_scoped_acquire gil;
+    reader_.attr("read")(offset, nbytes, reinterpret_cast<std::uintptr_t>(out));
+  }
+
+ private:
+  py::object reader_;
+};
+
+// (name, address, nbytes, element_nbytes, reader or None)
+using RecordArguments =
+    std::tuple<std::string, std::uintptr_t, std::uint64_t, std::uint32_t, py::object>;
+
+TensorRecord ToRecord(const RecordArguments& arguments) {
+  const auto& [name, address, nbytes, element_nbytes, reader] = arguments;
+  TensorRecord record;
+  record.name = name;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): torch hands out addresses as integers.
+  record.memory = {reinterpret_cast<const std::uint8_t*>(address), nbytes};
+  record.nbytes = nbytes;
+  record.element_nbytes = element_nbytes;
+  if (!reader.is_none()) record.source = std::make_shared<PythonSource>(reader);
+  return record;
+}
+
+void AddTorchFile(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
+                  const std::vector<RecordArguments>& arguments) {
+  std::vector<TensorRecord> records;
+  records.reserve(arguments.size());
+  for (const RecordArguments& a : arguments) records.push_back(ToRecord(a));
+  writer->AddTorchFile(name, mode, records);
+}
+
+std::uint64_t Write(ArchiveWriter* writer) {
+  const py::gil_scoped_release release;
+  return writer->Write([] {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  });
+}
+
+void ToPython(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const Error& error) {
+    switch (error.kind()) {
+      case ErrorKind::kSystem: {
+        const py::tuple arguments =
+            py::make_tuple(error.error_number(), error.what(), error.path());
+        PyErr_SetObject(PyExc_OSError, arguments.ptr());
+        break;
+      }
+      case ErrorKind::kArgument:
+        PyErr_SetString(PyExc_ValueError, error.what());
+        break;
+      case ErrorKind::kCodec:
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+        break;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pyckpt
+
+PYBIND11_MODULE(_core, m) {
+  using pyckpt::ArchiveWriter;
+  using pyckpt::Format;
+  py::register_exception_translator(&pyckpt::ToPython);
+
+  py::class_<Format>(m, "Format")
+      .def_readonly("name", &Format::name)
+      .def_readonly("suffixes", &Format::suffixes)
+      .def_readonly("has_levels", &Format::has_levels)
+      .def_property_readonly("lowest_level", [](const Format& f) { return f.levels.lowest; })
+      .def_property_readonly("highest_level", [](const Format& f) { return f.levels.highest; })
+      .def_property_readonly("standard_level", [](const Format& f) { return f.levels.standard; })
+      .def_property_readonly("chunk_nbytes",
+                             [](const Format& f) { return f.codec->chunk_nbytes(); });
+  m.def("formats", &pyckpt::Formats, py::return_value_policy::reference);
+
+  py::class_<ArchiveWriter>(m, "ArchiveWriter")
+      .def(py::init([](std::string path, const Format* format, int level, int threads, bool durable,
+                       std::int64_t mtime, std::uint32_t uid, std::uint32_t gid) {
+             const pyckpt::ArchiveOptions options{format, level, threads, durable,
+                                                  mtime,  uid,   gid};
+             return std::make_unique<ArchiveWriter>(std::move(path), options);
+           }),
+           py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("level"),
+           py::arg("threads"), py::arg("durable"), py::arg("mtime"), py::arg("uid"),
+           py::arg("gid"))
+      .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
+      .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),
+           py::arg("source_path"))
+      .def("add_torch_file", &pyckpt::AddTorchFile, py::arg("name"), py::arg("mode"),
+           py::arg("records"))
+      .def_property_readonly("planned_nbytes", &ArchiveWriter::planned_nbytes)
+      .def("write", &pyckpt::Write)
+      .def("commit", &ArchiveWriter::Commit, py::arg("keep_previous"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("keep", &ArchiveWriter::Keep)
+      .def("restore", &ArchiveWriter::Restore)
+      .def("abandon", &ArchiveWriter::Abandon);
+}

@@ -1,0 +1,54 @@
+// Bytes in memory and little-endian stores: the vocabulary of every other file.
+#ifndef PYCKPT_BYTES_H_
+#define PYCKPT_BYTES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace pyckpt {
+
+// Borrowed bytes. Whoever hands out a span says how long it stays valid.
+struct Span {
+  const std::uint8_t* data = nullptr;
+  std::size_t nbytes = 0;
+};
+
+inline Span AsSpan(const std::string& bytes) {
+  return {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
+}
+
+// A reusable byte buffer: it grows when it must and never shrinks, so a worker
+// allocates in its first chunk and no more.
+class Buffer {
+ public:
+  // Makes room for nbytes and returns the start; the contents are unspecified.
+  std::uint8_t* Reserve(std::size_t nbytes) {
+    if (storage_.size() < nbytes) storage_.resize(nbytes);
+    return storage_.data();
+  }
+  std::uint8_t* data() { return storage_.data(); }
+  std::size_t capacity() const { return storage_.size(); }
+
+ private:
+  std::vector<std::uint8_t> storage_;
+};
+
+inline void AppendLe(std::string* out, std::uint64_t value, int nbytes) {
+  for (int i = 0; i < nbytes; ++i) {
+    out->push_back(static_cast<char>(value >> (8 * i) & 0xFF));
+  }
+}
+inline void AppendLe16(std::string* out, std::uint16_t v) { AppendLe(out, v, 2); }
+inline void AppendLe32(std::string* out, std::uint32_t v) { AppendLe(out, v, 4); }
+inline void AppendLe64(std::string* out, std::uint64_t v) { AppendLe(out, v, 8); }
+
+// The distance from offset up to the next multiple of alignment.
+inline std::uint64_t PaddingTo(std::uint64_t offset, std::uint64_t alignment) {
+  return (alignment - offset % alignment) % alignment;
+}
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_BYTES_H_

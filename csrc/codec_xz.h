@@ -1,0 +1,24 @@
+// xz: one stream of many blocks (the .xz file format, version 1.2), made in
+// parallel by liblzma. Block headers carry both sizes, so xz -T and others can
+// decode in parallel too.
+#ifndef PYCKPT_CODEC_XZ_H_
+#define PYCKPT_CODEC_XZ_H_
+
+#include <memory>
+
+#include "codec.h"
+
+namespace pyckpt::xz {
+
+// Chunks of floats are coded with literal-position bits that match the element,
+// whatever the level; where a match finder pays, the level is xz's preset.
+class XzCodec final : public Codec {
+ public:
+  std::size_t chunk_nbytes() const override { return std::size_t{1} << 20; }
+  std::unique_ptr<ChunkEncoder> NewEncoder(int level) const override;
+  std::unique_ptr<StreamJoiner> NewJoiner() const override;
+};
+
+}  // namespace pyckpt::xz
+
+#endif  // PYCKPT_CODEC_XZ_H_

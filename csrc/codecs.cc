@@ -1,0 +1,44 @@
+#include <cstring>
+
+#include "codec.h"
+#include "codec_bzip2.h"
+#include "codec_deflate.h"
+#include "codec_store.h"
+#include "codec_xz.h"
+
+namespace pyckpt {
+
+const std::vector<Format>& Formats() {
+  static const store::StoreCodec kStore;
+  static const deflate::GzipCodec kGzip;
+  static const bzip2::Bzip2Codec kBzip2;
+  static const xz::XzCodec kXz;
+  static const std::vector<Format> kFormats = {
+      {"tar", {".tar"}, false, {0, 0, 0}, &kStore},
+      {"tar.gz", {".tar.gz", ".tgz"}, true, {0, 9, 6}, &kGzip},
+      {"tar.bz2", {".tar.bz2", ".tar.bzip", ".tar.bzip2", ".tbz2"}, true, {1, 9, 9}, &kBzip2},
+      // .tar.lzma too is an xz stream: that is what Composer writes and reads.
+      {"tar.xz", {".tar.lzma", ".tar.xz", ".txz"}, true, {0, 9, 6}, &kXz},
+  };
+  return kFormats;
+}
+
+const Codec& StoreCodec() { return *Formats().front().codec; }
+
+void ContiguousEncoder::Encode(const Chunk& chunk, EncodedChunk* out) {
+  Span raw;
+  if (chunk.pieces.size() == 1) {
+    raw = chunk.pieces.front().span;
+  } else {
+    std::uint8_t* to = gathered_.Reserve(chunk.nbytes);
+    raw = {to, chunk.nbytes};
+    for (const Piece& piece : chunk.pieces) {
+      std::memcpy(to, piece.span.data, piece.span.nbytes);
+      to += piece.span.nbytes;
+    }
+  }
+  out->raw_nbytes = raw.nbytes;
+  EncodeBytes(raw, chunk.element_nbytes, out);
+}
+
+}  // namespace pyckpt

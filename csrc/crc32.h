@@ -1,0 +1,19 @@
+// CRC-32 as zip and gzip use it (polynomial 0xEDB88320, RFC 1952 section 8).
+#ifndef PYCKPT_CRC32_H_
+#define PYCKPT_CRC32_H_
+
+#include <cstdint>
+
+#include "bytes.h"
+
+namespace pyckpt {
+
+// The checksum of bytes alone. Thread-safe; picks the CPU's kernel at run time.
+std::uint32_t Crc32(Span bytes);
+
+// The checksum of A followed by B, from crc(A), crc(B) and the length of B.
+std::uint32_t Crc32Combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64_t nbytes_b);
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_CRC32_H_

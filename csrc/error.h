@@ -1,0 +1,45 @@
+// The one error type of the core. Bindings turn it into a Python exception.
+#ifndef PYCKPT_ERROR_H_
+#define PYCKPT_ERROR_H_
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace pyckpt {
+
+enum class ErrorKind {
+  kSystem,    // a system call failed: error_number() is its errno
+  kArgument,  // the caller asked for something that cannot be written
+  kCodec,     // a compression library refused
+};
+
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorKind kind, const std::string& message) : Error(kind, message, 0, "") {}
+
+  // What failed, on which file, and why: the system's own words are added when
+  // the error becomes a Python OSError, which shows errno and path itself.
+  static Error System(int error_number, const std::string& doing, const std::string& path) {
+    return {ErrorKind::kSystem, doing + ": " + std::strerror(error_number), error_number, path};
+  }
+
+  ErrorKind kind() const { return kind_; }
+  int error_number() const { return error_number_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  Error(ErrorKind kind, const std::string& message, int error_number, std::string path)
+      : std::runtime_error(message),
+        kind_(kind),
+        error_number_(error_number),
+        path_(std::move(path)) {}
+
+  ErrorKind kind_;
+  int error_number_;
+  std::string path_;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_ERROR_H_

@@ -1,0 +1,211 @@
+#include "file_sink.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <random>
+#include <utility>
+
+#include "error.h"
+
+namespace pyckpt {
+namespace {
+
+constexpr mode_t kNewFileMode = 0666;
+constexpr mode_t kPermissionBits = 07777;
+
+std::string FolderOf(const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// Retries a system call that a signal interrupted.
+template <typename Call>
+auto Retry(Call call) {
+  decltype(call()) result;
+  do {
+    result = call();
+  } while (result == -1 && errno == EINTR);
+  return result;
+}
+
+// A file without a name, or -1 where the file system knows none.
+int OpenUnnamed(const std::string& folder) {
+#if defined(O_TMPFILE)
+  // Without /proc it could never be given a name.
+  if (access("/proc/self/fd", X_OK) != 0) return -1;
+  return Retry([&] { return open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, kNewFileMode); });
+#else
+  (void)folder;
+  return -1;
+#endif
+}
+
+}  // namespace
+
+FileSink::FileSink(std::string target, bool durable)
+    : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {
+  fd_ = OpenUnnamed(folder_);
+  if (fd_ == -1) {
+    temporary_ = Sibling("tmp");
+    fd_ = Retry([&] {
+      return open(temporary_.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, kNewFileMode);
+    });
+    if (fd_ == -1) throw Error::System(errno, "cannot create a temporary file beside", target_);
+  }
+  struct stat existing {};
+  if (stat(target_.c_str(), &existing) == 0 &&
+      fchmod(fd_, existing.st_mode & kPermissionBits) != 0) {
+    const int error_number = errno;
+    Abandon();
+    throw Error::System(error_number, "cannot keep the mode of", target_);
+  }
+}
+
+FileSink::~FileSink() {
+  if (committed_) {
+    Restore();
+  } else {
+    Abandon();
+  }
+}
+
+void FileSink::Reserve(std::uint64_t nbytes) {
+  if (nbytes == 0) return;
+  // Not posix_fallocate: where the file system cannot reserve, that one writes
+  // every block.
+#if defined(__linux__)
+  if (Retry([&] { return fallocate(fd_, 0, 0, static_cast<off_t>(nbytes)); }) == 0) return;
+  if (errno != EOPNOTSUPP && errno != ENOSYS) {
+    throw Error::System(errno, "cannot reserve space for", target_);
+  }
+#endif
+}
+
+void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
+  std::array<iovec, 256> batch{};
+  static_assert(batch.size() <= IOV_MAX);
+  std::size_t next = 0;  // the first span that is not all written
+  std::size_t done = 0;  // bytes of it that are
+  const std::uint64_t start = offset;
+  while (next < spans.size()) {
+    int count = 0;
+    for (std::size_t i = next; i < spans.size() && count < static_cast<int>(batch.size()); ++i) {
+      const std::size_t skip = i == next ? done : 0;
+      // writev's type serves reading too, hence the missing const.
+      batch[static_cast<std::size_t>(count++)] = {const_cast<std::uint8_t*>(spans[i].data) + skip,
+                                                  spans[i].nbytes - skip};
+    }
+    const ssize_t written =
+        Retry([&] { return pwritev(fd_, batch.data(), count, static_cast<off_t>(offset)); });
+    if (written == -1) throw Error::System(errno, "cannot write", target_);
+    offset += static_cast<std::uint64_t>(written);
+    std::size_t left = static_cast<std::size_t>(written);
+    while (next < spans.size() && left >= spans[next].nbytes - done) {
+      left -= spans[next].nbytes - done;
+      done = 0;
+      ++next;
+    }
+    done += left;
+  }
+#if defined(__linux__)
+  // The disk starts now instead of at the end; errors come up in fsync.
+  if (durable_) {
+    sync_file_range(fd_, static_cast<off_t>(start), static_cast<off_t>(offset - start),
+                    SYNC_FILE_RANGE_WRITE);
+  }
+#endif
+}
+
+void FileSink::Seal(std::uint64_t nbytes) {
+  if (Retry([&] { return ftruncate(fd_, static_cast<off_t>(nbytes)); }) != 0) {
+    throw Error::System(errno, "cannot set the length of", target_);
+  }
+  if (durable_ && Retry([&] { return fsync(fd_); }) != 0) {
+    throw Error::System(errno, "cannot flush to disk", target_);
+  }
+}
+
+void FileSink::Commit(bool keep_previous) {
+  if (temporary_.empty()) {
+    const std::string name = Sibling("tmp");
+    const std::string self = "/proc/self/fd/" + std::to_string(fd_);
+    if (linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+      throw Error::System(errno, "cannot name the temporary file for", target_);
+    }
+    temporary_ = name;
+  }
+  if (keep_previous) {
+    const std::string name = Sibling("previous");
+    if (link(target_.c_str(), name.c_str()) == 0) {
+      previous_ = name;
+    } else if (errno != ENOENT) {
+      throw Error::System(errno, "cannot hold aside", target_);
+    }
+  }
+  if (rename(temporary_.c_str(), target_.c_str()) != 0) {
+    throw Error::System(errno, "cannot rename the temporary file to", target_);
+  }
+  temporary_.clear();
+  committed_ = true;
+  restorable_ = keep_previous;
+  if (durable_) SyncFolder();
+  close(std::exchange(fd_, -1));
+}
+
+void FileSink::Keep() noexcept {
+  if (!previous_.empty()) unlink(previous_.c_str());
+  previous_.clear();
+  restorable_ = false;
+}
+
+void FileSink::Restore() noexcept {
+  if (std::exchange(restorable_, false)) {
+    if (previous_.empty()) {
+      unlink(target_.c_str());
+    } else {
+      rename(previous_.c_str(), target_.c_str());
+      previous_.clear();
+    }
+  }
+}
+
+void FileSink::Abandon() noexcept {
+  if (!temporary_.empty()) unlink(temporary_.c_str());
+  temporary_.clear();
+  if (!previous_.empty()) unlink(previous_.c_str());
+  previous_.clear();
+  if (fd_ != -1) close(std::exchange(fd_, -1));
+}
+
+// A hidden name in the target's folder that no other process picks.
+std::string FileSink::Sibling(const char* purpose) const {
+  const std::size_t slash = target_.rfind('/');
+  const std::string base = slash == std::string::npos ? target_ : target_.substr(slash + 1);
+  // The suffix must fit behind the longest name that a folder takes.
+  constexpr std::size_t kLongestBase = NAME_MAX - 48;
+  std::random_device random;
+  return folder_ + "/." + base.substr(0, kLongestBase) + "." + std::to_string(getpid()) + "-" +
+         std::to_string(random()) + "." + purpose;
+}
+
+void FileSink::SyncFolder() {
+  const int folder = Retry([&] { return open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  if (folder == -1) throw Error::System(errno, "cannot open the folder of", target_);
+  const int status = Retry([&] { return fsync(folder); });
+  const int error_number = errno;
+  close(folder);
+  // Some file systems have no durable folders to offer; that is not a failure.
+  if (status != 0 && error_number != EINVAL) {
+    throw Error::System(error_number, "cannot flush to disk the folder of", target_);
+  }
+}
+
+}  // namespace pyckpt

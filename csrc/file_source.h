@@ -1,0 +1,33 @@
+// A file on disk as a source of the stream.
+#ifndef PYCKPT_FILE_SOURCE_H_
+#define PYCKPT_FILE_SOURCE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "stream_plan.h"
+
+namespace pyckpt {
+
+class FileSource final : public Source {
+ public:
+  // Opens the file and learns its size. Throws Error::System.
+  explicit FileSource(std::string path);
+  FileSource(const FileSource&) = delete;
+  FileSource& operator=(const FileSource&) = delete;
+  ~FileSource() override;
+
+  std::uint64_t nbytes() const { return nbytes_; }
+
+  // Throws when the file has become shorter than it was.
+  void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) override;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  std::uint64_t nbytes_ = 0;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_FILE_SOURCE_H_

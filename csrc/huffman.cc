@@ -1,0 +1,95 @@
+#include "huffman.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <numeric>
+
+namespace pyckpt {
+namespace {
+
+constexpr int kLongest = 15;
+
+// Package-merge. Level by level, the leaves are merged with pairs ("packages")
+// of the level before, lightest first. Whoever takes the lightest 2n - 2 of the
+// last level takes, in each level before, the lightest that those packages hold;
+// a leaf's code is as long as the number of levels that it is taken from.
+void SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<int>& leaves,
+                int max_length, std::vector<HuffmanCode>* codes) {
+  const std::size_t n = leaves.size();
+  struct Node {
+    std::uint64_t weight;
+    bool is_leaf;
+  };
+  std::vector<std::vector<Node>> levels(static_cast<std::size_t>(max_length));
+  for (std::size_t l = 0; l < levels.size(); ++l) {
+    std::vector<Node>& level = levels[l];
+    const std::vector<Node> none;
+    const std::vector<Node>& below = l == 0 ? none : levels[l - 1];
+    std::size_t leaf = 0;
+    std::size_t pair = 0;
+    while (leaf < n || pair + 1 < below.size()) {
+      const bool has_pair = pair + 1 < below.size();
+      const std::uint64_t package =
+          has_pair ? below[pair].weight + below[pair + 1].weight : 0;
+      if (leaf < n &&
+          (!has_pair || frequencies[static_cast<std::size_t>(leaves[leaf])] <= package)) {
+        level.push_back({frequencies[static_cast<std::size_t>(leaves[leaf])], true});
+        ++leaf;
+      } else {
+        level.push_back({package, false});
+        pair += 2;
+      }
+    }
+  }
+  std::size_t taken = 2 * n - 2;
+  for (std::size_t l = levels.size(); l-- > 0;) {
+    std::size_t taken_leaves = 0;
+    for (std::size_t i = 0; i < taken; ++i) taken_leaves += levels[l][i].is_leaf ? 1 : 0;
+    for (std::size_t i = 0; i < taken_leaves; ++i) {
+      ++(*codes)[static_cast<std::size_t>(leaves[i])].length;
+    }
+    taken = 2 * (taken - taken_leaves);
+  }
+}
+
+std::uint16_t Reversed(std::uint32_t bits, int length) {
+  std::uint32_t out = 0;
+  for (int i = 0; i < length; ++i) out |= (bits >> i & 1) << (length - 1 - i);
+  return static_cast<std::uint16_t>(out);
+}
+
+// Codes of one length are consecutive, in the order of their symbols.
+void SetBits(std::vector<HuffmanCode>* codes) {
+  std::array<std::uint32_t, kLongest + 2> next{};
+  for (const HuffmanCode& c : *codes) {
+    if (c.length != 0) ++next[c.length + 1U];
+  }
+  for (std::size_t length = 1; length < next.size(); ++length) {
+    next[length] = (next[length] + next[length - 1]) << 1;
+  }
+  // next[l] is now twice the number of codes that shorter lengths use up.
+  for (HuffmanCode& c : *codes) {
+    if (c.length != 0) c.bits = Reversed(next[c.length]++, c.length);
+  }
+}
+
+}  // namespace
+
+std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
+                                      int max_length) {
+  std::vector<HuffmanCode> codes(frequencies.size());
+  std::vector<int> leaves;
+  for (std::size_t s = 0; s < frequencies.size(); ++s) {
+    if (frequencies[s] != 0) leaves.push_back(static_cast<int>(s));
+  }
+  std::stable_sort(leaves.begin(), leaves.end(), [&](int a, int b) {
+    return frequencies[static_cast<std::size_t>(a)] < frequencies[static_cast<std::size_t>(b)];
+  });
+  if (leaves.size() == 1) codes[static_cast<std::size_t>(leaves[0])].length = 1;
+  if (leaves.size() > 1) SetLengths(frequencies, leaves, max_length, &codes);
+  SetBits(&codes);
+  return codes;
+}
+
+}  // namespace pyckpt

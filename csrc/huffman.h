@@ -1,0 +1,26 @@
+// Canonical, length-limited Huffman codes as deflate packs them (RFC 1951,
+// section 3.2.2).
+#ifndef PYCKPT_HUFFMAN_H_
+#define PYCKPT_HUFFMAN_H_
+
+#include <cstdint>
+#include <vector>
+
+namespace pyckpt {
+
+// One code: bits in the order in which deflate writes them, first bit lowest.
+struct HuffmanCode {
+  std::uint16_t bits = 0;
+  std::uint16_t length = 0;  // 0: the symbol does not occur
+};
+
+// The shortest code for these frequencies in which no length exceeds
+// max_length (package-merge: Larmore and Hirschberg, 1990). Symbols of
+// frequency 0 get no code; a single symbol gets one of length 1. At most
+// 2^max_length symbols may occur.
+std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
+                                      int max_length);
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_HUFFMAN_H_

@@ -1,0 +1,106 @@
+// The archive as one logical byte stream, planned before a byte is written.
+//
+// Segments are appended in order: fixed bytes, borrowed memory, sources that
+// are read when their turn comes, and deferred bytes (a checksum, a directory)
+// whose size is known now and whose value depends on what precedes them. A
+// stream is then read in chunks: Read() in parallel and in any order, Join()
+// once per chunk in stream order. Deferred bytes are made in Join().
+#ifndef PYCKPT_STREAM_PLAN_H_
+#define PYCKPT_STREAM_PLAN_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bytes.h"
+
+namespace pyckpt {
+
+// Bytes that are not in this process's memory yet: a file, a device's memory.
+class Source {
+ public:
+  Source() = default;
+  Source(const Source&) = delete;
+  Source& operator=(const Source&) = delete;
+  virtual ~Source() = default;
+
+  // Copies [offset, offset + nbytes) to out. Called from several threads at
+  // once; throws when the bytes cannot be had.
+  virtual void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) = 0;
+};
+
+// Part of one segment that lies in a chunk.
+struct Piece {
+  Span span;
+  std::size_t segment = 0;
+  std::uint32_t crc = 0;  // of span, when the segment is checksummed
+};
+
+// One chunk of the stream while it is in work. Reused from chunk to chunk.
+struct Chunk {
+  std::uint64_t offset = 0;
+  std::size_t nbytes = 0;
+  std::uint32_t element_nbytes = 1;  // of the tensor that fills most of it
+  std::vector<Piece> pieces;         // valid until the chunk is read again
+  Buffer scratch;                    // what sources were copied to
+};
+
+class StreamPlan {
+ public:
+  using ChecksumId = std::size_t;
+  static constexpr ChecksumId kNoChecksum = static_cast<ChecksumId>(-1);
+
+  // A checksum over all segments that name it, in stream order.
+  ChecksumId NewChecksum();
+
+  void AddBytes(std::string bytes, ChecksumId checksum = kNoChecksum);
+  void AddZeros(std::uint64_t nbytes);
+  // The memory must stay valid and unchanged until the stream is written.
+  void AddMemory(Span memory, std::uint32_t element_nbytes, ChecksumId checksum);
+  void AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes,
+                 std::uint32_t element_nbytes, ChecksumId checksum);
+  // make() is called once every earlier byte of the stream is checksummed, and
+  // returns exactly nbytes.
+  void AddDeferred(std::uint64_t nbytes, std::function<std::string()> make);
+
+  std::uint64_t nbytes() const { return nbytes_; }
+
+  // Fills chunk with [offset, offset + nbytes) and its pieces' checksums. Bytes
+  // that are deferred are in place after Join(). Thread-safe.
+  void Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) const;
+
+  // Takes the chunk into the checksums and makes its deferred bytes. Call it
+  // once per chunk, in stream order, one at a time.
+  void Join(const Chunk& chunk);
+
+  // The value so far; final once the last segment of this checksum is joined.
+  std::uint32_t checksum(ChecksumId id) const { return checksums_[id].crc; }
+
+ private:
+  struct Segment {
+    std::uint64_t offset = 0;
+    std::uint64_t nbytes = 0;
+    std::uint32_t element_nbytes = 1;
+    ChecksumId checksum = kNoChecksum;
+    const std::uint8_t* memory = nullptr;  // into owned bytes, or borrowed
+    std::shared_ptr<Source> source;
+    std::unique_ptr<std::string> owned;   // a stable address, whatever is added
+    std::function<std::string()> deferred;  // cleared once made
+  };
+  struct Checksum {
+    std::uint32_t crc = 0;
+    bool started = false;
+  };
+
+  void Add(Segment segment, std::uint64_t nbytes);
+
+  std::vector<Segment> segments_;
+  std::vector<Checksum> checksums_;
+  std::uint64_t nbytes_ = 0;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_STREAM_PLAN_H_

@@ -1,0 +1,47 @@
+// The zip container exactly as torch.save lays it out (torch's
+// PyTorchStreamWriter on miniz; APPNOTE.TXT for the fields): stored records,
+// data aligned to 64 bytes, checksum behind the data. torch.load(mmap=True)
+// computes record offsets from these rules instead of reading them, so they
+// are met to the byte. Pure layout, no I/O.
+#ifndef PYCKPT_ZIP_FORMAT_H_
+#define PYCKPT_ZIP_FORMAT_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace pyckpt {
+
+// What torch names in the record .storage_alignment.
+inline constexpr std::uint64_t kZipAlignment = 64;
+
+// One record and its place; offsets count from the start of the zip file.
+struct ZipRecord {
+  std::string name;
+  std::uint64_t nbytes = 0;
+  std::uint64_t header_offset = 0;
+  std::uint64_t data_offset = 0;
+
+  // Where the next record's header starts.
+  std::uint64_t end_offset() const;
+};
+
+// The record whose local header starts at header_offset.
+ZipRecord PlaceZipRecord(std::string name, std::uint64_t nbytes, std::uint64_t header_offset);
+
+// The bytes from header_offset up to data_offset.
+std::string ZipLocalHeader(const ZipRecord& record);
+
+// The bytes behind the data: 16, or 24 in zip64, or none for an empty record.
+std::uint64_t ZipDescriptorNbytes(const ZipRecord& record);
+std::string ZipDescriptor(const ZipRecord& record, std::uint32_t crc);
+
+// All that follows the last record: central directory, zip64 end record and
+// locator, end record. Its size depends on the records alone.
+std::uint64_t ZipDirectoryNbytes(const std::vector<ZipRecord>& records);
+std::string ZipDirectory(const std::vector<ZipRecord>& records,
+                         const std::vector<std::uint32_t>& crcs);
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_ZIP_FORMAT_H_

@@ -1,0 +1,317 @@
+"""Archives of any object: save, load, and the two-step writer that save_checkpoint builds on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyckpt import _core
+from pyckpt.errors import CheckpointError, CorruptArchiveError, FilenameError, OptionError
+from pyckpt.naming import match_suffix
+from pyckpt.options import WriteOptions, default_threads
+from pyckpt.serialization import Record, serialize
+
+__all__ = ["STATES_MEMBER", "ArchiveWriter", "archive_format", "load", "save", "tar_suffixes"]
+
+STATES_MEMBER = "composer_states.pt"
+"""The member that holds the object, as Composer names it."""
+
+_FOLDER_MODE = 0o755
+_ROOT_MODE = 0o700  # what Composer's archives have: its temporary folder's
+_FILE_MODE = 0o644
+
+
+def tar_suffixes() -> list[str]:
+    """Every suffix that makes a file a tar, compressed or not."""
+    return [suffix for row in _core.formats() for suffix in row.suffixes]
+
+
+def archive_format(path: Path) -> _core.Format | None:
+    """The tar format that the name asks for, or None for torch's own zip file.
+
+    Raises:
+        FilenameError: The name looks like a compressed tar of an unknown kind.
+    """
+    suffix = match_suffix(path.name, tar_suffixes())
+    for row in _core.formats():
+        if suffix in row.suffixes:
+            return row
+    return None
+
+
+class ArchiveWriter:
+    """Writes one archive in two steps: everything to a hidden file, then the name.
+
+    Add members; ``write()``; then ``commit()``, or ``abandon()`` at any time before. Used as a
+    context manager, it abandons what was not committed.
+
+    Args:
+        path: The file; its suffix decides the format. Its folder is created by ``write()``.
+        options: How to write.
+        writers_on_node: How many processes of this machine write at the same time.
+
+    Raises:
+        FilenameError: The suffix is unknown, or the path is not a regular file.
+        OptionError: The format has no such level.
+    """
+
+    def __init__(self, path: Path, options: WriteOptions, *, writers_on_node: int = 1) -> None:
+        row = archive_format(path)
+        self.path = path
+        # A link stays a link: the file that it leads to is replaced.
+        self._target = Path(os.path.realpath(path))
+        self._check_target()
+        self._members: dict[str, tuple[int, list[Record] | Path | None]] = {}
+        self._is_tar = row is not None
+        self._writer = _core.ArchiveWriter(
+            os.fspath(self._target),
+            row,
+            level=_level(row, options.compression_level),
+            threads=options.num_threads or default_threads(writers_on_node),
+            durable=options.fsync,
+            mtime=int(time.time()),
+            uid=os.geteuid(),
+            gid=os.getegid(),
+        )
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+    def add_object(self, name: str, obj: Any) -> None:
+        """A member in torch's format. Its memory must not change until ``write()`` returns."""
+        self._members[name] = (_FILE_MODE, list(serialize(obj)))
+
+    def add_file(self, name: str, path: Path) -> None:
+        """A member with the bytes of the file at ``path``, read while writing."""
+        self._members[name] = (stat.S_IMODE(path.stat().st_mode), path)
+
+    def write(self) -> int:
+        """Writes all members, sorted, to a hidden file beside the target; returns its size.
+
+        Raises:
+            OSError: The file cannot be written; nothing is left of it.
+        """
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_tar:
+            self._writer.add_directory("", _ROOT_MODE)
+        for name, (mode, content) in self._in_order():
+            if content is None:
+                self._writer.add_directory(name, mode)
+            elif isinstance(content, Path):
+                self._writer.add_file(name, mode, os.fspath(content))
+            else:
+                self._writer.add_torch_file(name, mode, [_arguments(r) for r in content])
+        return self._writer.write()
+
+    def commit(self, *, keep_previous: bool = False) -> None:
+        """Gives the new file its name. ``keep_previous`` allows ``restore()`` until ``keep()``."""
+        self._writer.commit(keep_previous)
+
+    def keep(self) -> None:
+        """Forgets the previous file."""
+        self._writer.keep()
+
+    def restore(self) -> None:
+        """Brings back the previous file, or none if there was none."""
+        self._writer.restore()
+
+    def abandon(self) -> None:
+        """Removes what was written, unless it was committed and kept."""
+        self._writer.abandon()
+
+    def _in_order(self) -> list[tuple[str, tuple[int, list[Record] | Path | None]]]:
+        folders = {
+            folder.as_posix(): (_FOLDER_MODE, None)
+            for name in self._members
+            for folder in Path(name).parents
+            if folder != Path()
+        }
+        return sorted({**folders, **self._members}.items(), key=lambda item: item[0].split("/"))
+
+    def _check_target(self) -> None:
+        try:
+            mode = self._target.stat().st_mode
+        except OSError:  # absent, or not to be looked at: write() tells
+            return
+        if not stat.S_ISREG(mode):
+            raise FilenameError(f"{self.path} exists and is not a regular file", path=str(self.path))
+
+
+def _level(row: _core.Format | None, level: int | None) -> int:
+    if row is None or not row.has_levels:
+        if level is not None:
+            raise OptionError("compression_level is given, but the file's suffix asks for none")
+        return 0
+    if level is None:
+        return row.standard_level
+    if not row.lowest_level <= level <= row.highest_level:
+        raise OptionError(
+            f"compression_level of {row.name} is {row.lowest_level} to {row.highest_level}, "
+            f"not {level}"
+        )
+    return level
+
+
+def _arguments(record: Record) -> tuple[str, int, int, int, Any]:
+    return (record.name, record.address, record.nbytes, record.element_nbytes, record.reader)
+
+
+def save(
+    obj: Any,
+    path: str | os.PathLike[str],
+    *,
+    compression_level: int | None = None,
+    num_threads: int | None = None,
+    fsync: bool = True,
+    member: str = STATES_MEMBER,
+) -> None:
+    """Saves any object that torch.save can save; the suffix of ``path`` decides the format.
+
+    The file under ``path`` is replaced as a whole or not at all. Folders are created.
+
+    Args:
+        obj: Tensors are written from where they lie and must not change meanwhile.
+        compression_level: The format's level; None takes its standard one.
+        num_threads: Worker threads; None takes the CPUs that this process may use.
+        fsync: Whether to wait until the disk has the file.
+        member: The name inside a tar.
+
+    Raises:
+        CheckpointError: The file could not be written, or an argument is wrong
+            (FilenameError, OptionError). What was there before is untouched.
+    """
+    options = WriteOptions(compression_level, num_threads, fsync)
+    _check_member(member)
+    path = Path(path)
+    try:
+        with ArchiveWriter(path, options) as writer:
+            writer.add_object(member, obj)
+            writer.write()
+            writer.commit()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"saving {path} failed: {type(error).__name__}: {error}",
+            path=str(path),
+            errno=error.errno if isinstance(error, OSError) else None,
+        ) from error
+
+
+def _check_member(member: str) -> None:
+    parts = member.split("/")
+    if not member or "\0" in member or any(part in ("", ".", "..") for part in parts):
+        raise OptionError(f"member {member!r} is not a relative path without '.', '..' or NUL")
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    member: str = STATES_MEMBER,
+) -> Any:
+    """Loads the object from a file that pyckpt, Composer or torch.save wrote.
+
+    The contents decide how it is read, not the suffix.
+
+    Args:
+        map_location: As in torch.load.
+        weights_only: As in torch.load; besides what torch allows, the plain types that a training
+            state holds are admitted (numpy arrays of random states, time deltas).
+        member: The name inside a tar.
+
+    Raises:
+        CorruptArchiveError: The file is neither a tar nor torch's zip file, or has no such member.
+        OSError: The file cannot be read.
+        pickle.UnpicklingError: ``weights_only`` forbids something in the file.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        is_zip = zipfile.is_zipfile(file) and _starts_like_zip(file)
+    if is_zip:
+        with _allowed_types(weights_only):
+            return torch.load(path, map_location=map_location, weights_only=weights_only)
+    with _extracted(path, member) as file, _allowed_types(weights_only):
+        return torch.load(file, map_location=map_location, weights_only=weights_only)
+
+
+def _starts_like_zip(file: Any) -> bool:
+    # A tar of a zip file ends like a zip file does, but does not start like one.
+    file.seek(0)
+    return bool(file.read(4) == b"PK\3\4")
+
+
+@contextmanager
+def _extracted(path: Path, member: str) -> Iterator[Any]:
+    """The member as a file to seek in: in place when the tar is not compressed, else a copy."""
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            try:
+                source = tar.extractfile(member)
+            except KeyError:
+                source = None
+            if source is None:
+                raise CorruptArchiveError(f"{path} has no member {member!r}", path=str(path))
+            if archive_is_plain(path):
+                yield source
+                return
+            with tempfile.TemporaryFile() as copy:
+                while piece := source.read(1 << 20):
+                    copy.write(piece)
+                copy.seek(0)
+                yield copy
+    except (tarfile.TarError, EOFError) as error:
+        raise CorruptArchiveError(
+            f"{path} is neither a tar nor a file of torch.save: {error}", path=str(path)
+        ) from error
+
+
+def archive_is_plain(path: Path) -> bool:
+    """Whether the file is a tar without compression."""
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
+
+
+@contextmanager
+def _allowed_types(weights_only: bool) -> Iterator[None]:
+    if not weights_only or not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
+        yield
+        return
+    with torch.serialization.safe_globals(_state_types()):
+        yield
+
+
+def _state_types() -> list[Any]:
+    types: list[Any] = [datetime.timedelta]
+    try:
+        import numpy as np
+    except ImportError:
+        return types
+    reconstruct = np.ndarray(0).__reduce__()[0]
+    # The pickle names the module of the numpy that wrote it; it moved in numpy 2.
+    names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+    return [
+        *types,
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.uint32)),
+        *((reconstruct, name) for name in names),
+    ]

@@ -1,0 +1,63 @@
+"""Whether two processes, perhaps on two machines, mean the same file."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+__all__ = ["file_identity"]
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# File systems whose source means the same on every machine that mounts it.
+_SHARED_TYPES = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.glusterfs", "wekafs")
+)
+
+
+def file_identity(path: Path) -> str:
+    """A text that is equal for equal files: per machine, or per shared file system if it is one.
+
+    The file need not exist. Where a shared file system cannot be told from a local one, files on
+    different machines count as different.
+    """
+    real = os.path.realpath(path)
+    mount = _mount_of(real)
+    if mount is not None:
+        mount_point, kind, source, root = mount
+        if kind in _SHARED_TYPES:
+            inside = os.path.join(root, os.path.relpath(real, mount_point))
+            return f"{kind} {source} {os.path.normpath(inside)}"
+    return f"{_machine()} {real}"
+
+
+def _machine() -> str:
+    # Containers share the boot id but not the host's name, machines may share the name.
+    try:
+        boot_id = _BOOT_ID.read_text().strip()
+    except OSError:
+        boot_id = ""
+    return f"{socket.gethostname()} {boot_id}"
+
+
+def _mount_of(path: str) -> tuple[str, str, str, str] | None:
+    """(mount point, type, source, root) of the file system that holds ``path``: proc(5)."""
+    try:
+        lines = _MOUNTS.read_text().splitlines()
+    except OSError:
+        return None
+    best: tuple[str, str, str, str] | None = None
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        root, mount_point = (_unescape(f) for f in fields.split()[3:5])
+        kind, source = rest.split()[:2]
+        inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
+        if inside and (best is None or len(mount_point) >= len(best[0])):
+            best = (mount_point, kind, source, root)
+    return best
+
+
+def _unescape(text: str) -> str:
+    """Blanks and the like stand as octal escapes."""
+    return text.encode("latin-1", "backslashreplace").decode("unicode_escape")

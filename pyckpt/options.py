@@ -1,0 +1,60 @@
+"""Validated options of a save."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyckpt.errors import OptionError
+
+__all__ = ["WriteOptions", "available_cpus", "default_threads"]
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How an archive is written.
+
+    Attributes:
+        compression_level: The format's level, or None for its standard one. What a level means is
+            each format's own: see docs/format.md.
+        num_threads: Worker threads, at least 1, or None for :func:`default_threads`.
+        fsync: Whether the save returns only when file and name are on the disk.
+
+    Raises:
+        OptionError: A value is out of range or of the wrong type.
+    """
+
+    compression_level: int | None = None
+    num_threads: int | None = None
+    fsync: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("compression_level", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise OptionError(f"{name} must be an int or None, not {value!r}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise OptionError(f"num_threads must be at least 1, not {self.num_threads}")
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use: its affinity, cut by a cgroup's quota."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        cpus = os.cpu_count() or 1
+    try:
+        quota, period = _CGROUP_QUOTA.read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2 here
+        pass
+    return cpus
+
+
+def default_threads(writers_on_node: int = 1) -> int:
+    """An equal share of the available CPUs for each rank that writes on this node."""
+    return max(1, available_cpus() // max(1, writers_on_node))
