@@ -89,7 +89,7 @@ bool IsAscii(const std::string& text) {
 
 std::string TarHeader(const TarEntry& entry) {
   TarEntry named = entry;
-  if (named.type == TarType::kDirectory && !named.name.empty()) named.name += '/';
+  if (named.type == TarType::kDirectory) named.name += '/';
 
   std::string records;
   if (named.name.size() > kName.width || !IsAscii(named.name)) {

@@ -17,7 +17,8 @@ inline constexpr std::uint64_t kTarEndNbytes = 2 * kTarBlockNbytes;
 enum class TarType : char { kFile = '0', kDirectory = '5' };
 
 struct TarEntry {
-  std::string name;  // UTF-8, no leading "./"; may be empty for the root folder
+  std::string name;  // UTF-8, no leading "./"; a folder gets its "/" here, so
+                     // the root folder is the empty name
   TarType type = TarType::kFile;
   std::uint32_t mode = 0644;
   std::uint64_t nbytes = 0;

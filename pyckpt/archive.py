@@ -91,9 +91,12 @@ class ArchiveWriter:
     def __exit__(self, *_: object) -> None:
         self.abandon()
 
-    def add_object(self, name: str, obj: Any) -> None:
-        """A member in torch's format. Its memory must not change until ``write()`` returns."""
-        self._members[name] = (_FILE_MODE, list(serialize(obj)))
+    def add_object(self, name: str, obj: Any, *, compact_views: bool = False) -> None:
+        """A member in torch's format. Its memory must not change until ``write()`` returns.
+
+        See :func:`pyckpt.serialization.serialize` for ``compact_views``.
+        """
+        self._members[name] = (_FILE_MODE, serialize(obj, compact_views=compact_views))
 
     def add_file(self, name: str, path: Path) -> None:
         """A member with the bytes of the file at ``path``, read while writing."""

@@ -59,10 +59,14 @@ class Record:
     owner: Any = field(default=None, repr=False)
 
 
-def serialize(obj: Any) -> Sequence[Record]:
+def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
     """The records of ``obj`` in the order of torch's zip file.
 
     They hold references to the object's memory, which must not change until they are written.
+
+    Args:
+        compact_views: Save of each tensor only the memory that it spans, as if it were cloned
+            first. Tensors that span the same memory still share it; others no longer do.
 
     Raises:
         pickle.PicklingError, TypeError, AttributeError: ``obj`` cannot be pickled.
@@ -70,7 +74,7 @@ def serialize(obj: Any) -> Sequence[Record]:
             their device cannot be stored.
     """
     buffer = io.BytesIO()
-    pickler = _StoragePickler(buffer)
+    pickler = (_CompactPickler if compact_views else _StoragePickler)(buffer)
     pickler.dump(obj)
     data = buffer.getvalue()
     head = [
@@ -79,7 +83,7 @@ def serialize(obj: Any) -> Sequence[Record]:
         _bytes_record(".storage_alignment", _STORAGE_ALIGNMENT),
         _bytes_record("byteorder", sys.byteorder.encode()),
     ]
-    tensors = [storage.record(index) for index, storage in enumerate(pickler.storages)]
+    tensors = [extent.record(index) for index, extent in enumerate(pickler.extents)]
     tail = [
         _bytes_record("version", _FILE_VERSION),
         _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
@@ -88,19 +92,26 @@ def serialize(obj: Any) -> Sequence[Record]:
 
 
 @dataclass(frozen=True)
-class _Storage:
+class _Extent:
+    """Part of a storage that becomes one record; mostly it is the whole."""
+
     storage: torch.UntypedStorage
     dtype: torch.dtype
+    start: int  # bytes
+    nbytes: int
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return (self.storage._cdata, self.start, self.nbytes)
 
     def record(self, index: int) -> Record:
         name = f"{_ROOT}/data/{index}"
-        nbytes = self.storage.nbytes()
         element_nbytes = self.dtype.itemsize // (2 if self.dtype.is_complex else 1)
         if self.storage.device.type == "cpu":
-            return Record(
-                name, self.storage.data_ptr(), nbytes, element_nbytes, owner=self.storage
-            )
-        return Record(name, 0, nbytes, element_nbytes, reader=DeviceReader(self.storage))
+            address = self.storage.data_ptr() + self.start if self.nbytes else 0
+            return Record(name, address, self.nbytes, element_nbytes, owner=self.storage)
+        reader = DeviceReader(self.storage, self.start)
+        return Record(name, 0, self.nbytes, element_nbytes, reader=reader)
 
 
 class _StoragePickler(pickle.Pickler):
@@ -108,39 +119,77 @@ class _StoragePickler(pickle.Pickler):
 
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
-        self.storages: list[_Storage] = []
-        self._index: dict[int, int] = {}  # by identity of the C++ storage
+        self.extents: list[_Extent] = []
+        self._index: dict[tuple[int, int, int], int] = {}
         self._dtypes: dict[int, torch.dtype] = {}  # by address
 
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         if isinstance(obj, torch.storage.TypedStorage):
             storage = obj._untyped_storage
-            dtype = obj.dtype
-            storage_type = getattr(torch, obj._pickle_storage_type())
-            numel = obj._size()
-        elif isinstance(obj, torch.UntypedStorage):
-            storage = obj
-            dtype = torch.uint8
-            storage_type = normalize_storage_type(type(obj))
-            numel = storage.nbytes()
-        else:
-            return None
-        index = self._index.get(storage._cdata)
-        if index is None:
-            index = self._index[storage._cdata] = len(self.storages)
-            self.storages.append(_Storage(storage, dtype))
-        self._check_dtype(storage, dtype)
-        return ("storage", storage_type, str(index), location_tag(storage), numel)
+            extent = _Extent(storage, obj.dtype, 0, storage.nbytes())
+            return self._persistent_id(extent, _storage_type(obj), obj._size())
+        if isinstance(obj, torch.UntypedStorage):
+            extent = _Extent(obj, torch.uint8, 0, obj.nbytes())
+            return self._persistent_id(extent, normalize_storage_type(type(obj)), obj.nbytes())
+        return None
 
-    def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
-        """A storage is loaded with one type, so it must be saved with one."""
-        if storage.device.type == "meta" or storage.data_ptr() == 0:
+    def _persistent_id(self, extent: _Extent, storage_type: Any, numel: int) -> tuple[Any, ...]:
+        self._check_dtype(extent)
+        index = self._index.setdefault(extent.key, len(self.extents))
+        if index == len(self.extents):
+            self.extents.append(extent)
+        return ("storage", storage_type, str(index), location_tag(extent.storage), numel)
+
+    def _check_dtype(self, extent: _Extent) -> None:
+        """A record is loaded with one type, so it must be saved with one."""
+        if extent.storage.device.type == "meta" or extent.storage.data_ptr() == 0:
             return
-        if self._dtypes.setdefault(storage.data_ptr(), dtype) != dtype:
+        address = extent.storage.data_ptr() + extent.start
+        if self._dtypes.setdefault(address, extent.dtype) != extent.dtype:
             raise RuntimeError(
                 "tensors or storages of different types that view the same memory cannot be saved: "
-                f"{self._dtypes[storage.data_ptr()]} and {dtype}"
+                f"{self._dtypes[address]} and {extent.dtype}"
             )
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Stands in a pickle for the part of a storage that a tensor spans."""
+
+    storage: torch.storage.TypedStorage
+    start: int  # elements
+    numel: int
+
+
+class _CompactPickler(_StoragePickler):
+    """Takes of each tensor's storage only what the tensor spans."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        reduced = obj.__reduce_ex__(_PICKLE_PROTOCOL)
+        if reduced[0] is not torch._utils._rebuild_tensor_v2:
+            return reduced
+        storage, start, size, stride, *rest = reduced[1]
+        span = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        return (reduced[0], (_Span(storage, start, span), 0, size, stride, *rest))
+
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        if not isinstance(obj, _Span):
+            return super().persistent_id(obj)
+        itemsize = obj.storage.dtype.itemsize
+        extent = _Extent(
+            obj.storage._untyped_storage,
+            obj.storage.dtype,
+            obj.start * itemsize,
+            obj.numel * itemsize,
+        )
+        return self._persistent_id(extent, _storage_type(obj.storage), obj.numel)
+
+
+def _storage_type(storage: torch.storage.TypedStorage) -> Any:
+    """The class that stands for the type in a pickle, such as torch.FloatStorage."""
+    return getattr(torch, storage._pickle_storage_type())
 
 
 def _bytes_record(name: str, data: bytes) -> Record:

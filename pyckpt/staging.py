@@ -17,8 +17,9 @@ class DeviceReader:
     of the model.
     """
 
-    def __init__(self, storage: torch.UntypedStorage) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    def __init__(self, storage: torch.UntypedStorage, start: int = 0) -> None:
+        """Offsets will count from byte ``start`` of the storage."""
+        self._bytes = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)[start:]
         # What training has queued so far belongs to the state that is saved.
         self._ready: torch.cuda.Event | None = None
         if storage.device.type == "cuda":

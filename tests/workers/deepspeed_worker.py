@@ -1,0 +1,120 @@
+"""One rank of a real DeepSpeed run. ``save`` trains, saves and trains on; ``resume`` loads and
+trains on from there. The losses after the save are written to OUT/losses-MODE-RANK.json.
+
+Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe]
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch
+from torch import nn
+
+import pyckpt
+
+MODE, STAGE, OUT, FILENAME = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+MOE = "moe" in sys.argv[5:]
+WIDTH = 32
+TRAINED, MORE = 3, 3
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, WIDTH)
+        self.experts = self._experts() if MOE else nn.Identity()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.last = nn.Linear(WIDTH, 16)
+
+    @staticmethod
+    def _experts() -> nn.Module:
+        from deepspeed.moe.layer import MoE
+
+        expert = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU())
+        return MoE(WIDTH, expert, num_experts=4, ep_size=2, k=1, min_capacity=4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = self.experts(x)[0] if MOE else self.experts(x)
+        return self.last(x)
+
+
+def start() -> deepspeed.DeepSpeedEngine:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo")
+    net = Net()
+    parameters = list(net.parameters())
+    if MOE:
+        from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+
+        parameters = split_params_into_different_moe_groups_for_optimizer(
+            {"params": parameters, "name": "all"}
+        )
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+        "zero_optimization": {"stage": STAGE, "stage3_param_persistence_threshold": 0},
+        "bf16": {"enabled": True},
+    }
+    engine, *_ = deepspeed.initialize(model=net, config=config, model_parameters=parameters)
+    return engine
+
+
+def train(engine: deepspeed.DeepSpeedEngine, first: int, last: int) -> list[float]:
+    losses = []
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(1000 * step + engine.global_rank)
+        x = torch.randn(4, 16, generator=generator).bfloat16()
+        loss = engine(x).float().pow(2).mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses
+
+
+class Unpicklable:
+    def __reduce__(self) -> str:
+        raise RuntimeError("this state cannot be pickled")
+
+
+def main() -> None:
+    engine = start()
+    rank = engine.global_rank
+    report: dict[str, object] = {}
+    if MODE == "save" or MODE.startswith("fail"):
+        train(engine, 0, TRAINED)
+        before = engine.checkpoint_engine
+        state = pyckpt.State(model=engine, run_name="ds", timestamp=pyckpt.Timestamp(batch=TRAINED))
+        if MODE == "fail" and rank == 1:
+            # Something that only DeepSpeed's own collecting comes across.
+            engine.client_lr_scheduler = engine.lr_scheduler = Unsavable()
+        try:
+            report["paths"] = [str(p) for p in pyckpt.save_checkpoint(state, FILENAME)]
+        except pyckpt.CheckpointError as error:
+            report["error"] = [type(error).__name__, str(error), error.rank]
+        report["restored"] = engine.checkpoint_engine is before
+    else:
+        engine.load_checkpoint(str(OUT / "extracted"), tag="deepspeed")
+    report["losses"] = train(engine, TRAINED, TRAINED + MORE)
+    (OUT / f"{MODE}-{rank}.json").write_text(json.dumps(report))
+    torch.distributed.destroy_process_group()
+
+
+class Unsavable:
+    """A scheduler whose state cannot be saved."""
+
+    def step(self, *_: object, **__: object) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, object]:
+        return {"bad": Unpicklable()}
+
+
+if __name__ == "__main__":
+    main()
