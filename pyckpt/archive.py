@@ -102,6 +102,10 @@ class ArchiveWriter:
         """A member with the bytes of the file at ``path``, read while writing."""
         self._members[name] = (stat.S_IMODE(path.stat().st_mode), path)
 
+    def add_directory(self, name: str) -> None:
+        """A folder; those of other members are added by themselves."""
+        self._members[name] = (_FOLDER_MODE, None)
+
     def write(self) -> int:
         """Writes all members, sorted, to a hidden file beside the target; returns its size.
 

@@ -47,8 +47,11 @@ def collect_engine_states(engine: Any, writer: ArchiveWriter) -> Iterator[None]:
             engine.checkpoint_engine = replaced
         collector.raise_error()
         for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                writer.add_file(path.relative_to(folder).as_posix(), path)
+            member = path.relative_to(folder).as_posix()
+            if path.is_dir():  # even when empty: loading from NVMe looks for one
+                writer.add_directory(member)
+            else:
+                writer.add_file(member, path)
         yield
 
 
@@ -57,6 +60,7 @@ class _CollectingEngine(CheckpointEngine):  # type: ignore[misc]
 
     def __init__(self, replaced: Any, folder: Path, writer: ArchiveWriter) -> None:
         super().__init__(None)
+        self.name = "pyckpt"
         self._replaced = replaced
         self._folder = folder
         self._writer = writer

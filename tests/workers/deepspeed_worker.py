@@ -1,5 +1,6 @@
-"""One rank of a real DeepSpeed run. ``save`` trains, saves and trains on; ``resume`` loads and
-trains on from there. The losses after the save are written to OUT/losses-MODE-RANK.json.
+"""One rank of a real DeepSpeed run: ``save`` trains, saves and trains on; ``resume`` loads what
+was saved and trains on from there; ``fail...`` saves under conditions in which it cannot work.
+Every rank reports paths, error and the losses after the save to OUT/MODE-RANK.json.
 
 Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe]
 """
@@ -90,12 +91,14 @@ def main() -> None:
     if MODE == "save" or MODE.startswith("fail"):
         train(engine, 0, TRAINED)
         before = engine.checkpoint_engine
-        state = pyckpt.State(model=engine, run_name="ds", timestamp=pyckpt.Timestamp(batch=TRAINED))
+        kind = Sabotaged if MODE == "fail-commit" else pyckpt.State
+        state = kind(model=engine, run_name="ds", timestamp=pyckpt.Timestamp(batch=TRAINED))
         if MODE == "fail" and rank == 1:
-            # Something that only DeepSpeed's own collecting comes across.
-            engine.client_lr_scheduler = engine.lr_scheduler = Unsavable()
+            # In ZeRO 3 every rank saves it, and nothing comes across it before DeepSpeed does.
+            engine.lr_scheduler = Unsavable()
         try:
-            report["paths"] = [str(p) for p in pyckpt.save_checkpoint(state, FILENAME)]
+            paths = pyckpt.save_checkpoint(state, FILENAME, weights_only=MODE == "fail-weights")
+            report["paths"] = [str(p) for p in paths]
         except pyckpt.CheckpointError as error:
             report["error"] = [type(error).__name__, str(error), error.rank]
         report["restored"] = engine.checkpoint_engine is before
@@ -104,6 +107,15 @@ def main() -> None:
     report["losses"] = train(engine, TRAINED, TRAINED + MORE)
     (OUT / f"{MODE}-{rank}.json").write_text(json.dumps(report))
     torch.distributed.destroy_process_group()
+
+
+class Sabotaged(pyckpt.State):
+    """While the state is collected, a folder takes the place of rank 1's file."""
+
+    def state_dict(self) -> dict[str, object]:
+        if self.model.global_rank == 1:
+            Path(FILENAME.format(run_name=self.run_name, rank=1)).mkdir()
+        return super().state_dict()
 
 
 class Unsavable:

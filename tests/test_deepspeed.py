@@ -1,0 +1,155 @@
+"""Real DeepSpeed engines on two gloo ranks: save, extract, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pyckpt
+from tests.launch import TIMEOUT_SECONDS, run_ranks
+
+pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
+
+
+def reports(out: Path, mode: str) -> list[dict[str, Any]]:
+    return [json.loads((out / f"{mode}-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "suffix", "extra"),
+    [
+        (0, "", []),
+        (1, ".pt", []),
+        (2, ".tar.gz", []),
+        (3, ".tar.lzma", []),
+        (2, ".tar.bz2", ["moe"]),
+    ],
+)
+def test_training_goes_on_from_the_extracted_archives(
+    tmp_path: Path, stage: int, suffix: str, extra: list[str]
+) -> None:
+    filename = f"{tmp_path}/{{run_name}}-ba{{batch}}-rank{{rank}}{suffix}"
+    run_ranks("deepspeed_worker.py", "save", stage, tmp_path, filename, *extra)
+    saved = reports(tmp_path, "save")
+    tar_suffix = suffix if suffix.startswith(".tar") else f"{suffix}.tar"
+    paths = [str(tmp_path / f"ds-ba3-rank{rank}{tar_suffix}") for rank in range(2)]
+    assert [report["paths"] for report in saved] == [paths, paths]
+    assert all(report["restored"] for report in saved)
+
+    extracted = tmp_path / "extracted"
+    extracted.mkdir()
+    for rank, path in enumerate(paths):
+        subprocess.run(["tar", "xf", path, "-C", extracted], check=True, capture_output=True)
+        with tarfile.open(path) as tar:
+            names = tar.getnames()
+        assert names[0] == ""
+        assert names[1:] == sorted(names[1:], key=lambda name: name.split("/"))
+        assert ("composer_states.pt" in names) == ("latest" in names) == (rank == 0)
+        assert all(n.startswith("deepspeed") for n in names[1:]) or rank == 0
+    assert (extracted / "latest").read_text() == "deepspeed"
+    assert len(torch.load(extracted / "composer_states.pt", weights_only=False)["rng"]) == 2
+    assert "timestamp" in pyckpt.load(paths[0])["state"]
+
+    run_ranks("deepspeed_worker.py", "resume", stage, tmp_path, "unused", *extra)
+    resumed = reports(tmp_path, "resume")
+    assert [r["losses"] for r in resumed] == [r["losses"] for r in saved]
+
+
+def test_a_failing_rank_fails_all_and_training_goes_on(tmp_path: Path) -> None:
+    out, folder = tmp_path / "out", tmp_path / "folder"
+    out.mkdir()
+    folder.mkdir()
+    old = {f"ds-rank{rank}.tar.gz": f"old {rank}".encode() for rank in range(2)}
+    for name, contents in old.items():
+        (folder / name).write_bytes(contents)
+    run_ranks("deepspeed_worker.py", "fail", 3, out, f"{folder}/{{run_name}}-rank{{rank}}.tar.gz")
+    first, second = reports(out, "fail")
+    assert first["error"] == second["error"]
+    assert first["error"][0] == "CheckpointError"
+    assert "this state cannot be pickled" in first["error"][1]
+    assert first["error"][2] == 1
+    assert first["restored"]
+    assert second["restored"]
+    assert len(first["losses"]) == 3
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
+
+
+def test_a_rank_that_cannot_commit_takes_the_others_back(tmp_path: Path) -> None:
+    out, folder = tmp_path / "out", tmp_path / "folder"
+    out.mkdir()
+    folder.mkdir()
+    (folder / "ds-rank0.tar").write_bytes(b"old")
+    run_ranks("deepspeed_worker.py", "fail-commit", 1, out, f"{folder}/{{run_name}}-rank{{rank}}.tar")
+    first, second = reports(out, "fail-commit")
+    assert first["error"] == second["error"]
+    assert "committing the checkpoint failed on rank 1" in first["error"][1]
+    assert (folder / "ds-rank0.tar").read_bytes() == b"old"
+    assert sorted(os.listdir(folder)) == ["ds-rank0.tar", "ds-rank1.tar"]
+    assert (folder / "ds-rank1.tar").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("mode", "filename", "kind", "message"),
+    [
+        ("fail-same", "same", "DuplicateFileError", "put {rank} in the filename"),
+        ("fail-weights", "{rank}", "OptionError", "weights_only=True is not possible"),
+    ],
+)
+def test_wrong_arguments_raise_on_all_ranks(
+    tmp_path: Path, mode: str, filename: str, kind: str, message: str
+) -> None:
+    out, folder = tmp_path / "out", tmp_path / "folder"
+    out.mkdir()
+    folder.mkdir()
+    run_ranks("deepspeed_worker.py", mode, 0, out, f"{folder}/{filename}")
+    first, second = reports(out, mode)
+    assert first["error"] == second["error"]
+    assert first["error"][0] == kind
+    assert message in first["error"][1]
+    assert not any(folder.iterdir())
+
+
+def test_a_full_disk_on_one_rank_fails_all(tmp_path: Path) -> None:
+    """Rank 1 writes to a file system of 8 KiB; both have earlier checkpoints."""
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "-r", "--mount"]
+    assert shutil.which("unshare"), "util-linux is missing"
+    script = (
+        "set -e; mkdir -p $OUT/0 $OUT/1; mount -t tmpfs -o size=8k none $OUT/1; "
+        "echo old > $OUT/0/x.tar; echo old > $OUT/1/x.tar; "
+        "$PYTHON -m torch.distributed.run --standalone --nproc-per-node=2 "
+        "tests/workers/deepspeed_worker.py fail-disk 1 $OUT $OUT/{rank}/x.tar; "
+        "cat $OUT/0/x.tar $OUT/1/x.tar; ls -A $OUT/0 $OUT/1"
+    )
+    bin_folder = Path(sys.executable).parent
+    done = subprocess.run(
+        [*unshare, "sh", "-c", script],
+        env={
+            **os.environ,
+            "OUT": str(tmp_path),
+            "PYTHON": sys.executable,
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        },
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = reports(tmp_path, "fail-disk")
+    assert first["error"] == second["error"]
+    assert "No space left on device" in first["error"][1]
+    assert f"{tmp_path}/1/x.tar" in first["error"][1]
+    assert first["error"][2] == 1
+    listing = f"old\nold\n{tmp_path}/0:\nx.tar\n\n{tmp_path}/1:\nx.tar\n"
+    assert done.stdout.endswith(listing)
