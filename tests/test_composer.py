@@ -1,0 +1,57 @@
+"""Composer's real State in, Composer's own reader out. Its import warns, so it runs apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).parent / "workers" / "composer_worker.py"
+SUFFIXES = [".pt", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.lzma"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(tmp_path_factory.mktemp("composer")), *SUFFIXES],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_composer_reads_what_pyckpt_wrote_of_its_state(
+    results: dict[str, Any], suffix: str
+) -> None:
+    result = results["ours" + suffix]
+    assert result["path"].endswith(f"/composer-run/ep0-ba3{suffix}")
+    assert result["weights_equal"]
+    assert result["optimizer_equal"]
+    assert result["batch"] == 3
+    assert result["rng"] == ["python", "numpy", "torch"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_both_save_the_same(results: dict[str, Any], suffix: str) -> None:
+    assert results["ours" + suffix]["keys"] == results["theirs" + suffix]["keys"]
+    assert results["theirs" + suffix]["pyckpt_reads_it"]
+    assert results["ours" + suffix]["pyckpt_reads_it"]
+
+
+def test_weights_only_loads_as_weights(results: dict[str, Any]) -> None:
+    assert results["weights"]["weights_equal"]
+    assert results["weights"]["keys"] == ["rng", "state", "state/model"]
+
+
+def test_the_same_keys_are_ignored(results: dict[str, Any]) -> None:
+    assert results["ignored"]["ours"] == results["ignored"]["theirs"]
