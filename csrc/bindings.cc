@@ -65,6 +65,7 @@ std::uint64_t Write(ArchiveWriter* writer) {
   });
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the signature is pybind11's.
 void ToPython(std::exception_ptr thrown) {
   try {
     if (thrown) std::rethrow_exception(thrown);
@@ -108,13 +109,11 @@ PYBIND11_MODULE(_core, m) {
   py::class_<ArchiveWriter>(m, "ArchiveWriter")
       .def(py::init([](std::string path, const Format* format, int level, int threads, bool durable,
                        std::int64_t mtime, std::uint32_t uid, std::uint32_t gid) {
-             const pyckpt::ArchiveOptions options{format, level, threads, durable,
-                                                  mtime,  uid,   gid};
+             const pyckpt::ArchiveOptions options{format, level, threads, durable, mtime, uid, gid};
              return std::make_unique<ArchiveWriter>(std::move(path), options);
            }),
            py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("level"),
-           py::arg("threads"), py::arg("durable"), py::arg("mtime"), py::arg("uid"),
-           py::arg("gid"))
+           py::arg("threads"), py::arg("durable"), py::arg("mtime"), py::arg("uid"), py::arg("gid"))
       .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
       .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),
            py::arg("source_path"))

@@ -19,8 +19,8 @@ namespace pyckpt {
 
 // What became of one chunk. Reused from chunk to chunk.
 struct EncodedChunk {
-  Buffer buffer;            // owned by the chunk; spans may point into it
-  std::vector<Span> spans;  // the code, in order; valid until the next Encode()
+  Buffer buffer;             // owned by the chunk; spans may point into it
+  std::vector<Span> spans;   // the code, in order; valid until the next Encode()
   std::uint64_t nbytes = 0;  // in all spans
 
   std::uint64_t raw_nbytes = 0;

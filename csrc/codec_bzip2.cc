@@ -3,6 +3,7 @@
 #include <bzlib.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "error.h"
@@ -44,7 +45,9 @@ std::size_t BlockPrefix(Span raw, std::size_t limit) {
 
 std::uint64_t BitsAt(const std::uint8_t* data, std::uint64_t bit, int nbits) {
   std::uint64_t value = 0;
-  for (int i = 0; i < nbits; ++i, ++bit) value = value << 1 | (data[bit >> 3] >> (7 - (bit & 7)) & 1);
+  for (int i = 0; i < nbits; ++i, ++bit) {
+    value = value << 1 | (data[bit >> 3] >> (7 - (bit & 7)) & 1);
+  }
   return value;
 }
 
@@ -99,7 +102,8 @@ class Bzip2Encoder final : public ContiguousEncoder {
 
  protected:
   void EncodeBytes(Span raw, std::uint32_t /*element_nbytes*/, EncodedChunk* out) override {
-    const std::size_t limit = std::size_t{100'000} * static_cast<std::size_t>(level_) - kBlockReserve;
+    const std::size_t limit =
+        std::size_t{100'000} * static_cast<std::size_t>(level_) - kBlockReserve;
     // libbz2's own bound for each block; blocks of low levels are many.
     const std::size_t most_blocks = raw.nbytes * 5 / 4 / limit + 2;
     BitAppender bits(out->buffer.Reserve(raw.nbytes + raw.nbytes / 100 + 1024 * most_blocks));
@@ -119,7 +123,7 @@ class Bzip2Encoder final : public ContiguousEncoder {
   void AppendBlock(Span raw, BitAppender* bits, EncodedChunk* out) {
     constexpr int kQuiet = 0;
     constexpr int kStandardWorkFactor = 0;
-    unsigned nbytes = static_cast<unsigned>(raw.nbytes + raw.nbytes / 100 + 600);
+    auto nbytes = static_cast<unsigned>(raw.nbytes + raw.nbytes / 100 + 600);
     char* stream = reinterpret_cast<char*>(stream_.Reserve(nbytes));
     // libbz2's argument lacks the const.
     char* in = const_cast<char*>(reinterpret_cast<const char*>(raw.data));
@@ -151,11 +155,11 @@ class Bzip2Joiner final : public StreamJoiner {
     chunk->nbytes = total / 8;
     used_ = total % 8;
     // A block alone is longer than a byte, so what is left over is the chunk's.
-    carry_ = used_ == 0 ? 0
-                        : static_cast<std::uint8_t>(
-                              BitsAt(chunk->buffer.data(), chunk->nbits - used_,
-                                     static_cast<int>(used_))
-                              << (8 - used_));
+    carry_ = used_ == 0
+                 ? 0
+                 : static_cast<std::uint8_t>(
+                       BitsAt(chunk->buffer.data(), chunk->nbits - used_, static_cast<int>(used_))
+                       << (8 - used_));
   }
 
   void Settle(EncodedChunk* chunk) const override {
@@ -172,14 +176,19 @@ class Bzip2Joiner final : public StreamJoiner {
   }
 
   std::string End() override {
-    std::uint8_t last[1 + (kMagicBits + kCrcBits) / 8] = {};
-    std::uint8_t tail[(kMagicBits + kCrcBits) / 8];
-    for (int i = 0; i < 6; ++i) tail[i] = static_cast<std::uint8_t>(kEndMagic >> (40 - 8 * i));
-    for (int i = 0; i < 4; ++i) tail[6 + i] = static_cast<std::uint8_t>(crc_ >> (24 - 8 * i));
-    BitAppender bits(last);
+    constexpr std::size_t kTailNbytes = (kMagicBits + kCrcBits) / 8;
+    std::array<std::uint8_t, kTailNbytes> tail{};
+    for (std::size_t i = 0; i < 6; ++i) {
+      tail[i] = static_cast<std::uint8_t>(kEndMagic >> (40 - 8 * i));
+    }
+    for (std::size_t i = 0; i < 4; ++i) {
+      tail[6 + i] = static_cast<std::uint8_t>(crc_ >> (24 - 8 * i));
+    }
+    std::array<std::uint8_t, 1 + kTailNbytes> last{};
+    BitAppender bits(last.data());
     bits.Append(&carry_, 0, used_);
-    bits.Append(tail, 0, kMagicBits + kCrcBits);
-    return {reinterpret_cast<const char*>(last), (bits.nbits() + 7) / 8};
+    bits.Append(tail.data(), 0, kMagicBits + kCrcBits);
+    return {reinterpret_cast<const char*>(last.data()), (bits.nbits() + 7) / 8};
   }
 
  private:

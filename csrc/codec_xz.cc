@@ -5,6 +5,7 @@
 #include <array>
 
 #include "error.h"
+#include "lzma_literals.h"
 #include "probe.h"
 
 namespace pyckpt::xz {
@@ -16,26 +17,6 @@ void Require(lzma_ret status, const char* doing) {
   if (status == LZMA_OK) return;
   throw Error(ErrorKind::kCodec,
               std::string("liblzma: ") + doing + " failed with code " + std::to_string(status));
-}
-
-// A byte of a float is foretold by its place in the element and by the byte
-// before it, never by an earlier match: lp counts the place, lc takes the top
-// bits of the byte before, and the match finder does as little as it may.
-lzma_options_lzma FloatOptions(std::uint32_t element_nbytes) {
-  constexpr std::uint32_t kSmallestDictionary = 4096;
-  lzma_options_lzma options{};
-  lzma_lzma_preset(&options, 0);
-  options.dict_size = kSmallestDictionary;
-  // The two share four bits: 1-, 2- and 4-byte elements take lp 2, and 8-byte
-  // ones, which need a bit more to tell their bytes apart, lp 3.
-  options.lp = element_nbytes == 8 ? 3 : 2;
-  options.lc = LZMA_LCLP_MAX - options.lp;
-  options.pb = 0;
-  options.mode = LZMA_MODE_FAST;
-  options.mf = LZMA_MF_HC4;
-  options.nice_len = 4;
-  options.depth = 1;
-  return options;
 }
 
 lzma_options_lzma MatchOptions(int level, std::size_t raw_nbytes) {
@@ -55,13 +36,18 @@ class XzEncoder final : public ContiguousEncoder {
 
  protected:
   void EncodeBytes(Span raw, std::uint32_t element_nbytes, EncodedChunk* out) override {
-    lzma_options_lzma options =
-        HasRepeats(raw) ? MatchOptions(level_, raw.nbytes) : FloatOptions(element_nbytes);
-    std::array<lzma_filter, 2> filters = {
-        {{LZMA_FILTER_LZMA2, &options}, {LZMA_VLI_UNKNOWN, nullptr}}};
-    lzma_block block{};
-    block.check = kCheck;
-    block.filters = filters.data();
+    if (HasRepeats(raw)) {
+      FindMatches(raw, out);
+    } else {
+      WriteLiterals(raw, element_nbytes, out);
+    }
+  }
+
+ private:
+  void FindMatches(Span raw, EncodedChunk* out) const {
+    lzma_options_lzma options = MatchOptions(level_, raw.nbytes);
+    std::array<lzma_filter, 2> filters = Filters(&options);
+    lzma_block block = Block(filters.data());
     const std::size_t bound = lzma_block_buffer_bound(raw.nbytes);
     std::size_t used = 0;
     // Writes the block with both sizes in its header, and falls back to
@@ -73,7 +59,47 @@ class XzEncoder final : public ContiguousEncoder {
     out->UseBuffer(used);
   }
 
- private:
+  // The block's frame around our own LZMA2 data: header, padding to a multiple
+  // of four, check.
+  static void WriteLiterals(Span raw, std::uint32_t element_nbytes, EncodedChunk* out) {
+    lzma_options_lzma options = MatchOptions(0, LZMA_DICT_SIZE_MIN);
+    std::array<lzma_filter, 2> filters = Filters(&options);
+    lzma_block block = Block(filters.data());
+    constexpr std::size_t kPadding = 4;
+    std::uint8_t* begin = out->buffer.Reserve(LZMA_BLOCK_HEADER_SIZE_MAX +
+                                              Lzma2LiteralsBound(raw.nbytes) + kPadding +
+                                              LZMA_CHECK_SIZE_MAX);
+    // The header's size depends on the sizes in it; it has room in front, and
+    // moves up against the data once they are known.
+    std::uint8_t* data = begin + LZMA_BLOCK_HEADER_SIZE_MAX;
+    std::uint8_t* end = WriteLzma2Literals(raw, ChooseLiteralBits(element_nbytes), data);
+    block.compressed_size = static_cast<lzma_vli>(end - data);
+    block.uncompressed_size = raw.nbytes;
+    while ((end - data) % kPadding != 0) *end++ = 0;
+    for (std::uint64_t crc = lzma_crc64(raw.data, raw.nbytes, 0), i = 0; i < sizeof crc; ++i) {
+      *end++ = static_cast<std::uint8_t>(crc >> (8 * i));
+    }
+    Require(lzma_block_header_size(&block), "a block header");
+    std::uint8_t* header = data - block.header_size;
+    Require(lzma_block_header_encode(&block, header), "a block header");
+    out->unpadded = lzma_block_unpadded_size(&block);
+    out->nbytes = static_cast<std::uint64_t>(end - header);
+    out->spans.assign(1, {header, out->nbytes});
+  }
+
+  static std::array<lzma_filter, 2> Filters(lzma_options_lzma* options) {
+    return {{{LZMA_FILTER_LZMA2, options}, {LZMA_VLI_UNKNOWN, nullptr}}};
+  }
+
+  static lzma_block Block(lzma_filter* filters) {
+    lzma_block block{};
+    block.check = kCheck;
+    block.filters = filters;
+    block.compressed_size = LZMA_VLI_UNKNOWN;
+    block.uncompressed_size = LZMA_VLI_UNKNOWN;
+    return block;
+  }
+
   int level_;
 };
 

@@ -1,5 +1,5 @@
 // xz: one stream of many blocks (the .xz file format, version 1.2), made in
-// parallel by liblzma. Block headers carry both sizes, so xz -T and others can
+// parallel. Block headers carry both sizes, so xz -T and others can
 // decode in parallel too.
 #ifndef PYCKPT_CODEC_XZ_H_
 #define PYCKPT_CODEC_XZ_H_
@@ -10,8 +10,8 @@
 
 namespace pyckpt::xz {
 
-// Chunks of floats are coded with literal-position bits that match the element,
-// whatever the level; where a match finder pays, the level is xz's preset.
+// Chunks of floats are coded as literals (lzma_literals.h), whatever the level;
+// where a match finder pays, liblzma runs with the level as its preset.
 class XzCodec final : public Codec {
  public:
   std::size_t chunk_nbytes() const override { return std::size_t{1} << 20; }

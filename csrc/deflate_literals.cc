@@ -162,7 +162,8 @@ std::uint8_t* WriteLiteralBlock(Span raw, const LiteralCode& code, std::uint8_t*
 }
 
 std::size_t StoredBlocksNbytes(std::size_t raw_nbytes) {
-  const std::size_t blocks = std::max<std::size_t>(1, (raw_nbytes + kStoredLimit - 1) / kStoredLimit);
+  const std::size_t blocks =
+      std::max<std::size_t>(1, (raw_nbytes + kStoredLimit - 1) / kStoredLimit);
   return raw_nbytes + 5 * blocks;
 }
 

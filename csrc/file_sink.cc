@@ -1,7 +1,6 @@
 #include "file_sink.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -9,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <random>
 #include <utility>
 
@@ -79,9 +79,9 @@ FileSink::~FileSink() {
 
 void FileSink::Reserve(std::uint64_t nbytes) {
   if (nbytes == 0) return;
+#if defined(__linux__)
   // Not posix_fallocate: where the file system cannot reserve, that one writes
   // every block.
-#if defined(__linux__)
   if (Retry([&] { return fallocate(fd_, 0, 0, static_cast<off_t>(nbytes)); }) == 0) return;
   if (errno != EOPNOTSUPP && errno != ENOSYS) {
     throw Error::System(errno, "cannot reserve space for", target_);
@@ -107,7 +107,7 @@ void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
         Retry([&] { return pwritev(fd_, batch.data(), count, static_cast<off_t>(offset)); });
     if (written == -1) throw Error::System(errno, "cannot write", target_);
     offset += static_cast<std::uint64_t>(written);
-    std::size_t left = static_cast<std::size_t>(written);
+    auto left = static_cast<std::size_t>(written);
     while (next < spans.size() && left >= spans[next].nbytes - done) {
       left -= spans[next].nbytes - done;
       done = 0;
@@ -197,7 +197,8 @@ std::string FileSink::Sibling(const char* purpose) const {
 }
 
 void FileSink::SyncFolder() {
-  const int folder = Retry([&] { return open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  const int folder =
+      Retry([&] { return open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
   if (folder == -1) throw Error::System(errno, "cannot open the folder of", target_);
   const int status = Retry([&] { return fsync(folder); });
   const int error_number = errno;

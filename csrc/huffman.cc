@@ -30,8 +30,7 @@ void SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector
     std::size_t pair = 0;
     while (leaf < n || pair + 1 < below.size()) {
       const bool has_pair = pair + 1 < below.size();
-      const std::uint64_t package =
-          has_pair ? below[pair].weight + below[pair + 1].weight : 0;
+      const std::uint64_t package = has_pair ? below[pair].weight + below[pair + 1].weight : 0;
       if (leaf < n &&
           (!has_pair || frequencies[static_cast<std::size_t>(leaves[leaf])] <= package)) {
         level.push_back({frequencies[static_cast<std::size_t>(leaves[leaf])], true});

@@ -32,7 +32,8 @@ std::size_t CountRepeats(const std::uint8_t* p, std::size_t nbytes) {
 Histogram SampleHistogram(Span bytes) {
   // Four tables, so that equal neighbours do not wait for one counter.
   std::array<Histogram, 4> counts{};
-  const std::size_t stride = bytes.nbytes <= kRunNbytes * kRunEvery ? kRunNbytes : kRunNbytes * kRunEvery;
+  const std::size_t stride =
+      bytes.nbytes <= kRunNbytes * kRunEvery ? kRunNbytes : kRunNbytes * kRunEvery;
   for (std::size_t start = 0; start < bytes.nbytes; start += stride) {
     const std::size_t end = std::min(bytes.nbytes, start + kRunNbytes);
     std::size_t i = start;

@@ -68,7 +68,9 @@ void StreamPlan::Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) co
 
   std::size_t scratch_nbytes = 0;
   for (auto s = first; s != segments_.end() && s->offset < end; ++s) {
-    if (s->source) scratch_nbytes += std::min(end, s->offset + s->nbytes) - std::max(offset, s->offset);
+    if (s->source) {
+      scratch_nbytes += std::min(end, s->offset + s->nbytes) - std::max(offset, s->offset);
+    }
   }
   std::uint8_t* scratch = chunk->scratch.Reserve(scratch_nbytes);
 

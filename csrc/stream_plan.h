@@ -59,8 +59,8 @@ class StreamPlan {
   void AddZeros(std::uint64_t nbytes);
   // The memory must stay valid and unchanged until the stream is written.
   void AddMemory(Span memory, std::uint32_t element_nbytes, ChecksumId checksum);
-  void AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes,
-                 std::uint32_t element_nbytes, ChecksumId checksum);
+  void AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes, std::uint32_t element_nbytes,
+                 ChecksumId checksum);
   // make() is called once every earlier byte of the stream is checksummed, and
   // returns exactly nbytes.
   void AddDeferred(std::uint64_t nbytes, std::function<std::string()> make);
@@ -86,7 +86,7 @@ class StreamPlan {
     ChecksumId checksum = kNoChecksum;
     const std::uint8_t* memory = nullptr;  // into owned bytes, or borrowed
     std::shared_ptr<Source> source;
-    std::unique_ptr<std::string> owned;   // a stable address, whatever is added
+    std::unique_ptr<std::string> owned;     // a stable address, whatever is added
     std::function<std::string()> deferred;  // cleared once made
   };
   struct Checksum {

@@ -155,7 +155,9 @@ class ArchiveWriter:
         except OSError:  # absent, or not to be looked at: write() tells
             return
         if not stat.S_ISREG(mode):
-            raise FilenameError(f"{self.path} exists and is not a regular file", path=str(self.path))
+            raise FilenameError(
+                f"{self.path} exists and is not a regular file", path=str(self.path)
+            )
 
 
 def _level(row: _core.Format | None, level: int | None) -> int:
@@ -274,7 +276,7 @@ def _extracted(path: Path, member: str) -> Iterator[Any]:
                 source = None
             if source is None:
                 raise CorruptArchiveError(f"{path} has no member {member!r}", path=str(path))
-            if archive_is_plain(path):
+            if _is_plain_tar(path):
                 yield source
                 return
             with tempfile.TemporaryFile() as copy:
@@ -288,7 +290,7 @@ def _extracted(path: Path, member: str) -> Iterator[Any]:
         ) from error
 
 
-def archive_is_plain(path: Path) -> bool:
+def _is_plain_tar(path: Path) -> bool:
     """Whether the file is a tar without compression."""
     try:
         tarfile.open(path, "r:").close()
@@ -307,7 +309,8 @@ def _allowed_types(weights_only: bool) -> Iterator[None]:
 
 
 def _state_types() -> list[Any]:
-    types: list[Any] = [datetime.timedelta]
+    # Composer's metadata holds torch's version, a kind of str.
+    types: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
     try:
         import numpy as np
     except ImportError:

@@ -8,7 +8,6 @@ a temporary folder and is added as files.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +89,7 @@ class _CollectingEngine(CheckpointEngine):  # type: ignore[misc]
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Makes a folder for what DeepSpeed writes on its own."""
-        os.makedirs(path, exist_ok=exist_ok)
+        Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def preserves_storage_sharing(self) -> bool:
         """No: so DeepSpeed need not clone the views that it saves."""

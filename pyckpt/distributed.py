@@ -48,9 +48,8 @@ def current_ranks() -> Ranks:
     if _initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
     else:
-        rank, world_size = _from_environment("RANK", default=0), _from_environment(
-            "WORLD_SIZE", default=1
-        )
+        rank = _from_environment("RANK", default=0)
+        world_size = _from_environment("WORLD_SIZE", default=1)
     return Ranks(
         rank=rank,
         world_size=world_size,
@@ -71,7 +70,8 @@ def _from_environment(*names: str, default: int) -> int:
             try:
                 return int(value)
             except ValueError:
-                raise OptionError(f"environment variable {name} is not a number: {value!r}") from None
+                message = f"environment variable {name} is not a number: {value!r}"
+                raise OptionError(message) from None
     return default
 
 

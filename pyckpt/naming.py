@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,20 @@ def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path
 def _lookups(state: TrainingState, ranks: Ranks) -> Mapping[str, Callable[[], Any]]:
     lookups: dict[str, Callable[[], Any]] = {"run_name": lambda: str(state.run_name)}
     for name in _RANK_NAMES:
-        lookups[name] = lambda name=name: getattr(ranks, name)
+        lookups[name] = partial(getattr, ranks, name)
     for name in _COUNT_NAMES:
-        lookups[name] = lambda name=name: int(getattr(state.timestamp, name))
+        lookups[name] = partial(_count, state, name)
     for name in _TIME_NAMES:
-        lookups[name] = lambda name=name: getattr(state.timestamp, name).total_seconds()
+        lookups[name] = partial(_seconds, state, name)
     return lookups
+
+
+def _count(state: TrainingState, name: str) -> int:
+    return int(getattr(state.timestamp, name))
+
+
+def _seconds(state: TrainingState, name: str) -> float:
+    return float(getattr(state.timestamp, name).total_seconds())
 
 
 def _substitute(template: str, lookups: Mapping[str, Callable[[], Any]]) -> tuple[str, str]:

@@ -66,7 +66,8 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
 
     Args:
         compact_views: Save of each tensor only the memory that it spans, as if it were cloned
-            first. Tensors that span the same memory still share it; others no longer do.
+            first. Tensors of one type that span the same memory still share it; others no longer
+            do.
 
     Raises:
         pickle.PicklingError, TypeError, AttributeError: ``obj`` cannot be pickled.
@@ -101,8 +102,9 @@ class _Extent:
     nbytes: int
 
     @property
-    def key(self) -> tuple[int, int, int]:
-        return (self.storage._cdata, self.start, self.nbytes)
+    def key(self) -> tuple[int, int, int, torch.dtype]:
+        # A record is loaded with one type, so extents of two types need two.
+        return (self.storage._cdata, self.start, self.nbytes, self.dtype)
 
     def record(self, index: int) -> Record:
         name = f"{_ROOT}/data/{index}"
@@ -120,35 +122,37 @@ class _StoragePickler(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
         self.extents: list[_Extent] = []
-        self._index: dict[tuple[int, int, int], int] = {}
+        self._keys: dict[tuple[int, int, int, torch.dtype], str] = {}
         self._dtypes: dict[int, torch.dtype] = {}  # by address
 
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         if isinstance(obj, torch.storage.TypedStorage):
             storage = obj._untyped_storage
+            self._check_dtype(storage, obj.dtype)
             extent = _Extent(storage, obj.dtype, 0, storage.nbytes())
             return self._persistent_id(extent, _storage_type(obj), obj._size())
         if isinstance(obj, torch.UntypedStorage):
+            self._check_dtype(obj, torch.uint8)
             extent = _Extent(obj, torch.uint8, 0, obj.nbytes())
             return self._persistent_id(extent, normalize_storage_type(type(obj)), obj.nbytes())
         return None
 
     def _persistent_id(self, extent: _Extent, storage_type: Any, numel: int) -> tuple[Any, ...]:
-        self._check_dtype(extent)
-        index = self._index.setdefault(extent.key, len(self.extents))
-        if index == len(self.extents):
+        # One str for all who share: a pickle writes equal strs again, the same one never.
+        key = self._keys.setdefault(extent.key, str(len(self.extents)))
+        if len(self._keys) > len(self.extents):
             self.extents.append(extent)
-        return ("storage", storage_type, str(index), location_tag(extent.storage), numel)
+        return ("storage", storage_type, key, location_tag(extent.storage), numel)
 
-    def _check_dtype(self, extent: _Extent) -> None:
-        """A record is loaded with one type, so it must be saved with one."""
-        if extent.storage.device.type == "meta" or extent.storage.data_ptr() == 0:
+    def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
+        """Whole storages of two types would no longer share their memory when loaded."""
+        if storage.device.type == "meta" or storage.data_ptr() == 0:
             return
-        address = extent.storage.data_ptr() + extent.start
-        if self._dtypes.setdefault(address, extent.dtype) != extent.dtype:
+        known = self._dtypes.setdefault(storage.data_ptr(), dtype)
+        if known != dtype:
             raise RuntimeError(
                 "tensors or storages of different types that view the same memory cannot be saved: "
-                f"{self._dtypes[address]} and {extent.dtype}"
+                f"{known} and {dtype}"
             )
 
 

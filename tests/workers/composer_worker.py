@@ -84,7 +84,7 @@ def main() -> None:
         for who, path in (("ours", str(ours)), ("theirs", theirs)):
             other = build(seed=99, steps=1)
             rng = composer_checkpoint.load_checkpoint(path, other, Logger(state=other))
-            loaded = pyckpt.load(path, weights_only=False)
+            loaded = pyckpt.load(path)
             results[who + suffix] = {
                 "path": path,
                 "weights_equal": weights_equal(state, other),
@@ -111,8 +111,8 @@ def main() -> None:
         state, f"{FOLDER}/ignored-theirs.tar", ignore_keys=globs
     )
     results["ignored"] = {
-        "ours": keys(pyckpt.load(ours, weights_only=False)),
-        "theirs": keys(pyckpt.load(theirs, weights_only=False)),
+        "ours": keys(pyckpt.load(ours)),
+        "theirs": keys(pyckpt.load(theirs)),
     }
     print(json.dumps(results))
 
