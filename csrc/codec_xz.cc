@@ -66,9 +66,9 @@ class XzEncoder final : public ContiguousEncoder {
     std::array<lzma_filter, 2> filters = Filters(&options);
     lzma_block block = Block(filters.data());
     constexpr std::size_t kPadding = 4;
-    std::uint8_t* begin = out->buffer.Reserve(LZMA_BLOCK_HEADER_SIZE_MAX +
-                                              Lzma2LiteralsBound(raw.nbytes) + kPadding +
-                                              LZMA_CHECK_SIZE_MAX);
+    std::uint8_t* begin =
+        out->buffer.Reserve(LZMA_BLOCK_HEADER_SIZE_MAX + Lzma2LiteralsBound(raw.nbytes) + kPadding +
+                            LZMA_CHECK_SIZE_MAX);
     // The header's size depends on the sizes in it; it has room in front, and
     // moves up against the data once they are known.
     std::uint8_t* data = begin + LZMA_BLOCK_HEADER_SIZE_MAX;

@@ -120,7 +120,8 @@ struct Model {
     const int probability = *node;
     coder->Encode(static_cast<std::uint32_t>(probability), bit);
     // Towards 2048 after a 0 and towards 0 after a 1, rounded as LZMA does.
-    const int target = ((1 << kProbabilityBits) - (1 << kAdaptation) + 1) & (static_cast<int>(bit) - 1);
+    const int target =
+        ((1 << kProbabilityBits) - (1 << kAdaptation) + 1) & (static_cast<int>(bit) - 1);
     *node = static_cast<std::uint16_t>(probability - ((probability - target) >> kAdaptation));
     if (i == 6 || i == 3 || i == 0) coder->Flush();
   }

@@ -154,7 +154,9 @@ def reports(out: Path, scenario: str, ranks: range) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("scenario", ["plain", "weights"])
 def test_rank_0_writes_and_all_ranks_know(tmp_path: Path, scenario: str) -> None:
-    run_ranks("checkpoint_worker.py", scenario, tmp_path, f"{tmp_path}/r{{rank}}w{{world_size}}.tar")
+    run_ranks(
+        "checkpoint_worker.py", scenario, tmp_path, f"{tmp_path}/r{{rank}}w{{world_size}}.tar"
+    )
     path = tmp_path / "r0w2.tar"
     assert [r["paths"] for r in reports(tmp_path, scenario, range(2))] == [[str(path)]] * 2
     assert sorted(p.name for p in tmp_path.glob("*.tar")) == ["r0w2.tar"]
@@ -197,9 +199,7 @@ def test_a_killed_rank_hangs_nobody(tmp_path: Path) -> None:
     out.mkdir()
     folder.mkdir()
     (folder / "x.tar").write_bytes(b"old")
-    done = run_ranks(
-        "checkpoint_worker.py", "killed", out, f"{folder}/x.tar", must_succeed=False
-    )
+    done = run_ranks("checkpoint_worker.py", "killed", out, f"{folder}/x.tar", must_succeed=False)
     assert done.returncode != 0
     [survivor] = reports(out, "killed", range(1))
     assert survivor["error"][0] == "CheckpointError"

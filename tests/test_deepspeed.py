@@ -88,7 +88,9 @@ def test_a_rank_that_cannot_commit_takes_the_others_back(tmp_path: Path) -> None
     out.mkdir()
     folder.mkdir()
     (folder / "ds-rank0.tar").write_bytes(b"old")
-    run_ranks("deepspeed_worker.py", "fail-commit", 1, out, f"{folder}/{{run_name}}-rank{{rank}}.tar")
+    run_ranks(
+        "deepspeed_worker.py", "fail-commit", 1, out, f"{folder}/{{run_name}}-rank{{rank}}.tar"
+    )
     first, second = reports(out, "fail-commit")
     assert first["error"] == second["error"]
     assert "committing the checkpoint failed on rank 1" in first["error"][1]

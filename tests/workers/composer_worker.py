@@ -11,8 +11,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import tests.composer_modules  # noqa: F401  before composer
-
 import torch
 from composer.core import State
 from composer.devices import DeviceCPU
@@ -20,6 +18,7 @@ from composer.loggers import Logger
 from composer.utils import checkpoint as composer_checkpoint
 
 import pyckpt
+import tests.composer_modules  # noqa: F401  before composer
 
 FOLDER = Path(sys.argv[1])
 SUFFIXES = sys.argv[2:]

@@ -1,0 +1,61 @@
+# Each target sets up what it needs: system packages by apt-get, all else in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+BUILD_PACKAGES := g++ zlib1g-dev libbz2-dev liblzma-dev libdeflate-dev
+TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
+CHECK_PACKAGES := clang-format
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo | test | check | bench | clean"
+
+demo: .venv/installed
+	$(BIN)/python -m benchmarks.demo
+
+test: .venv/installed-test
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+check: .venv/installed-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	clang-format --dry-run -Werror csrc/*.h csrc/*.cc
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.save
+
+clean:
+	rm -rf .venv build
+
+# python3-venv may be missing on Debian: then it comes by apt-get too.
+.venv/bin/python:
+	$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || sh scripts/system-packages python3-venv
+	$(PYTHON) -m venv .venv
+
+# torch first and pinned, so that nothing else chooses another build of it.
+.venv/requirements: .venv/bin/python constraints.txt
+	sh scripts/system-packages $(BUILD_PACKAGES)
+	$(PIP) torch==2.13.0
+	$(PIP) numpy cmake ninja pybind11 scikit-build-core
+	touch $@
+
+.venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e . \
+	    --config-settings=cmake.define.PYCKPT_WERROR=ON
+	touch $@
+
+.venv/installed-test: .venv/installed tests/requirements-composer.txt
+	sh scripts/system-packages $(TEST_PACKAGES)
+	$(PIP) "deepspeed>=0.14" hypothesis pytest pytest-timeout coolname "importlib-metadata<9" \
+	    packaging pillow "psutil<8" py-cpuinfo "pyyaml<7" "requests<3" "tqdm<5"
+	$(PIP) --no-deps -r tests/requirements-composer.txt
+	touch $@
+
+.venv/installed-check: .venv/installed
+	sh scripts/system-packages $(CHECK_PACKAGES)
+	$(PIP) ruff mypy
+	touch $@

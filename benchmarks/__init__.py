@@ -1,0 +1,1 @@
+"""Measurements of pyckpt against the other ways to write a checkpoint."""

@@ -1,0 +1,54 @@
+"""Ways to write one state, measured in turn."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rivals import Writer
+
+__all__ = ["Result", "measure"]
+
+
+@dataclass
+class Result:
+    """What one way took to write the state, in seconds a run, and the size of its file."""
+
+    seconds: list[float] = field(default_factory=list)
+    file_nbytes: int = 0
+
+    @property
+    def median(self) -> float:
+        """Of all runs."""
+        return statistics.median(self.seconds)
+
+
+def measure(
+    state: Any,
+    paths: Mapping[str, Path],
+    writers: Mapping[str, Writer],
+    *,
+    repeat: int,
+    fsync: bool,
+) -> dict[str, Result]:
+    """Runs the writers one after another, ``repeat`` times; every other round goes backwards.
+
+    Before each run all dirty pages go to disk, so that nobody pays for the one before, and no file
+    stands under the path. The files of the last round stay.
+    """
+    results = {name: Result() for name in writers}
+    for round_ in range(repeat):
+        for name in list(writers) if round_ % 2 == 0 else reversed(list(writers)):
+            os.sync()
+            start = time.perf_counter()
+            writers[name](state, paths[name], fsync)
+            results[name].seconds.append(time.perf_counter() - start)
+            results[name].file_nbytes = paths[name].stat().st_size
+            if round_ + 1 < repeat:
+                paths[name].unlink()
+    return results

@@ -1,0 +1,79 @@
+"""The other ways to write the same state to disk.
+
+Each takes the state, the path and whether to wait for the disk, and leaves one complete file.
+None of them waits for the disk by itself: where pyckpt does, they are made to, file and folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.states import tensors_of
+
+__all__ = ["Writer", "composers_way", "raw_write", "torch_save"]
+
+Writer = Callable[[Any, Path, bool], None]
+
+_TARFILE_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tar.bz2": "w:bz2", ".tar.lzma": "w:xz"}
+_MEMBER = "composer_states.pt"
+_PIECE_NBYTES = 8 << 20
+
+
+def composers_way(state: Any, path: Path, fsync: bool) -> None:
+    """What Composer's save_checkpoint does: torch.save to a temporary folder, tarfile over it.
+
+    Composer takes the system's temporary folder; here it lies on the target's file system, so that
+    all files of a comparison go to the same disk. tarfile's levels are its defaults, as there:
+    gzip 9, bzip2 9, xz 6. A name without a tar's suffix gets torch.save's own file.
+    """
+    mode = next((m for suffix, m in _TARFILE_MODES.items() if path.name.endswith(suffix)), None)
+    if mode is None:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    else:
+        with tempfile.TemporaryDirectory(prefix="checkpoint", dir=path.parent) as folder:
+            with (Path(folder) / _MEMBER).open("wb") as file:
+                torch.save(state, file)
+            with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+                archive.add(folder, arcname="")
+    if fsync:
+        _wait_for_disk(path)
+
+
+def torch_save(state: Any, path: Path, fsync: bool) -> None:
+    """torch.save to a path, without a tar and without compression."""
+    torch.save(state, path)
+    if fsync:
+        _wait_for_disk(path)
+
+
+def raw_write(state: Any, path: Path, fsync: bool) -> None:
+    """The tensors' bytes alone, from one thread, in pieces of at most 8 MiB: no format at all."""
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        for tensor in tensors_of(state):
+            memory = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+            for start in range(0, len(memory), _PIECE_NBYTES):
+                piece = memory[start : start + _PIECE_NBYTES]
+                while piece:
+                    piece = piece[os.write(target, piece) :]
+    finally:
+        os.close(target)
+    if fsync:
+        _wait_for_disk(path)
+
+
+def _wait_for_disk(path: Path) -> None:
+    for name in (path, path.parent):
+        opened = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

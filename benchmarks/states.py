@@ -1,0 +1,150 @@
+"""The states that are saved: real ones, from a short training of a transformer.
+
+Compressors live off what the bytes look like, so nothing here is made up, tiled or repeated: every
+weight and every moment of AdamW comes out of training a character model, of the size that is asked
+for, on the sources of Python's standard library. Seeds are fixed, so two runs on one machine save
+the same bytes. A smaller state is a narrower model, trained in the same way. The training is short:
+weights are still near the normal noise that they start from, moments are those of real gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyckpt import State
+
+__all__ = ["STATES", "CharacterModel", "StateKind", "library_text", "tensors_of", "train"]
+
+_BLOCKS = 8
+_HEADS = 4
+_WIDTH_STEP = 4 * _HEADS
+_CONTEXT = 64  # characters
+_CHARACTERS = 256  # one a byte
+_TEXT_NBYTES = 2_000_000
+_LEARNING_RATE = 1e-3
+
+
+class CharacterModel(nn.Module):
+    """A transformer that foretells the next character."""
+
+    def __init__(self, width: int, blocks: int = _BLOCKS) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(_CHARACTERS, width)
+        self.positions = nn.Embedding(_CONTEXT, width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, _HEADS, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, _CHARACTERS)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        """Scores of every next character, for ``text`` of shape (batch, context)."""
+        length = text.shape[1]
+        x = self.characters(text) + self.positions(torch.arange(length))
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        for block in self.blocks:
+            x = block(x, src_mask=mask, is_causal=True)
+        scores: torch.Tensor = self.head(self.norm(x))
+        return scores
+
+
+def library_text(nbytes: int = _TEXT_NBYTES) -> torch.Tensor:
+    """The first ``nbytes`` of the standard library's top-level modules, in order of their names."""
+    text = bytearray()
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        text += path.read_bytes()
+        if len(text) >= nbytes:
+            break
+    return torch.frombuffer(text[:nbytes], dtype=torch.uint8).long()
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    text: torch.Tensor,
+    *,
+    steps: int,
+    batch: int,
+) -> Iterator[float]:
+    """Trains on random passages; yields the loss of each step.
+
+    One thread, so that sums come out the same whatever the number of CPUs.
+    """
+    torch.set_num_threads(1)
+    for _ in range(steps):
+        starts = torch.randint(len(text) - _CONTEXT - 1, (batch,))
+        passages = torch.stack([text[start : start + _CONTEXT + 1] for start in starts.tolist()])
+        scores = model(passages[:, :-1])
+        loss = nn.functional.cross_entropy(scores.flatten(0, 1), passages[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield float(loss.detach())
+
+
+def tensors_of(tree: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested dicts, lists and tuples."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from tensors_of(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors_of(value)
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """A kind of state, of any size.
+
+    Attributes:
+        name: What it holds.
+        build: Makes one of about so many bytes.
+    """
+
+    name: str
+    build: Callable[[int], dict[str, Any]]
+
+
+def _trained(parameters: int, *, steps: int, batch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    # A block has 12 width^2 weights; all else counts little.
+    width = math.sqrt(parameters / (12 * _BLOCKS))
+    torch.manual_seed(0)
+    model = CharacterModel(max(1, round(width / _WIDTH_STEP)) * _WIDTH_STEP)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, foreach=False)
+    for _ in train(model, optimizer, library_text(), steps=steps, batch=batch):
+        pass
+    return model, optimizer
+
+
+def _weights_and_moments(nbytes: int) -> dict[str, Any]:
+    """A whole training state in float32: weights and the two moments of AdamW."""
+    model, optimizer = _trained(nbytes // 12, steps=12, batch=2)
+    return State(model, optimizer).state_dict()
+
+
+def _half_weights(nbytes: int) -> dict[str, Any]:
+    """Weights alone, rounded to bfloat16 after training."""
+    model, _ = _trained(nbytes // 2, steps=6, batch=1)
+    return State(model.to(torch.bfloat16)).state_dict()
+
+
+STATES = (
+    StateKind("fp32 weights and AdamW moments", _weights_and_moments),
+    StateKind("bf16 weights", _half_weights),
+)

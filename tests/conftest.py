@@ -1,0 +1,27 @@
+"""Settings and fixtures that several test modules share."""
+
+from types import SimpleNamespace
+
+import hypothesis
+import pytest
+
+from pyckpt import archive
+
+hypothesis.settings.register_profile(
+    "pyckpt",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,  # files are overwritten
+        hypothesis.HealthCheck.too_slow,
+    ],
+)
+hypothesis.settings.load_profile("pyckpt")
+
+
+@pytest.fixture
+def frozen_time(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The time that every tar member will bear."""
+    now = 1_700_000_000
+    monkeypatch.setattr(archive, "time", SimpleNamespace(time=lambda: float(now)))
+    return now
