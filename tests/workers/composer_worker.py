@@ -11,6 +11,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import tests.composer_modules  # noqa: F401
+
+# isort: split
+
 import torch
 from composer.core import State
 from composer.devices import DeviceCPU
@@ -18,7 +22,6 @@ from composer.loggers import Logger
 from composer.utils import checkpoint as composer_checkpoint
 
 import pyckpt
-import tests.composer_modules  # noqa: F401  before composer
 
 FOLDER = Path(sys.argv[1])
 SUFFIXES = sys.argv[2:]
