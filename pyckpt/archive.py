@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import lzma
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,6 +33,8 @@ STATES_MEMBER = "composer_states.pt"
 _FOLDER_MODE = 0o755
 _ROOT_MODE = 0o700  # what Composer's archives have: its temporary folder's
 _FILE_MODE = 0o644
+
+_COPY_NBYTES = 1 << 20
 
 
 def tar_suffixes() -> list[str]:
@@ -75,7 +80,7 @@ class ArchiveWriter:
         self._members: dict[str, tuple[int, list[Record] | Path | None]] = {}
         self._is_tar = row is not None
         self._writer = _core.ArchiveWriter(
-            os.fspath(self._target),
+            os.fsencode(self._target),
             row,
             level=_level(row, options.compression_level),
             threads=options.num_threads or default_threads(writers_on_node),
@@ -245,49 +250,86 @@ def load(
         member: The name inside a tar.
 
     Raises:
-        CorruptArchiveError: The file is neither a tar nor torch's zip file, or has no such member.
+        CorruptArchiveError: The file is neither a tar nor torch's, has no such member, or is
+            damaged: checksums, which torch.load passes over, are checked.
         OSError: The file cannot be read.
         pickle.UnpicklingError: ``weights_only`` forbids something in the file.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        is_zip = zipfile.is_zipfile(file) and _starts_like_zip(file)
-    if is_zip:
+    with _as_corrupt(path), _torch_file(path, member) as file:
+        _check_records(file)
         with _allowed_types(weights_only):
-            return torch.load(path, map_location=map_location, weights_only=weights_only)
-    with _extracted(path, member) as file, _allowed_types(weights_only):
-        return torch.load(file, map_location=map_location, weights_only=weights_only)
-
-
-def _starts_like_zip(file: Any) -> bool:
-    # A tar of a zip file ends like a zip file does, but does not start like one.
-    file.seek(0)
-    return bool(file.read(4) == b"PK\3\4")
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
 
 
 @contextmanager
-def _extracted(path: Path, member: str) -> Iterator[Any]:
-    """The member as a file to seek in: in place when the tar is not compressed, else a copy."""
+def _as_corrupt(path: Path) -> Iterator[None]:
+    """Turns what readers raise over broken contents into CorruptArchiveError."""
     try:
-        with tarfile.open(path, "r:*") as tar:
-            try:
-                source = tar.extractfile(member)
-            except KeyError:
-                source = None
-            if source is None:
-                raise CorruptArchiveError(f"{path} has no member {member!r}", path=str(path))
-            if _is_plain_tar(path):
-                yield source
-                return
-            with tempfile.TemporaryFile() as copy:
-                while piece := source.read(1 << 20):
-                    copy.write(piece)
-                copy.seek(0)
-                yield copy
-    except (tarfile.TarError, EOFError) as error:
-        raise CorruptArchiveError(
-            f"{path} is neither a tar nor a file of torch.save: {error}", path=str(path)
-        ) from error
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        cause: Exception = error
+    except OSError as error:
+        if error.errno is not None:  # the system's; the decoders' have no number
+            raise
+        cause = error
+    else:
+        return
+    raise CorruptArchiveError(
+        f"{path} is damaged, or neither a tar nor a file of torch.save: {cause}", path=str(path)
+    ) from cause
+
+
+@contextmanager
+def _torch_file(path: Path, member: str) -> Iterator[IO[bytes]]:
+    """The file of torch.save, or the member that is one, open and to be seeked in."""
+    with path.open("rb") as file:
+        if _is_torch_file(file):
+            yield file
+            return
+    with tarfile.open(path, "r:*") as tar:
+        # One pass: to look a name up would decompress everything first.
+        source = next((tar.extractfile(info) for info in tar if info.name == member), None)
+        if source is None:
+            raise CorruptArchiveError(f"{path} has no member {member!r}", path=str(path))
+        if _is_plain_tar(path):
+            yield source
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(source, copy, _COPY_NBYTES)
+            copy.seek(0)
+            yield copy
+
+
+def _is_torch_file(file: IO[bytes]) -> bool:
+    """Whether torch.save wrote the file, in its zip format or in the one before that."""
+    # A tar of a zip file ends like a zip file does, but does not start like one.
+    is_zip = zipfile.is_zipfile(file)
+    file.seek(0)
+    start = file.read(64)
+    file.seek(0)
+    if start.startswith(b"PK\3\4"):
+        return is_zip
+    return torch.serialization.MAGIC_NUMBER.to_bytes(10, "little") in start
+
+
+def _check_records(file: IO[bytes]) -> None:
+    """Compares the records of a zip file with their checksums; leaves the file at its start.
+
+    Raises:
+        zipfile.BadZipFile: One differs, or this is not a zip file of torch.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise zipfile.BadZipFile("a zip file without data.pkl")
+            for info in archive.infolist():
+                # 0 is what torch writes when it is told not to take checksums.
+                if info.CRC != 0:
+                    with archive.open(info) as record:
+                        while record.read(_COPY_NBYTES):
+                            pass
+    file.seek(0)
 
 
 def _is_plain_tar(path: Path) -> bool:
