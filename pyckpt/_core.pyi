@@ -26,7 +26,7 @@ class _Reader(Protocol):
 class ArchiveWriter:
     def __init__(
         self,
-        path: str,
+        path: bytes,
         format: Format | None,
         *,
         level: int,
