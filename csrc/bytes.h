@@ -1,9 +1,10 @@
-// Bytes in memory and little-endian stores: the vocabulary of every other file.
+// Bytes in memory and little-endian loads and stores: the vocabulary of every other file.
 #ifndef PYCKPT_BYTES_H_
 #define PYCKPT_BYTES_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,21 @@ inline void AppendLe(std::string* out, std::uint64_t value, int nbytes) {
 inline void AppendLe16(std::string* out, std::uint16_t v) { AppendLe(out, v, 2); }
 inline void AppendLe32(std::string* out, std::uint32_t v) { AppendLe(out, v, 4); }
 inline void AppendLe64(std::string* out, std::uint64_t v) { AppendLe(out, v, 8); }
+
+inline std::uint64_t LoadLe64(const std::uint8_t* p) {
+  std::uint64_t word = 0;
+  std::memcpy(&word, p, sizeof word);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  word = __builtin_bswap64(word);
+#endif
+  return word;
+}
+inline void StoreLe64(std::uint8_t* p, std::uint64_t word) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  word = __builtin_bswap64(word);
+#endif
+  std::memcpy(p, &word, sizeof word);
+}
 
 // The distance from offset up to the next multiple of alignment.
 inline std::uint64_t PaddingTo(std::uint64_t offset, std::uint64_t alignment) {

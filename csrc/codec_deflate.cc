@@ -5,15 +5,13 @@
 #include <algorithm>
 
 #include "crc32.h"
-#include "deflate_literals.h"
+#include "deflate_block.h"
+#include "deflate_plan.h"
 #include "error.h"
-#include "probe.h"
+#include "repeats.h"
 
 namespace pyckpt::deflate {
 namespace {
-
-// Literals have to save this share of a chunk before they are worth decoding.
-constexpr std::size_t kWorthwhile = 500;  // one part in
 
 class DeflateEncoder final : public ContiguousEncoder {
  public:
@@ -27,27 +25,47 @@ class DeflateEncoder final : public ContiguousEncoder {
  protected:
   void EncodeBytes(Span raw, std::uint32_t /*element_nbytes*/, EncodedChunk* out) override {
     out->check = Crc32(raw);
-    if (level_ == 0) return Store(raw, out);
-    const LiteralCode code(SampleHistogram(raw));
-    const std::uint64_t literal_nbytes = code.EstimateNbytes(raw.nbytes);
-    if (HasRepeats(raw)) {
-      FindMatches(raw, out);
-      if (out->nbytes <= literal_nbytes) return;
-    }
-    if (literal_nbytes + raw.nbytes / kWorthwhile >= raw.nbytes) return Store(raw, out);
-    std::uint8_t* begin = out->buffer.Reserve(LiteralBlockBound(raw.nbytes));
-    out->UseBuffer(static_cast<std::size_t>(WriteLiteralBlock(raw, code, begin) - begin));
-    // The sample can be wrong about the whole.
-    if (out->nbytes > StoredBlocksNbytes(raw.nbytes)) Store(raw, out);
+    if (level_ != 0 && EncodeBlocks(raw, out) <= StoredBlocksBound(raw.nbytes)) return;
+    // What was asked for, or all there is to do where samples were wrong.
+    BitWriter writer(out->buffer.Reserve(StoredBlocksBound(raw.nbytes) + kSlackNbytes));
+    Use(out, WriteStoredBlocks(raw, &writer));
   }
 
  private:
-  static void Store(Span raw, EncodedChunk* out) {
-    std::uint8_t* begin = out->buffer.Reserve(StoredBlocksNbytes(raw.nbytes));
-    out->UseBuffer(static_cast<std::size_t>(WriteStoredBlocks(raw, begin) - begin));
+  static constexpr std::size_t kSlackNbytes = 8;                       // that a BitWriter needs
+  static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;  // how far deflate refers
+
+  static std::uint64_t Use(EncodedChunk* out, const std::uint8_t* end) {
+    out->UseBuffer(static_cast<std::size_t>(end - out->buffer.data()));
+    return out->nbytes;
   }
 
-  void FindMatches(Span raw, EncodedChunk* out) {
+  std::uint64_t EncodeBlocks(Span raw, EncodedChunk* out) {
+    const std::vector<Repeat>& repeats = finder_.Find(raw);
+    const std::size_t bound = DynamicBlocksBound(raw.nbytes) + kSlackNbytes;
+    BitWriter writer(out->buffer.Reserve(bound));
+    const std::uint8_t* limit = out->buffer.data() + bound;
+    std::size_t next = 0;
+    for (const BlockPlan& block : PlanBlocks(raw, repeats)) {
+      const Span bytes = {raw.data + block.begin, block.end - block.begin};
+      while (next < repeats.size() && repeats[next].end <= block.begin) ++next;
+      if (block.kind == BlockKind::kStored) {
+        WriteStoredBlocks(bytes, &writer);
+        continue;
+      }
+      const BlockCode code(block, repeats, next);
+      if (block.kind == BlockKind::kLiterals ||
+          !WriteMatches(bytes, code.nbits() / 8, limit, &writer)) {
+        blocks_.Write(raw, block, code, repeats, &next, &writer);
+      }
+    }
+    return Use(out, writer.aligned() ? writer.Align() : WriteEmptyBlock(&writer));
+  }
+
+  // zlib's blocks for these bytes; false, and nothing written, where they take
+  // more than literals do.
+  bool WriteMatches(Span raw, std::size_t literal_nbytes, const std::uint8_t* limit,
+                    BitWriter* writer) {
     constexpr int kRawDeflate = -15;  // 32 KiB window, no header
     constexpr int kMemory = 9;
     const int status = zlib_ready_ ? deflateReset(&zlib_)
@@ -55,20 +73,27 @@ class DeflateEncoder final : public ContiguousEncoder {
                                                   Z_DEFAULT_STRATEGY);
     if (status != Z_OK) throw Error(ErrorKind::kCodec, "zlib: cannot start a deflate stream");
     zlib_ready_ = true;
-    constexpr std::size_t kFlushNbytes = 16;
-    const std::size_t bound = deflateBound(&zlib_, raw.nbytes) + kFlushNbytes;
+    constexpr std::size_t kEmptyBlockNbytes = 5;
+    BitWriter aligned = *writer;
+    if (!aligned.aligned()) WriteEmptyBlock(&aligned);
+    std::uint8_t* begin = aligned.Align();
+    const auto room = std::min<std::size_t>(limit - begin, literal_nbytes + kEmptyBlockNbytes);
     zlib_.next_in = const_cast<Bytef*>(raw.data);  // zlib's field lacks the const
     zlib_.avail_in = static_cast<uInt>(raw.nbytes);
-    zlib_.next_out = out->buffer.Reserve(bound);
-    zlib_.avail_out = static_cast<uInt>(bound);
-    // The flush ends the chunk with the same empty stored block.
-    if (::deflate(&zlib_, Z_SYNC_FLUSH) != Z_OK || zlib_.avail_in != 0 || zlib_.avail_out == 0) {
-      throw Error(ErrorKind::kCodec, "zlib: a chunk did not fit its bound");
+    zlib_.next_out = begin;
+    zlib_.avail_out = static_cast<uInt>(room);
+    // The flush ends with an empty stored block: what follows starts on a byte.
+    if (::deflate(&zlib_, Z_SYNC_FLUSH) != Z_OK) {
+      throw Error(ErrorKind::kCodec, "zlib: a deflate stream failed");
     }
-    out->UseBuffer(bound - zlib_.avail_out);
+    if (zlib_.avail_out == 0) return false;
+    *writer = BitWriter(zlib_.next_out);
+    return true;
   }
 
   int level_;
+  RepeatFinder finder_{kWindowNbytes};
+  BlockWriter blocks_;
   z_stream zlib_{};
   bool zlib_ready_ = false;
 };

@@ -9,8 +9,8 @@
 
 namespace pyckpt::deflate {
 
-// Level 0 stores. At the others a chunk of floats becomes literals with a
-// Huffman code of their own, whatever the level; where a match finder pays,
+// Level 0 stores. At the others floats become literals with Huffman codes of
+// their own, whatever the level; where a match finder pays,
 // zlib runs at this level.
 class GzipCodec final : public Codec {
  public:

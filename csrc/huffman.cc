@@ -10,12 +10,42 @@ namespace {
 
 constexpr int kLongest = 15;
 
-// Package-merge. Level by level, the leaves are merged with pairs ("packages")
-// of the level before, lightest first. Whoever takes the lightest 2n - 2 of the
-// last level takes, in each level before, the lightest that those packages hold;
-// a leaf's code is as long as the number of levels that it is taken from.
-void SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<int>& leaves,
-                int max_length, std::vector<HuffmanCode>* codes) {
+// Huffman's own method: the two lightest are joined until one is left. Leaves
+// come sorted and so do the joints, so the lightest is at the head of either.
+// Returns the longest length.
+int SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<int>& leaves,
+               std::vector<HuffmanCode>* codes) {
+  const std::size_t n = leaves.size();
+  std::vector<std::uint64_t> weights(2 * n - 1);
+  std::vector<std::size_t> parents(2 * n - 1);
+  for (std::size_t i = 0; i < n; ++i) {
+    weights[i] = frequencies[static_cast<std::size_t>(leaves[i])];
+  }
+  std::size_t leaf = 0;
+  std::size_t joint = n;
+  for (std::size_t next = n; next < weights.size(); ++next) {
+    for (int child = 0; child < 2; ++child) {
+      const bool take_leaf = leaf < n && (joint == next || weights[leaf] <= weights[joint]);
+      const std::size_t taken = take_leaf ? leaf++ : joint++;
+      weights[next] += weights[taken];
+      parents[taken] = next;
+    }
+  }
+  std::vector<int> depths(2 * n - 1);
+  for (std::size_t i = depths.size() - 1; i-- > 0;) depths[i] = depths[parents[i]] + 1;
+  for (std::size_t i = 0; i < n; ++i) {
+    (*codes)[static_cast<std::size_t>(leaves[i])].length = static_cast<std::uint16_t>(depths[i]);
+  }
+  return depths.front();  // the rarest leaf's
+}
+
+// Package-merge, where lengths are limited. Level by level, the leaves are merged with pairs
+// ("packages") of the level before, lightest first. Whoever takes the lightest 2n - 2 of the last
+// level takes, in each level before, the lightest that those packages hold; a leaf's code is as
+// long as the number of levels that it is taken from.
+void SetLimitedLengths(const std::vector<std::uint64_t>& frequencies,
+                       const std::vector<int>& leaves, int max_length,
+                       std::vector<HuffmanCode>* codes) {
   const std::size_t n = leaves.size();
   struct Node {
     std::uint64_t weight;
@@ -41,6 +71,7 @@ void SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector
       }
     }
   }
+  for (const int leaf : leaves) (*codes)[static_cast<std::size_t>(leaf)].length = 0;
   std::size_t taken = 2 * n - 2;
   for (std::size_t l = levels.size(); l-- > 0;) {
     std::size_t taken_leaves = 0;
@@ -86,7 +117,9 @@ std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequenc
     return frequencies[static_cast<std::size_t>(a)] < frequencies[static_cast<std::size_t>(b)];
   });
   if (leaves.size() == 1) codes[static_cast<std::size_t>(leaves[0])].length = 1;
-  if (leaves.size() > 1) SetLengths(frequencies, leaves, max_length, &codes);
+  if (leaves.size() > 1 && SetLengths(frequencies, leaves, &codes) > max_length) {
+    SetLimitedLengths(frequencies, leaves, max_length, &codes);
+  }
   SetBits(&codes);
   return codes;
 }

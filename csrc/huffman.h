@@ -15,7 +15,7 @@ struct HuffmanCode {
 };
 
 // The shortest code for these frequencies in which no length exceeds
-// max_length (package-merge: Larmore and Hirschberg, 1990). Symbols of
+// max_length (where that matters, package-merge: Larmore and Hirschberg, 1990). Symbols of
 // frequency 0 get no code; a single symbol gets one of length 1. At most
 // 2^max_length symbols may occur.
 std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,

@@ -1,17 +1,10 @@
-// A cheap look at a chunk, from which codecs choose how to encode it.
+// A cheap look at bytes, from which codecs choose how to encode them.
 #ifndef PYCKPT_PROBE_H_
 #define PYCKPT_PROBE_H_
-
-#include <array>
-#include <cstdint>
 
 #include "bytes.h"
 
 namespace pyckpt {
-
-// Byte counts of a sample: spread evenly, about one sixteenth of the whole.
-using Histogram = std::array<std::uint32_t, 256>;
-Histogram SampleHistogram(Span bytes);
 
 // True when a match finder would pay: in sampled windows, enough positions
 // repeat four bytes seen shortly before. Mantissas are noise and say no; zeros,

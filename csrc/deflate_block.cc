@@ -1,0 +1,316 @@
+#include "deflate_block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace pyckpt::deflate {
+namespace {
+
+constexpr std::size_t kLiterals = 256;
+constexpr std::size_t kEndOfBlock = 256;
+constexpr std::size_t kLengthSymbols = 29;
+constexpr std::size_t kDistanceSymbols = 30;
+constexpr std::size_t kLiteralSymbols = 257 + kLengthSymbols;
+constexpr int kLongestCode = 13;        // two of them and a length fit 32 bits
+constexpr int kLongestLengthsCode = 7;  // of the code that the lengths are written in
+constexpr std::size_t kShortestMatch = 3;
+constexpr std::size_t kLongestMatch = 258;
+constexpr std::size_t kStoredLimit = 65535;
+
+// The order in which a dynamic block gives the lengths of the code-length code
+// (RFC 1951, section 3.2.7).
+constexpr std::array<std::size_t, 19> kLengthCodeOrder = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
+                                                          11, 4,  12, 3, 13, 2, 14, 1, 15};
+
+// The shortest match of each length symbol, from 257 on (section 3.2.5).
+constexpr std::array<std::uint16_t, kLengthSymbols> kLengthBase = {
+    3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
+    31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
+
+unsigned LengthExtraBits(std::size_t symbol) {
+  if (symbol < 8 || symbol == kLengthSymbols - 1) return 0;
+  return static_cast<unsigned>(symbol / 4 - 1);
+}
+
+// The shortest distance of each distance symbol.
+constexpr std::array<std::uint16_t, kDistanceSymbols> kDistanceBase = {
+    1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
+    193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+
+std::size_t DistanceSymbol(std::size_t distance) {
+  return static_cast<std::size_t>(
+      std::upper_bound(kDistanceBase.begin(), kDistanceBase.end(), distance) -
+      kDistanceBase.begin() - 1);
+}
+
+unsigned DistanceExtraBits(std::size_t symbol) {
+  return symbol < 4 ? 0 : static_cast<unsigned>(symbol / 2 - 1);
+}
+
+std::size_t LengthSymbol(std::size_t nbytes) {
+  return static_cast<std::size_t>(std::upper_bound(kLengthBase.begin(), kLengthBase.end(), nbytes) -
+                                  kLengthBase.begin() - 1);
+}
+
+// A run as matches that deflate has lengths for.
+template <typename Match>
+void SplitMatch(std::size_t nbytes, Match match) {
+  while (nbytes > kLongestMatch) {
+    const std::size_t n =
+        nbytes - kLongestMatch < kShortestMatch ? nbytes - kShortestMatch : kLongestMatch;
+    match(n);
+    nbytes -= n;
+  }
+  match(nbytes);
+}
+
+// ---- Literals -------------------------------------------------------------
+
+constexpr unsigned kLengthBits = 5;
+constexpr std::uint32_t kLengthMask = (1U << kLengthBits) - 1;
+
+// To fill the table of pairs takes as long as to write so many bytes of
+// literals saves by it.
+constexpr std::size_t kPairsWorthwhile = std::size_t{512} << 10;
+
+[[gnu::always_inline]] inline void EmitTwo(std::uint32_t a, std::uint32_t b, BitWriter* w) {
+  const unsigned a_length = a & kLengthMask;
+  const std::uint64_t bits = std::uint64_t{a >> kLengthBits} | std::uint64_t{b >> kLengthBits}
+                                                                   << a_length;
+  w->Put(bits, a_length + (b & kLengthMask));
+}
+
+// Two pairs, so four literals, a store: at most 52 bits and 7 left over.
+[[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
+                                                        BitWriter* writer) {
+  BitWriter w = *writer;
+  std::size_t i = 0;
+  for (; i + 8 <= raw.nbytes; i += 8) {
+    const std::uint64_t x = LoadLe64(raw.data + i);
+    EmitTwo(pairs[x & 0xFFFF], pairs[x >> 16 & 0xFFFF], &w);
+    EmitTwo(pairs[x >> 32 & 0xFFFF], pairs[x >> 48], &w);
+  }
+  *writer = w;
+  return i;
+}
+
+[[gnu::always_inline]] inline std::size_t EmitLoop(Span raw, const std::uint32_t* table,
+                                                   BitWriter* writer) {
+  BitWriter w = *writer;
+  std::size_t i = 0;
+  for (; i + 4 <= raw.nbytes; i += 4) {
+    const std::uint32_t a = table[raw.data[i]];
+    const std::uint32_t b = table[raw.data[i + 1]];
+    const std::uint32_t c = table[raw.data[i + 2]];
+    const std::uint32_t d = table[raw.data[i + 3]];
+    const unsigned a_length = a & kLengthMask;
+    const unsigned c_length = c & kLengthMask;
+    const unsigned ab_length = a_length + (b & kLengthMask);
+    const std::uint64_t ab = (a >> kLengthBits) | std::uint64_t{b >> kLengthBits} << a_length;
+    const std::uint64_t cd = (c >> kLengthBits) | std::uint64_t{d >> kLengthBits} << c_length;
+    w.Put(ab | cd << ab_length, ab_length + c_length + (d & kLengthMask));
+  }
+  *writer = w;
+  return i;
+}
+
+// Returns how many bytes it wrote: a few at the end are left.
+using Emit = std::size_t (*)(Span raw, const std::uint32_t* table, BitWriter* writer);
+using FillPairs = void (*)(const std::array<std::uint32_t, kLiterals>& table, std::uint32_t* pairs);
+
+struct Kernels {
+  Emit singles;
+  Emit pairs;
+  FillPairs fill;
+};
+
+[[gnu::always_inline]] inline void FillPairsLoop(const std::array<std::uint32_t, kLiterals>& table,
+                                                 std::uint32_t* pairs) {
+  for (std::size_t b = 0; b < kLiterals; ++b) {
+    const std::uint32_t b_bits = table[b] >> kLengthBits;
+    const std::uint32_t b_length = table[b] & kLengthMask;
+    for (std::size_t a = 0; a < kLiterals; ++a) {
+      // a's length stays in the low bits, where b's is added.
+      pairs[b << 8 | a] = table[a] + b_length + (b_bits << (table[a] & kLengthMask) << kLengthBits);
+    }
+  }
+}
+
+constexpr Kernels kPortable = {
+    [](Span raw, const std::uint32_t* table, BitWriter* w) { return EmitLoop(raw, table, w); },
+    [](Span raw, const std::uint32_t* pairs, BitWriter* w) { return EmitPairsLoop(raw, pairs, w); },
+    [](const std::array<std::uint32_t, kLiterals>& table, std::uint32_t* pairs) {
+      FillPairsLoop(table, pairs);
+    }};
+
+#if defined(__x86_64__)
+// The same loops: shifts by a variable amount are one instruction with BMI2,
+// eight of them with AVX2.
+[[gnu::target("bmi2")]] std::size_t EmitBmi2(Span raw, const std::uint32_t* table, BitWriter* w) {
+  return EmitLoop(raw, table, w);
+}
+[[gnu::target("bmi2")]] std::size_t EmitPairsBmi2(Span raw, const std::uint32_t* pairs,
+                                                  BitWriter* w) {
+  return EmitPairsLoop(raw, pairs, w);
+}
+[[gnu::target("avx2")]] void FillPairsAvx2(const std::array<std::uint32_t, kLiterals>& table,
+                                           std::uint32_t* pairs) {
+  FillPairsLoop(table, pairs);
+}
+constexpr Kernels kAvx2 = {EmitBmi2, EmitPairsBmi2, FillPairsAvx2};
+#endif
+
+const Kernels& ChooseKernels() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("bmi2") != 0 && __builtin_cpu_supports("avx2") != 0) return kAvx2;
+#endif
+  return kPortable;
+}
+
+}  // namespace
+
+// ---- Block ----------------------------------------------------------------
+
+BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, std::size_t next) {
+  std::vector<std::uint64_t> match_lengths(kLengthSymbols);
+  std::vector<std::uint64_t> distances(kDistanceSymbols);
+  SplitAtRepeats(
+      plan.begin, plan.end, repeats, &next, kShortestMatch, [](std::size_t, std::size_t) {},
+      [&](std::size_t from, std::size_t to, std::size_t distance) {
+        SplitMatch(to - from, [&](std::size_t nbytes) {
+          ++match_lengths[LengthSymbol(nbytes)];
+          ++distances[DistanceSymbol(distance)];
+        });
+      });
+  while (distances.size() > 1 && distances.back() == 0) distances.pop_back();
+  const bool has_matches = distances.back() != 0;
+  // Lengths are counted, literals sampled: bring both to one scale.
+  const double scale = plan.sample_nbytes == 0 ? 0
+                                               : static_cast<double>(plan.literal_nbytes) /
+                                                     static_cast<double>(plan.sample_nbytes);
+  std::vector<std::uint64_t> frequencies(kEndOfBlock + 1);
+  for (std::size_t s = 0; s < kLiterals; ++s) {
+    frequencies[s] = static_cast<std::uint64_t>(std::lround(plan.sample[s] * scale));
+  }
+  frequencies[kEndOfBlock] = 1;
+  if (has_matches) {
+    frequencies.insert(frequencies.end(), match_lengths.begin(), match_lengths.end());
+  }
+  // A symbol that the sample missed may come, but is not reckoned with.
+  std::vector<std::uint64_t> possible = frequencies;
+  for (std::size_t s = 0; s < kLiterals; ++s) {
+    possible[s] = std::max<std::uint64_t>(possible[s], plan.literal_nbytes != 0);
+  }
+  literals_ = BuildHuffman(possible, kLongestCode);
+  distances_ = BuildHuffman(distances, kLongestCode);
+
+  std::vector<std::uint64_t> counts(kLengthCodeOrder.size());
+  for (const HuffmanCode& c : literals_) ++counts[c.length];
+  for (const HuffmanCode& c : distances_) ++counts[c.length];
+  lengths_ = BuildHuffman(counts, kLongestLengthsCode);
+
+  nbits_ = 3 + 5 + 5 + 4 + 3 * kLengthCodeOrder.size();
+  for (std::size_t s = 0; s < counts.size(); ++s) nbits_ += counts[s] * lengths_[s].length;
+  for (std::size_t s = 0; s < frequencies.size(); ++s) {
+    nbits_ += frequencies[s] * literals_[s].length;
+  }
+  for (std::size_t s = 0; s < kLengthSymbols; ++s) {
+    nbits_ += match_lengths[s] * LengthExtraBits(s);
+  }
+  for (std::size_t s = 0; s < distances.size(); ++s) {
+    nbits_ += distances[s] * (distances_[s].length + DistanceExtraBits(s));
+  }
+}
+
+void BlockCode::WriteHeader(BitWriter* writer) const {
+  writer->Put(0, 1);  // not the last block
+  writer->Put(2, 2);  // dynamic code
+  writer->Put(literals_.size() - 257, 5);
+  writer->Put(distances_.size() - 1, 5);
+  writer->Put(kLengthCodeOrder.size() - 4, 4);
+  for (const std::size_t s : kLengthCodeOrder) writer->Put(lengths_[s].length, 3);
+  const auto put = [&](const HuffmanCode& c) {
+    writer->Put(lengths_[c.length].bits, lengths_[c.length].length);
+  };
+  std::for_each(literals_.begin(), literals_.end(), put);
+  std::for_each(distances_.begin(), distances_.end(), put);
+}
+
+void BlockCode::PutMatch(std::size_t nbytes, std::size_t distance, BitWriter* writer) const {
+  const std::size_t l = LengthSymbol(nbytes);
+  writer->Put(literals_[257 + l].bits, literals_[257 + l].length);
+  writer->Put(nbytes - kLengthBase[l], LengthExtraBits(l));
+  const std::size_t d = DistanceSymbol(distance);
+  writer->Put(distances_[d].bits, distances_[d].length);
+  writer->Put(distance - kDistanceBase[d], DistanceExtraBits(d));
+}
+
+void BlockCode::PutEnd(BitWriter* writer) const {
+  writer->Put(literals_[kEndOfBlock].bits, literals_[kEndOfBlock].length);
+}
+
+std::size_t DynamicBlocksBound(std::size_t raw_nbytes) {
+  constexpr std::size_t kHeaderNbytes = 512;
+  constexpr std::size_t kBlockNbytes = std::size_t{16} << 10;  // no plan has shorter ones
+  return raw_nbytes * kLongestCode / 8 + (raw_nbytes / kBlockNbytes + 1) * kHeaderNbytes;
+}
+
+void BlockWriter::Write(Span chunk, const BlockPlan& plan, const BlockCode& code,
+                        const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer) {
+  static const Kernels& kKernels = ChooseKernels();
+  code.WriteHeader(writer);
+  for (std::size_t s = 0; s < kLiterals; ++s) {
+    table_[s] = std::uint32_t{code.literal(s).bits} << kLengthBits | code.literal(s).length;
+  }
+  const bool use_pairs = plan.literal_nbytes >= kPairsWorthwhile;
+  if (use_pairs) {
+    pair_table_.resize(kLiterals * kLiterals);
+    kKernels.fill(table_, pair_table_.data());
+  }
+  const Emit emit = use_pairs ? kKernels.pairs : kKernels.singles;
+  const std::uint32_t* table = use_pairs ? pair_table_.data() : table_.data();
+  SplitAtRepeats(
+      plan.begin, plan.end, repeats, next, kShortestMatch,
+      [&](std::size_t from, std::size_t to) {
+        const Span literals = {chunk.data + from, to - from};
+        for (std::size_t i = emit(literals, table, writer); i < literals.nbytes; ++i) {
+          const std::uint32_t c = table_[literals.data[i]];
+          writer->Put(c >> kLengthBits, c & kLengthMask);
+        }
+      },
+      [&](std::size_t from, std::size_t to, std::size_t distance) {
+        SplitMatch(to - from, [&](std::size_t n) { code.PutMatch(n, distance, writer); });
+      });
+  code.PutEnd(writer);
+}
+
+std::uint8_t* WriteEmptyBlock(BitWriter* writer) {
+  writer->Put(0, 3);  // stored, not the last
+  writer->Align();
+  writer->Put(0xFFFF0000, 32);  // its length, 0, and that inverted
+  return writer->Align();
+}
+
+std::size_t StoredBlocksBound(std::size_t raw_nbytes) {
+  const std::size_t blocks =
+      std::max<std::size_t>(1, (raw_nbytes + kStoredLimit - 1) / kStoredLimit);
+  return raw_nbytes + 5 * blocks + 1;
+}
+
+std::uint8_t* WriteStoredBlocks(Span raw, BitWriter* writer) {
+  std::size_t at = 0;
+  do {
+    const std::size_t n = std::min(kStoredLimit, raw.nbytes - at);
+    writer->Put(0, 3);  // stored, not the last
+    writer->Align();
+    writer->Put(n | (~n & 0xFFFF) << 16, 32);
+    std::uint8_t* out = writer->Align();
+    if (n != 0) std::memcpy(out, raw.data + at, n);
+    *writer = BitWriter(out + n);
+    at += n;
+  } while (at < raw.nbytes);
+  return writer->Align();
+}
+
+}  // namespace pyckpt::deflate

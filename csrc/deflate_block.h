@@ -1,0 +1,96 @@
+// Deflate blocks for float tensors. Mantissas do not repeat, so all there is to
+// gain lies in the byte frequencies, and in repeats of one element.
+#ifndef PYCKPT_DEFLATE_BLOCK_H_
+#define PYCKPT_DEFLATE_BLOCK_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "bytes.h"
+#include "deflate_plan.h"
+#include "huffman.h"
+#include "repeats.h"
+
+namespace pyckpt::deflate {
+
+// Bits fill each byte from its lowest bit up. Every write stores eight bytes,
+// so the output needs that much room behind its end.
+class BitWriter {
+ public:
+  explicit BitWriter(std::uint8_t* out) : out_(out) {}
+
+  // length <= 57; bits above length are zero.
+  void Put(std::uint64_t bits, unsigned length) {
+    word_ |= bits << used_;
+    used_ += length;
+    StoreLe64(out_, word_);
+    out_ += used_ >> 3;
+    word_ >>= used_ & ~7U;
+    used_ &= 7;
+  }
+
+  bool aligned() const { return used_ == 0; }
+
+  // Fills the last byte with zeros and returns the end.
+  std::uint8_t* Align() {
+    if (used_ != 0) Put(0, 8 - used_);
+    return out_;
+  }
+
+ private:
+  std::uint8_t* out_;
+  std::uint64_t word_ = 0;
+  unsigned used_ = 0;
+};
+
+// Room that the dynamic blocks of a chunk may need, whatever their codes.
+std::size_t DynamicBlocksBound(std::size_t raw_nbytes);
+
+// The code of a dynamic block, for the part of a chunk that a plan says. It comes
+// from the plan's sample: symbols that it missed get codes all the same.
+class BlockCode {
+ public:
+  // next is the first repeat that may reach behind the block's begin.
+  BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, std::size_t next);
+
+  // The size of the block, as the sample foretells it.
+  std::uint64_t nbits() const { return nbits_; }
+
+  void WriteHeader(BitWriter* writer) const;
+  const HuffmanCode& literal(std::size_t byte) const { return literals_[byte]; }
+  void PutMatch(std::size_t nbytes, std::size_t distance, BitWriter* writer) const;
+  void PutEnd(BitWriter* writer) const;
+
+ private:
+  std::vector<HuffmanCode> literals_;   // and end of block, and lengths
+  std::vector<HuffmanCode> distances_;  // one unused if there are no matches
+  std::vector<HuffmanCode> lengths_;    // the code that the lengths of both are written in
+  std::uint64_t nbits_ = 0;
+};
+
+// Writes dynamic blocks; keeps its tables from block to block.
+class BlockWriter {
+ public:
+  // One block, not the last of its stream. *next as in BlockCode; it moves on.
+  void Write(Span chunk, const BlockPlan& plan, const BlockCode& code,
+             const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer);
+
+ private:
+  // Code above, length in the low five bits.
+  std::array<std::uint32_t, 256> table_{};
+  std::vector<std::uint32_t> pair_table_;  // for two bytes at once, low one first
+};
+
+// An empty stored block: what follows starts on a byte. Returns the end.
+std::uint8_t* WriteEmptyBlock(BitWriter* writer);
+
+// Stored blocks, the first of which starts in the writer's last byte: 5 bytes
+// for each 65,535, and one.
+std::size_t StoredBlocksBound(std::size_t raw_nbytes);
+std::uint8_t* WriteStoredBlocks(Span raw, BitWriter* writer);
+
+}  // namespace pyckpt::deflate
+
+#endif  // PYCKPT_DEFLATE_BLOCK_H_

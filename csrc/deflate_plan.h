@@ -1,0 +1,38 @@
+// Where deflate blocks begin and end in a chunk, and of which kind each is.
+#ifndef PYCKPT_DEFLATE_PLAN_H_
+#define PYCKPT_DEFLATE_PLAN_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "bytes.h"
+#include "repeats.h"
+
+namespace pyckpt::deflate {
+
+using Histogram = std::array<std::uint32_t, 256>;
+
+enum class BlockKind {
+  kStored,    // noise: nothing to gain
+  kLiterals,  // literals with a Huffman code of their own, and repeats
+  kMatches,   // a match finder's work
+};
+
+struct BlockPlan {
+  std::size_t begin;
+  std::size_t end;
+  BlockKind kind;
+  Histogram sample;  // of the bytes outside repeats, which sample_nbytes were looked at
+  std::size_t sample_nbytes;
+  std::size_t literal_nbytes;  // all bytes outside repeats
+};
+
+// The blocks of a chunk, in order and without gaps. Neighbouring stretches of
+// the same kind are one block where a joint code costs no more than two.
+std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats);
+
+}  // namespace pyckpt::deflate
+
+#endif  // PYCKPT_DEFLATE_PLAN_H_
