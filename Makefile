@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 BUILD_PACKAGES := g++ zlib1g-dev libbz2-dev liblzma-dev libdeflate-dev
 TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
-CHECK_PACKAGES := clang-format
+CHECK_PACKAGES := clang-format clang-tidy
 
 .PHONY: help demo test check bench clean
 
@@ -24,6 +24,9 @@ check: .venv/installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	clang-format --dry-run -Werror csrc/*.h csrc/*.cc
+	printf '%s\n' csrc/*.cc | xargs -P $$(nproc) -n 1 clang-tidy --quiet \
+	    -p $$(dirname build/*/compile_commands.json | tail -n 1) \
+	    --extra-arg=-Wno-ignored-optimization-argument
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.save
