@@ -21,7 +21,15 @@ from torch import nn
 
 from pyckpt import State
 
-__all__ = ["STATES", "CharacterModel", "StateKind", "library_text", "tensors_of", "train"]
+__all__ = [
+    "CODEC_STATES",
+    "STATES",
+    "CharacterModel",
+    "StateKind",
+    "library_text",
+    "tensors_of",
+    "train",
+]
 
 _BLOCKS = 8
 _HEADS = 4
@@ -144,7 +152,35 @@ def _half_weights(nbytes: int) -> dict[str, Any]:
     return State(model.to(torch.bfloat16)).state_dict()
 
 
+def _moments(nbytes: int) -> dict[str, Any]:
+    """The two moments of AdamW alone, after real steps."""
+    _, optimizer = _trained(nbytes // 8, steps=12, batch=2)
+    moments = optimizer.state_dict()["state"].values()
+    return {name: [m[name] for m in moments] for name in ("exp_avg", "exp_avg_sq")}
+
+
+def _noise(nbytes: int) -> dict[str, Any]:
+    """Normal noise in float32, as fresh weights are, of four scales."""
+    generator = torch.Generator().manual_seed(0)
+    scales = (1.0, 0.02, 1e-3, 30.0)
+    count = nbytes // 4 // len(scales)
+    return {f"{scale:g}": scale * torch.randn(count, generator=generator) for scale in scales}
+
+
+def _half_noise(nbytes: int) -> dict[str, Any]:
+    """The same in bfloat16."""
+    noise = _noise(2 * nbytes)
+    return {name: tensor.to(torch.bfloat16) for name, tensor in noise.items()}
+
+
 STATES = (
     StateKind("fp32 weights and AdamW moments", _weights_and_moments),
     StateKind("bf16 weights", _half_weights),
+)
+
+CODEC_STATES = (
+    StateKind("fp32 noise", _noise),
+    StateKind("bf16 noise", _half_noise),
+    StateKind("AdamW moments", _moments),
+    StateKind("trained state", _weights_and_moments),
 )
