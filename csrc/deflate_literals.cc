@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 
+#include "cpu.h"
+
 namespace pyckpt::deflate {
 namespace {
 
@@ -92,7 +94,7 @@ using EmitFunction = std::size_t (*)(Span, const EmitTable&, BitWriter*);
 
 EmitFunction ChooseEmit() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("bmi2") != 0) return EmitBmi2;
+  if (UseBmi2()) return EmitBmi2;
 #endif
   return EmitPortable;
 }

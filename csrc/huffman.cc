@@ -15,7 +15,7 @@ constexpr int kLongest = 15;
 // last level takes, in each level before, the lightest that those packages hold;
 // a leaf's code is as long as the number of levels that it is taken from.
 void SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<int>& leaves,
-                int max_length, std::vector<HuffmanCode>* codes) {
+                int max_length, std::vector<std::uint8_t>* lengths) {
   const std::size_t n = leaves.size();
   struct Node {
     std::uint64_t weight;
@@ -46,7 +46,7 @@ void SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector
     std::size_t taken_leaves = 0;
     for (std::size_t i = 0; i < taken; ++i) taken_leaves += levels[l][i].is_leaf ? 1 : 0;
     for (std::size_t i = 0; i < taken_leaves; ++i) {
-      ++(*codes)[static_cast<std::size_t>(leaves[i])].length;
+      ++(*lengths)[static_cast<std::size_t>(leaves[i])];
     }
     taken = 2 * (taken - taken_leaves);
   }
@@ -75,9 +75,9 @@ void SetBits(std::vector<HuffmanCode>* codes) {
 
 }  // namespace
 
-std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
-                                      int max_length) {
-  std::vector<HuffmanCode> codes(frequencies.size());
+std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
+                                              int max_length) {
+  std::vector<std::uint8_t> lengths(frequencies.size());
   std::vector<int> leaves;
   for (std::size_t s = 0; s < frequencies.size(); ++s) {
     if (frequencies[s] != 0) leaves.push_back(static_cast<int>(s));
@@ -85,8 +85,16 @@ std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequenc
   std::stable_sort(leaves.begin(), leaves.end(), [&](int a, int b) {
     return frequencies[static_cast<std::size_t>(a)] < frequencies[static_cast<std::size_t>(b)];
   });
-  if (leaves.size() == 1) codes[static_cast<std::size_t>(leaves[0])].length = 1;
-  if (leaves.size() > 1) SetLengths(frequencies, leaves, max_length, &codes);
+  if (leaves.size() == 1) lengths[static_cast<std::size_t>(leaves[0])] = 1;
+  if (leaves.size() > 1) SetLengths(frequencies, leaves, max_length, &lengths);
+  return lengths;
+}
+
+std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
+                                      int max_length) {
+  const std::vector<std::uint8_t> lengths = BuildHuffmanLengths(frequencies, max_length);
+  std::vector<HuffmanCode> codes(lengths.size());
+  for (std::size_t s = 0; s < codes.size(); ++s) codes[s].length = lengths[s];
   SetBits(&codes);
   return codes;
 }
