@@ -52,24 +52,50 @@ void GuessLengths(const RankedBlock& block, GroupCodes* codes) {
   }
 }
 
-// Gives each group to its cheapest table and counts what each table gets.
+// Which table writes the symbols in the fewest bits.
+[[gnu::always_inline]] inline std::uint8_t Cheapest(const std::uint16_t* symbols, std::size_t n,
+                                                    const std::array<Costs, kMostSymbols>& costs) {
+  Costs even{};
+  Costs odd{};
+  std::size_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    even += costs[symbols[i]];
+    odd += costs[symbols[i + 1]];
+  }
+  if (i < n) even += costs[symbols[i]];
+  // The table's number below its cost: the smallest of these words names it.
+  const Costs sum = even + odd;
+  std::uint32_t best = std::uint32_t{sum[0]} << 16;
+  for (std::uint32_t t = 1; t < kMostTables; ++t) {
+    best = std::min(best, std::uint32_t{sum[t]} << 16 | t);
+  }
+  return static_cast<std::uint8_t>(best);
+}
+
+// Gives each group to its cheapest table and keeps count of what each table has.
 void Select(const RankedBlock& block, GroupCodes* codes, std::array<Counts, kMostTables>* counts) {
+  constexpr std::uint16_t kNoTable = 1000;
   std::array<Costs, kMostSymbols> costs{};
   for (std::size_t s = 0; s < block.alphabet; ++s) {
-    for (std::size_t t = 0; t < codes->tables; ++t) costs[s][t] = codes->lengths[t][s];
+    for (std::size_t t = 0; t < kMostTables; ++t) {
+      costs[s][t] = t < codes->tables ? codes->lengths[t][s] : kNoTable;
+    }
   }
-  for (Counts& c : *counts) c.fill(0);
-  codes->selectors.clear();
-  for (std::size_t begin = 0; begin < block.count; begin += kGroup) {
-    const std::uint16_t* symbols = block.symbols.data() + begin;
-    const std::size_t n = std::min(kGroup, block.count - begin);
-    Costs sum{};
-    for (std::size_t i = 0; i < n; ++i) sum += costs[symbols[i]];
-    std::size_t best = 0;
-    for (std::size_t t = 1; t < codes->tables; ++t) best = sum[t] < sum[best] ? t : best;
-    codes->selectors.push_back(static_cast<std::uint8_t>(best));
-    Counts& count = (*counts)[best];
-    for (std::size_t i = 0; i < n; ++i) ++count[symbols[i]];
+  const std::size_t groups = (block.count + kGroup - 1) / kGroup;
+  const bool first = codes->selectors.empty();
+  codes->selectors.resize(groups);
+  for (std::size_t group = 0; group < groups; ++group) {
+    const std::uint16_t* symbols = block.symbols.data() + group * kGroup;
+    const std::size_t n = std::min(kGroup, block.count - group * kGroup);
+    const std::uint8_t best =
+        n == kGroup ? Cheapest(symbols, kGroup, costs) : Cheapest(symbols, n, costs);
+    std::uint8_t& selector = codes->selectors[group];
+    if (!first && selector == best) continue;
+    for (std::size_t i = 0; i < n; ++i) ++(*counts)[best][symbols[i]];
+    if (!first) {
+      for (std::size_t i = 0; i < n; ++i) --(*counts)[selector][symbols[i]];
+    }
+    selector = best;
   }
 }
 
@@ -94,7 +120,8 @@ void Fit(const std::array<Counts, kMostTables>& counts, std::size_t alphabet, Gr
 void ChooseCodes(const RankedBlock& block, GroupCodes* out) {
   out->tables = ChooseTables(block.count);
   GuessLengths(block, out);
-  std::array<Counts, kMostTables> counts;
+  out->selectors.clear();
+  std::array<Counts, kMostTables> counts{};
   for (int round = 0; round < kRounds; ++round) {
     Select(block, out, &counts);
     Fit(counts, block.alphabet, out);

@@ -19,10 +19,15 @@ using Lane32 = std::int8_t __attribute__((vector_size(32)));
 // Each byte's place in the list.
 using Places = std::array<std::uint8_t, kBytes>;
 
+// Where a byte stands once the one at from_place has moved to the front.
+std::int8_t PlaceAfter(std::int8_t place, std::int8_t from_place) {
+  return static_cast<std::int8_t>(place + (place < from_place ? 1 : 0));
+}
+
 // Replaces each byte by its rank. What stood before it in the list moves one
 // place back: all 256 places are compared at once, for in noise the rank is large
 // and cannot be foretold. The places are kept in registers and, to look them up,
-// in memory.
+// in memory; bytes come in pairs, because a look-up has to wait for the memory.
 template <typename Lane>
 [[gnu::always_inline]] inline void RankLoop(std::uint8_t* bytes, std::size_t nbytes,
                                             const Places& initial) {
@@ -32,15 +37,23 @@ template <typename Lane>
   std::array<Lane, kLanes> lanes = places;
   const auto* place_of = reinterpret_cast<const std::uint8_t*>(places.data());
   const Lane front = Lane{} + kFront;
-  for (std::size_t i = 0; i < nbytes; ++i) {
-    const auto place = static_cast<std::int8_t>(place_of[bytes[i]]);
-    bytes[i] = static_cast<std::uint8_t>(place - kFront);
-    if (place == kFront) continue;
+  for (std::size_t i = 0; i < nbytes; i += 2) {
+    const bool has_second = i + 1 < nbytes;
+    const std::uint8_t a = bytes[i];
+    const std::uint8_t b = has_second ? bytes[i + 1] : a;
+    const auto place_a = static_cast<std::int8_t>(place_of[a]);
+    const auto old_place_b = static_cast<std::int8_t>(place_of[b]);
+    const std::int8_t place_b = a == b ? kFront : PlaceAfter(old_place_b, place_a);
+    bytes[i] = static_cast<std::uint8_t>(place_a - kFront);
+    if (has_second) bytes[i + 1] = static_cast<std::uint8_t>(place_b - kFront);
+    if (place_a == kFront && place_b == kFront) continue;
 #pragma GCC unroll 16
     for (std::size_t l = 0; l < kLanes; ++l) {
-      const Lane moved = lanes[l] - (lanes[l] < place);
-      lanes[l] = lanes[l] == place ? front : moved;
-      places[l] = lanes[l];
+      Lane lane = lanes[l];
+      lane = lane == place_a ? front : lane - (lane < place_a);
+      lane = lane == place_b ? front : lane - (lane < place_b);
+      lanes[l] = lane;
+      places[l] = lane;
     }
   }
 }

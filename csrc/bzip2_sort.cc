@@ -10,11 +10,20 @@ namespace pyckpt::bzip2 {
 namespace {
 
 constexpr std::size_t kSymbols = 256;
-constexpr int kIndexBits = 24;
+
+// A key, from its highest bit: the bytes of the rotation that are to be compared
+// next, the byte before the rotation, where it starts.
+constexpr int kIndexBits = 20;
+constexpr int kBeforeBits = 8;
+constexpr int kComparedBits = 64 - kBeforeBits - kIndexBits;
 constexpr std::uint64_t kIndexMask = (std::uint64_t{1} << kIndexBits) - 1;
-constexpr std::size_t kKeyNbytes = 5;
+constexpr std::uint64_t kRowMask = (std::uint64_t{1} << (kBeforeBits + kIndexBits)) - 1;
+constexpr std::size_t kComparedNbytes = kComparedBits / 8;
+// Radix takes a byte at a time; the last overlaps the one before it.
 constexpr int kFirstShift = 56;
-constexpr int kLastShift = kIndexBits;
+constexpr int kLastShift = kBeforeBits + kIndexBits;
+static_assert(BlockSorter::kMostNbytes <= kIndexMask + 1, "an index does not fit");
+
 // Up to so many keys, insertion beats another pass of radix.
 constexpr std::size_t kFew = 40;
 // What the block is padded with: a key is cut from a word of eight bytes.
@@ -96,14 +105,16 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
   if (spare_.size() < largest) spare_.resize(largest);
   for (std::size_t i = 0; i < nbytes_; ++i) {
     const std::uint64_t word = LoadBigEndian(block_ + i);
-    keys_[next[word >> kFirstShift]++] = (word << 8 & ~kIndexMask) | i;
+    const std::uint64_t before = block_[static_cast<std::ptrdiff_t>(i) - 1];
+    keys_[next[word >> kFirstShift]++] = (word << 8 & ~kRowMask) | before << kIndexBits | i;
   }
   out_ = out;
   out_begin_ = out;
-  budget_ = nbytes_ / kFirstShare;
+  extended_ = 0;
   std::size_t start = 0;
   for (const std::size_t end : next) {
-    if (!SortKeys(keys_.data() + start, spare_.data(), end - start, kFirstShift, 1 + kKeyNbytes)) {
+    if (!SortKeys(keys_.data() + start, spare_.data(), end - start, kFirstShift,
+                  1 + kComparedNbytes)) {
       return false;
     }
     start = end;
@@ -127,44 +138,49 @@ bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int shift, std:
     count = sum - count;
   }
   for (std::size_t i = 0; i < n; ++i) spare[next[keys[i] >> shift & 0xFF]++] = keys[i];
+  const int next_shift = shift == kLastShift ? 0 : std::max(shift - 8, kLastShift);
   std::size_t start = 0;
   for (const std::size_t end : next) {
     if (start == end) continue;
-    if (!SortKeys(spare + start, keys + start, end - start, shift - 8, depth)) return false;
+    if (!SortKeys(spare + start, keys + start, end - start, next_shift, depth)) return false;
     start = end;
   }
   return true;
 }
 
-// Writes the bytes before sorted rotations. Those with equal keys are sorted by
-// the bytes that follow.
+// Writes the bytes before sorted rotations. Those whose keys do not tell them
+// apart are sorted by the bytes that follow.
 bool BlockSorter::Emit(Key* keys, Key* spare, std::size_t n, std::size_t depth) {
+  std::uint8_t* out = out_;
   for (std::size_t i = 0; i < n;) {
-    std::size_t end = i + 1;
-    while (end < n && (keys[end] ^ keys[i]) <= kIndexMask) ++end;
-    if (end - i > 1) {
+    if (i + 1 < n && (keys[i] ^ keys[i + 1]) <= kRowMask) {
+      std::size_t end = i + 2;
+      while (end < n && (keys[i] ^ keys[end]) <= kRowMask) ++end;
+      out_ = out;
       if (!SortDeeper(keys + i, spare + i, end - i, depth)) return false;
-    } else {
-      const std::uint64_t index = keys[i] & kIndexMask;
-      if (index == 0) origin_ = static_cast<std::uint32_t>(out_ - out_begin_);
-      *out_++ = block_[static_cast<std::ptrdiff_t>(index) - 1];
-      budget_ += kExtensions;
+      out = out_;
+      i = end;
+      continue;
     }
-    i = end;
+    if ((keys[i] & kIndexMask) == 0) origin_ = static_cast<std::uint32_t>(out - out_begin_);
+    *out++ = static_cast<std::uint8_t>(keys[i] >> kIndexBits);
+    ++i;
   }
+  out_ = out;
   return true;
 }
 
 bool BlockSorter::SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t depth) {
-  if (n > budget_ || depth > kDeepest) return false;
-  budget_ -= n;
+  extended_ += n;
+  const auto rows = static_cast<std::size_t>(out_ - out_begin_);
+  if (extended_ > nbytes_ / kFirstShare + kExtensions * rows || depth > kDeepest) return false;
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint64_t index = keys[i] & kIndexMask;
     std::size_t at = index + depth;
     while (at >= nbytes_) at -= nbytes_;
-    keys[i] = (LoadBigEndian(block_ + at) & ~kIndexMask) | index;
+    keys[i] = (LoadBigEndian(block_ + at) & ~kRowMask) | (keys[i] & kRowMask);
   }
-  return SortKeys(keys, spare, n, kFirstShift, depth + kKeyNbytes);
+  return SortKeys(keys, spare, n, kFirstShift, depth + kComparedNbytes);
 }
 
 // A suffix array sorts rotations when the text starts at its smallest rotation

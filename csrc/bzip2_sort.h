@@ -19,15 +19,14 @@ namespace pyckpt::bzip2 {
 
 class BlockSorter {
  public:
-  // 2^24 rotations at most; bzip2 allows 900,000.
-  static constexpr std::size_t kMostNbytes = std::size_t{1} << 24;
+  static constexpr std::size_t kMostNbytes = 900'000;  // the format's own limit
 
   // Writes the transform of block, which is as long and not empty, to out, and
   // returns which of the sorted rotations is the block itself. out may be block.
   std::uint32_t Sort(Span block, std::uint8_t* out);
 
  private:
-  // A rotation that waits to be sorted: five bytes of it, then where it starts.
+  // A rotation that waits for its place.
   using Key = std::uint64_t;
 
   bool SortByRadix(std::uint8_t* out);
@@ -45,7 +44,7 @@ class BlockSorter {
   std::uint8_t* out_ = nullptr;  // the next byte of the transform
   std::uint8_t* out_begin_ = nullptr;
   std::uint32_t origin_ = 0;
-  std::size_t budget_ = 0;  // keys that may still be extended
+  std::size_t extended_ = 0;  // keys that had to be, counted each time
 };
 
 }  // namespace pyckpt::bzip2

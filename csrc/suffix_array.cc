@@ -41,6 +41,10 @@ class Sorter {
   }
 
  private:
+  // Entries lead all over the text: it is fetched before they are reached.
+  static constexpr std::int32_t kAhead = 16;
+  void Prefetch(std::int32_t entry) const { __builtin_prefetch(text_ + (entry < 0 ? 0 : entry)); }
+
   void ToBucketStarts() {
     std::int32_t sum = 0;
     for (std::size_t c = 0; c < counts_.size(); ++c) {
@@ -96,12 +100,14 @@ class Sorter {
     ToBucketStarts();
     InsertL(n_ - 1);
     for (std::int32_t i = 0; i < n_; ++i) {
+      if (i + kAhead < n_) Prefetch(out_[i + kAhead]);
       const std::int32_t at = out_[i];
       out_[i] = at < 0 ? ~at : 0;
       if (at > 0) InsertL(at - 1);
     }
     ToBucketEnds();
     for (std::int32_t i = n_ - 1; i >= 0; --i) {
+      if (i >= kAhead) Prefetch(out_[i - kAhead]);
       const std::int32_t at = out_[i];
       if (at <= 0) continue;
       out_[i] = 0;
@@ -114,12 +120,14 @@ class Sorter {
     ToBucketStarts();
     InsertL(n_ - 1);
     for (std::int32_t i = 0; i < n_; ++i) {
+      if (i + kAhead < n_) Prefetch(out_[i + kAhead]);
       const std::int32_t at = out_[i];
       out_[i] = ~at;
       if (at > 0) InsertL(at - 1);
     }
     ToBucketEnds();
     for (std::int32_t i = n_ - 1; i >= 0; --i) {
+      if (i >= kAhead) Prefetch(out_[i - kAhead]);
       const std::int32_t at = out_[i];
       if (at > 0) {
         InsertS(at - 1);
