@@ -34,7 +34,7 @@ std::size_t FindRun(Span raw, std::size_t from, std::size_t to) {
 std::size_t RunLength(Span raw, std::size_t at) {
   const std::size_t most = std::min(kLongestRun, raw.nbytes - at);
   const std::uint8_t* p = raw.data + at;
-  const std::uint64_t equal = 0x0101010101010101 * p[0];
+  const std::uint64_t equal = std::uint64_t{0x0101010101010101} * p[0];
   std::size_t run = 0;
   for (; run + sizeof equal <= most; run += sizeof equal) {
     std::uint64_t word = 0;

@@ -35,6 +35,9 @@ constexpr std::size_t kPadding = 8;
 constexpr std::size_t kExtensions = 2;
 constexpr std::size_t kFirstShare = 16;
 constexpr std::size_t kDeepest = 256;
+// A byte that makes up more of the block than this is not noise. It also bounds
+// the memory for sorting the rotations that begin with it.
+constexpr std::size_t kMostOfOnePercent = 60;
 
 std::uint64_t LoadBigEndian(const std::uint8_t* p) {
   std::uint64_t word = 0;
@@ -101,6 +104,7 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
     sum += n;
     n = sum - n;
   }
+  if (largest * 100 > nbytes_ * kMostOfOnePercent) return false;
   if (keys_.size() < nbytes_) keys_.resize(nbytes_);
   if (spare_.size() < largest) spare_.resize(largest);
   for (std::size_t i = 0; i < nbytes_; ++i) {

@@ -5,8 +5,9 @@
 // by radix. A block in which too many do not differ soon goes to a suffix
 // array, so no input takes more than linear time.
 //
-// Memory for a block of n bytes: 2n, and 8n to 16n by radix (16n when all bytes
-// are alike), 4n to 12n by suffix array; the former are kept from block to block.
+// Memory for a block of n bytes: n; 8n for the radix sort, and 8 for each
+// occurrence of the commonest byte, at most 4.8n; 5n for the suffix array, and up
+// to 8n more while it is built.
 #ifndef PYCKPT_BZIP2_SORT_H_
 #define PYCKPT_BZIP2_SORT_H_
 
