@@ -1,6 +1,6 @@
-// bzip2: one stream whose blocks are made in parallel by libbz2 and joined bit
-// by bit. A block knows nothing of its neighbours; the stream adds a header, an
-// end mark and a checksum folded from those of the blocks.
+// bzip2: one stream whose blocks are made in parallel and joined bit by bit. A
+// block knows nothing of its neighbours; the stream adds a header, an end mark
+// and a checksum folded from those of the blocks.
 #ifndef PYCKPT_CODEC_BZIP2_H_
 #define PYCKPT_CODEC_BZIP2_H_
 

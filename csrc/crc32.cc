@@ -3,9 +3,38 @@
 #include <libdeflate.h>
 #include <zlib.h>
 
+#include <algorithm>
+#include <array>
+
 namespace pyckpt {
+namespace {
+
+std::uint8_t ReverseBits(std::uint8_t byte) {
+  byte = static_cast<std::uint8_t>((byte & 0x0F) << 4 | byte >> 4);
+  byte = static_cast<std::uint8_t>((byte & 0x33) << 2 | (byte >> 2 & 0x33));
+  return static_cast<std::uint8_t>((byte & 0x55) << 1 | (byte >> 1 & 0x55));
+}
+
+}  // namespace
 
 std::uint32_t Crc32(Span bytes) { return libdeflate_crc32(0, bytes.data, bytes.nbytes); }
+
+std::uint32_t Crc32MsbFirst(Span bytes) {
+  // Reversing bits takes vectors of bytes, and libdeflate does the rest.
+  std::array<std::uint8_t, 4096> reversed;
+  std::uint32_t crc = 0;
+  for (std::size_t at = 0; at < bytes.nbytes;) {
+    const std::size_t n = std::min(reversed.size(), bytes.nbytes - at);
+    std::transform(bytes.data + at, bytes.data + at + n, reversed.begin(), ReverseBits);
+    crc = libdeflate_crc32(crc, reversed.data(), n);
+    at += n;
+  }
+  std::uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    out = out << 8 | ReverseBits(static_cast<std::uint8_t>(crc >> (8 * i)));
+  }
+  return out;
+}
 
 std::uint32_t Crc32Combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64_t nbytes_b) {
   return static_cast<std::uint32_t>(crc32_combine(crc_a, crc_b, static_cast<z_off_t>(nbytes_b)));

@@ -1,4 +1,5 @@
-// CRC-32 as zip and gzip use it (polynomial 0xEDB88320, RFC 1952 section 8).
+// CRC-32 as zip and gzip use it (polynomial 0xEDB88320, RFC 1952 section 8), and
+// as bzip2 does.
 #ifndef PYCKPT_CRC32_H_
 #define PYCKPT_CRC32_H_
 
@@ -11,7 +12,11 @@ namespace pyckpt {
 // The checksum of bytes alone. Thread-safe; picks the CPU's kernel at run time.
 std::uint32_t Crc32(Span bytes);
 
-// The checksum of A followed by B, from crc(A), crc(B) and the length of B.
+// The same polynomial over bits in the other order, the highest of each byte
+// first: bzip2's checksum. Thread-safe.
+std::uint32_t Crc32MsbFirst(Span bytes);
+
+// The checksum of A followed by B, from Crc32(A), Crc32(B) and the length of B.
 std::uint32_t Crc32Combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64_t nbytes_b);
 
 }  // namespace pyckpt

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu.h"
 namespace pyckpt::deflate {
 namespace {
 
@@ -163,7 +164,7 @@ constexpr Kernels kAvx2 = {EmitBmi2, EmitPairsBmi2, FillPairsAvx2};
 
 const Kernels& ChooseKernels() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("bmi2") != 0 && __builtin_cpu_supports("avx2") != 0) return kAvx2;
+  if (UseBmi2() && UseAvx2()) return kAvx2;
 #endif
   return kPortable;
 }

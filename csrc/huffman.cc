@@ -14,7 +14,7 @@ constexpr int kLongest = 15;
 // come sorted and so do the joints, so the lightest is at the head of either.
 // Returns the longest length.
 int SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<int>& leaves,
-               std::vector<HuffmanCode>* codes) {
+               std::vector<std::uint8_t>* lengths) {
   const std::size_t n = leaves.size();
   std::vector<std::uint64_t> weights(2 * n - 1);
   std::vector<std::size_t> parents(2 * n - 1);
@@ -34,7 +34,7 @@ int SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<
   std::vector<int> depths(2 * n - 1);
   for (std::size_t i = depths.size() - 1; i-- > 0;) depths[i] = depths[parents[i]] + 1;
   for (std::size_t i = 0; i < n; ++i) {
-    (*codes)[static_cast<std::size_t>(leaves[i])].length = static_cast<std::uint16_t>(depths[i]);
+    (*lengths)[static_cast<std::size_t>(leaves[i])] = static_cast<std::uint8_t>(depths[i]);
   }
   return depths.front();  // the rarest leaf's
 }
@@ -45,7 +45,7 @@ int SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<
 // long as the number of levels that it is taken from.
 void SetLimitedLengths(const std::vector<std::uint64_t>& frequencies,
                        const std::vector<int>& leaves, int max_length,
-                       std::vector<HuffmanCode>* codes) {
+                       std::vector<std::uint8_t>* lengths) {
   const std::size_t n = leaves.size();
   struct Node {
     std::uint64_t weight;
@@ -71,13 +71,13 @@ void SetLimitedLengths(const std::vector<std::uint64_t>& frequencies,
       }
     }
   }
-  for (const int leaf : leaves) (*codes)[static_cast<std::size_t>(leaf)].length = 0;
+  for (const int leaf : leaves) (*lengths)[static_cast<std::size_t>(leaf)] = 0;
   std::size_t taken = 2 * n - 2;
   for (std::size_t l = levels.size(); l-- > 0;) {
     std::size_t taken_leaves = 0;
     for (std::size_t i = 0; i < taken; ++i) taken_leaves += levels[l][i].is_leaf ? 1 : 0;
     for (std::size_t i = 0; i < taken_leaves; ++i) {
-      ++(*codes)[static_cast<std::size_t>(leaves[i])].length;
+      ++(*lengths)[static_cast<std::size_t>(leaves[i])];
     }
     taken = 2 * (taken - taken_leaves);
   }
@@ -106,9 +106,9 @@ void SetBits(std::vector<HuffmanCode>* codes) {
 
 }  // namespace
 
-std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
-                                      int max_length) {
-  std::vector<HuffmanCode> codes(frequencies.size());
+std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
+                                              int max_length) {
+  std::vector<std::uint8_t> lengths(frequencies.size());
   std::vector<int> leaves;
   for (std::size_t s = 0; s < frequencies.size(); ++s) {
     if (frequencies[s] != 0) leaves.push_back(static_cast<int>(s));
@@ -116,10 +116,18 @@ std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequenc
   std::stable_sort(leaves.begin(), leaves.end(), [&](int a, int b) {
     return frequencies[static_cast<std::size_t>(a)] < frequencies[static_cast<std::size_t>(b)];
   });
-  if (leaves.size() == 1) codes[static_cast<std::size_t>(leaves[0])].length = 1;
-  if (leaves.size() > 1 && SetLengths(frequencies, leaves, &codes) > max_length) {
-    SetLimitedLengths(frequencies, leaves, max_length, &codes);
+  if (leaves.size() == 1) lengths[static_cast<std::size_t>(leaves[0])] = 1;
+  if (leaves.size() > 1 && SetLengths(frequencies, leaves, &lengths) > max_length) {
+    SetLimitedLengths(frequencies, leaves, max_length, &lengths);
   }
+  return lengths;
+}
+
+std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
+                                      int max_length) {
+  const std::vector<std::uint8_t> lengths = BuildHuffmanLengths(frequencies, max_length);
+  std::vector<HuffmanCode> codes(lengths.size());
+  for (std::size_t s = 0; s < codes.size(); ++s) codes[s].length = lengths[s];
   SetBits(&codes);
   return codes;
 }

@@ -1,5 +1,5 @@
-// Canonical, length-limited Huffman codes as deflate packs them (RFC 1951,
-// section 3.2.2).
+// Length-limited Huffman codes: their lengths, and canonical codes as deflate
+// packs them (RFC 1951, section 3.2.2).
 #ifndef PYCKPT_HUFFMAN_H_
 #define PYCKPT_HUFFMAN_H_
 
@@ -14,10 +14,14 @@ struct HuffmanCode {
   std::uint16_t length = 0;  // 0: the symbol does not occur
 };
 
-// The shortest code for these frequencies in which no length exceeds
+// The lengths of the shortest code for these frequencies in which none exceeds
 // max_length (where that matters, package-merge: Larmore and Hirschberg, 1990). Symbols of
-// frequency 0 get no code; a single symbol gets one of length 1. At most
-// 2^max_length symbols may occur.
+// frequency 0 get no code, length 0; a single symbol gets one of length 1. At
+// most 2^max_length symbols may occur.
+std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
+                                              int max_length);
+
+// The same with the codes; max_length is at most 15.
 std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
                                       int max_length);
 
