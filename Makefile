@@ -8,10 +8,10 @@ BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev
 TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
 CHECK_PACKAGES := clang-format clang-tidy
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-asan test-tsan check bench clean
 
 help:
-	@echo "make demo | test | check | bench | clean"
+	@echo "make demo | test | test-asan | test-tsan | check | bench | clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
@@ -27,6 +27,26 @@ check: .venv/installed-check
 	printf '%s\n' csrc/*.cc | xargs -P $$(nproc) -n 1 clang-tidy --quiet \
 	    -p $$(dirname build/*/compile_commands.json | tail -n 1) \
 	    --extra-arg=-Wno-ignored-optimization-argument
+
+# The core with sanitizers in it, under the tests that work it hardest; the next target
+# builds the ordinary one again.
+SANITIZED_TESTS := tests/test_serialization.py tests/test_bzip2.py
+sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done)
+
+test-asan:
+	rm -f .venv/installed
+	$(MAKE) .venv/installed-test SANITIZE=address,undefined
+	rm .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" LD_PRELOAD="$(call sanitizer,asan ubsan stdc++)" \
+	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest $(SANITIZED_TESTS)
+
+test-tsan:
+	rm -f .venv/installed
+	$(MAKE) .venv/installed-test SANITIZE=thread
+	rm .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" LD_PRELOAD="$(call sanitizer,tsan stdc++)" OMP_NUM_THREADS=1 \
+	    TSAN_OPTIONS="suppressions=$(CURDIR)/tests/thread-sanitizer.supp halt_on_error=1" \
+	    setarch -R $(BIN)/python -m pytest $(SANITIZED_TESTS)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.save
@@ -48,7 +68,8 @@ clean:
 
 .venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e . \
-	    --config-settings=cmake.define.PYCKPT_WERROR=ON
+	    --config-settings=cmake.define.PYCKPT_WERROR=ON \
+	    --config-settings=cmake.define.PYCKPT_SANITIZE=$(SANITIZE)
 	touch $@
 
 .venv/installed-test: .venv/installed tests/requirements-composer.txt
