@@ -7,13 +7,14 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -256,21 +257,45 @@ def load(
         pickle.UnpicklingError: ``weights_only`` forbids something in the file.
     """
     path = Path(path)
-    with _as_corrupt(path), _torch_file(path, member) as file:
-        _check_records(file)
-        with _allowed_types(weights_only):
+    with ExitStack() as stack:
+        with _as_corrupt(path, _BROKEN):
+            file = stack.enter_context(_torch_file(path, member))
+            _check_records(file)
+        # By now the records are whole: what is wrong with them is not damage.
+        with _as_corrupt(path, ()), _allowed_types(weights_only):
             return torch.load(file, map_location=map_location, weights_only=weights_only)
 
 
+# What tarfile, zipfile and the decoders raise over broken contents.
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+
+
 @contextmanager
-def _as_corrupt(path: Path) -> Iterator[None]:
+def _as_corrupt(path: Path, broken: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turns what readers raise over broken contents into CorruptArchiveError."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+    except CorruptArchiveError:
+        raise
+    except broken as error:
         cause: Exception = error
     except OSError as error:
         if error.errno is not None:  # the system's; the decoders' have no number
+            raise
+        cause = error
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):  # torch's zip reader
             raise
         cause = error
     else:
@@ -293,12 +318,26 @@ def _torch_file(path: Path, member: str) -> Iterator[IO[bytes]]:
         if source is None:
             raise CorruptArchiveError(f"{path} has no member {member!r}", path=str(path))
         if _is_plain_tar(path):
+            _require_torch_file(source, member, path)
             yield source
             return
         with tempfile.TemporaryFile() as copy:
             shutil.copyfileobj(source, copy, _COPY_NBYTES)
-            copy.seek(0)
+            _read_to_end(tar)
+            _require_torch_file(copy, member, path)
             yield copy
+
+
+def _require_torch_file(file: IO[bytes], member: str, path: Path) -> None:
+    if not _is_torch_file(file):
+        raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
+
+
+def _read_to_end(tar: tarfile.TarFile) -> None:
+    """Makes the decompressor compare its checksum, which stands behind everything."""
+    assert tar.fileobj is not None
+    while tar.fileobj.read(_COPY_NBYTES):
+        pass
 
 
 def _is_torch_file(file: IO[bytes]) -> bool:
