@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 BUILD_PACKAGES := g++ zlib1g-dev libbz2-dev liblzma-dev libdeflate-dev
-TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
+TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal libaio-dev
 CHECK_PACKAGES := clang-format
 
 .PHONY: help demo test check bench clean
