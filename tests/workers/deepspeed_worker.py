@@ -1,6 +1,7 @@
 """One rank of a real DeepSpeed run: ``save`` trains, saves and trains on; ``resume`` loads what
 was saved and trains on from there; ``fail...`` saves under conditions in which it cannot work.
-Every rank reports paths, error and the losses after the save to OUT/MODE-RANK.json. With ``nvme`` the optimizer lies in files, and DeepSpeed saves as well.
+Every rank reports paths, error and the losses after the save to OUT/MODE-RANK.json. With ``nvme``
+the optimizer lies in files, and DeepSpeed saves as well.
 
 Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe | nvme]
 """
