@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -399,6 +400,24 @@ def test_a_file_is_no_folder(folder: Path, below: str) -> None:
     assert (folder / "file").read_bytes() == OLD
 
 
+def test_a_name_that_is_too_long(folder: Path) -> None:
+    longest = "é" * 124 + "xxx.tar"
+    assert len(os.fsencode(longest)) == 255
+    pyckpt.save([1], folder / longest)
+    assert pyckpt.load(folder / longest) == [1]
+    (folder / longest).unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A first byte would be one too many, so the name is refused before any.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(pyckpt.CheckpointError, match="File name too long") as caught:
+            pyckpt.save([1], folder / f"x{longest}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.ENAMETOOLONG
+    assert not os.listdir(folder)
+
+
 def test_links_stay_and_what_they_lead_to_is_replaced(folder: Path) -> None:
     (folder / "there").mkdir()
     link, target = folder / "latest.tar", folder / "there" / "ep1.tar"
@@ -408,6 +427,12 @@ def test_links_stay_and_what_they_lead_to_is_replaced(folder: Path) -> None:
         assert link.is_symlink()
         assert pyckpt.load(target) == [value]
     assert os.listdir(folder / "there") == ["ep1.tar"]
+    loop = folder / "loop.tar"
+    loop.symlink_to("loop.tar")
+    with pytest.raises(pyckpt.CheckpointError) as caught:
+        pyckpt.save([1], loop)
+    assert caught.value.errno == errno.ELOOP
+    assert loop.is_symlink()
 
 
 def mode(path: Path) -> int:
