@@ -56,7 +56,7 @@ def in_private_mounts(script: str) -> list[str]:
 
 # Memory
 
-ENCODER_NBYTES = {"tar": 0, "tar.gz": 300_000, "tar.bz2": 8_000_000, "tar.xz": 16_000_000}
+ENCODER_NBYTES = {"tar": 0, "tar.gz": 600_000, "tar.bz2": 27_000_000, "tar.xz": 16_000_000}
 STORED_CHUNK_NBYTES = 4 * MIB
 
 
