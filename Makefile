@@ -5,19 +5,24 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 BUILD_PACKAGES := g++ zlib1g-dev libbz2-dev liblzma-dev libdeflate-dev
-TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal libaio-dev
+TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
 CHECK_PACKAGES := clang-format
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-nvme check bench clean
 
 help:
-	@echo "make demo | test | check | bench | clean"
+	@echo "make demo | test | test-nvme | check | bench | clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+# Apart from the others: DeepSpeed compiles for minutes before it can write to NVMe.
+test-nvme: .venv/installed-test
+	sh scripts/system-packages libaio-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m nvme
 
 check: .venv/installed-check
 	$(BIN)/ruff check .

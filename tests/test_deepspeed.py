@@ -19,6 +19,8 @@ from tests.launch import TIMEOUT_SECONDS, run_ranks
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
+COMPILE_SECONDS = 1800
+
 
 def reports(out: Path, mode: str) -> list[dict[str, Any]]:
     return [json.loads((out / f"{mode}-{rank}.json").read_text()) for rank in range(2)]
@@ -64,9 +66,11 @@ def test_training_goes_on_from_the_extracted_archives(
     assert [r["losses"] for r in resumed] == [r["losses"] for r in saved]
 
 
+@pytest.mark.nvme
+@pytest.mark.timeout(4 * COMPILE_SECONDS)
 def test_what_is_offloaded_to_nvme_is_saved_as_by_deepspeed(tmp_path: Path) -> None:
     filename = f"{tmp_path}/rank{{rank}}.tar.gz"
-    run_ranks("deepspeed_worker.py", "save", 3, tmp_path, filename, "nvme")
+    run_ranks("deepspeed_worker.py", "save", 3, tmp_path, filename, "nvme", timeout=COMPILE_SECONDS)
     saved = reports(tmp_path, "save")
     extracted, theirs = tmp_path / "extracted", tmp_path / "by-deepspeed"
     extracted.mkdir()
