@@ -8,16 +8,21 @@ BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev
 TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
 CHECK_PACKAGES := clang-format clang-tidy
 
-.PHONY: help demo test test-asan test-tsan check bench clean
+.PHONY: help demo test test-nvme test-asan test-tsan check bench clean
 
 help:
-	@echo "make demo | test | test-asan | test-tsan | check | bench | clean"
+	@echo "make demo | test | test-nvme | test-asan | test-tsan | check | bench | clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+# Apart from the others: DeepSpeed compiles for minutes before it can write to NVMe.
+test-nvme: .venv/installed-test
+	sh scripts/system-packages libaio-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m nvme
 
 check: .venv/installed-check
 	$(BIN)/ruff check .
@@ -30,7 +35,7 @@ check: .venv/installed-check
 
 # The core with sanitizers in it, under the tests that work it hardest; the next target
 # builds the ordinary one again.
-SANITIZED_TESTS := tests/test_serialization.py tests/test_bzip2.py
+SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_serialization.py
 sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done)
 
 test-asan:

@@ -52,6 +52,11 @@ int OpenUnnamed(const std::string& folder) {
 
 FileSink::FileSink(std::string target, bool durable)
     : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {
+  // A name that cannot be looked up now (too long, links in a ring) cannot be
+  // renamed to either, once all is written.
+  struct stat existing {};
+  const bool exists = stat(target_.c_str(), &existing) == 0;
+  if (!exists && errno != ENOENT) throw Error::System(errno, "cannot write to", target_);
   fd_ = OpenUnnamed(folder_);
   if (fd_ == -1) {
     temporary_ = Sibling("tmp");
@@ -60,9 +65,7 @@ FileSink::FileSink(std::string target, bool durable)
     });
     if (fd_ == -1) throw Error::System(errno, "cannot create a temporary file beside", target_);
   }
-  struct stat existing {};
-  if (stat(target_.c_str(), &existing) == 0 &&
-      fchmod(fd_, existing.st_mode & kPermissionBits) != 0) {
+  if (exists && fchmod(fd_, existing.st_mode & kPermissionBits) != 0) {
     const int error_number = errno;
     Abandon();
     throw Error::System(error_number, "cannot keep the mode of", target_);

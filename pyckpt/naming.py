@@ -43,7 +43,8 @@ def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path
 
     Raises:
         FilenameError: An unknown variable, a format error, a value that leads out of the folder
-            which the caller wrote literally, or a name that is empty or names a folder.
+            which the caller wrote literally, a name that is empty or names a folder, or one that
+            the system cannot spell.
     """
     template = os.fspath(filename)
     if not isinstance(template, str):
@@ -51,6 +52,13 @@ def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path
     literal_folder, rendered = _substitute(template, _lookups(state, ranks))
     if "\0" in rendered:
         raise FilenameError(f"{rendered!r} (from {template!r}) contains a NUL byte", path=rendered)
+    try:
+        os.fsencode(rendered)
+    except UnicodeEncodeError as error:
+        raise FilenameError(
+            f"{rendered!r} (from {template!r}) cannot be spelled in the system's encoding: {error}",
+            path=rendered,
+        ) from error
     if not PurePath(rendered).name or rendered.endswith("/"):
         raise FilenameError(f"{rendered!r} (from {template!r}) does not name a file", path=rendered)
     _check_inside(literal_folder, rendered, template)
@@ -99,7 +107,7 @@ def _substitute(template: str, lookups: Mapping[str, Callable[[], Any]]) -> tupl
             rendered += format(lookups[field](), spec or "")
     except FilenameError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise FilenameError(f"cannot render filename {template!r}: {error}; {available}") from error
     return rendered if literal is None else literal, rendered
 
@@ -108,7 +116,8 @@ def _check_inside(literal: str, rendered: str, template: str) -> None:
     """``literal`` is the text before the first variable; values may not lead out of its folder."""
     folder = os.path.abspath(os.path.dirname(literal))
     path = os.path.abspath(rendered)
-    if path == folder or os.path.commonpath([folder, path]) != folder:
+    # Not commonpath: it takes the two slashes for one that a path may begin with.
+    if path == folder or not path.startswith(folder.rstrip("/") + "/"):
         raise FilenameError(
             f"{rendered!r} (from {template!r}) leads out of {folder!r}, the folder that the "
             "filename names",

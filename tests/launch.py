@@ -19,6 +19,7 @@ def run_ranks(
     ranks: int = 2,
     env: dict[str, str] | None = None,
     must_succeed: bool = True,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a worker on so many ranks and returns when all have ended."""
     bin_folder = Path(sys.executable).parent
@@ -41,7 +42,7 @@ def run_ranks(
         },
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_SECONDS,
+        timeout=timeout,
         check=False,
     )
     if must_succeed:

@@ -19,6 +19,8 @@ from tests.launch import TIMEOUT_SECONDS, run_ranks
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
+COMPILE_SECONDS = 1800
+
 
 def reports(out: Path, mode: str) -> list[dict[str, Any]]:
     return [json.loads((out / f"{mode}-{rank}.json").read_text()) for rank in range(2)]
@@ -62,6 +64,32 @@ def test_training_goes_on_from_the_extracted_archives(
     run_ranks("deepspeed_worker.py", "resume", stage, tmp_path, "unused", *extra)
     resumed = reports(tmp_path, "resume")
     assert [r["losses"] for r in resumed] == [r["losses"] for r in saved]
+
+
+@pytest.mark.nvme
+@pytest.mark.timeout(4 * COMPILE_SECONDS)
+def test_what_is_offloaded_to_nvme_is_saved_as_by_deepspeed(tmp_path: Path) -> None:
+    filename = f"{tmp_path}/rank{{rank}}.tar.gz"
+    run_ranks("deepspeed_worker.py", "save", 3, tmp_path, filename, "nvme", timeout=COMPILE_SECONDS)
+    saved = reports(tmp_path, "save")
+    extracted, theirs = tmp_path / "extracted", tmp_path / "by-deepspeed"
+    extracted.mkdir()
+    for path in saved[0]["paths"]:
+        subprocess.run(["tar", "xf", path, "-C", extracted], check=True, capture_output=True)
+    assert names_below(extracted) == sorted([*names_below(theirs), "composer_states.pt"])
+    swapped = [name for name in names_below(theirs) if name.endswith(".swp")]
+    assert len(swapped) == 6  # weights and two moments, on two ranks
+    for name in swapped:
+        assert (extracted / name).read_bytes() == (theirs / name).read_bytes()
+
+    run_ranks("deepspeed_worker.py", "resume", 3, tmp_path, "unused", "nvme")
+    resumed = reports(tmp_path, "resume")
+    # Only the first: from its own folder too DeepSpeed goes on with Adam's step count at 0.
+    assert [r["losses"][0] for r in resumed] == [r["losses"][0] for r in saved]
+
+
+def names_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def test_a_failing_rank_fails_all_and_training_goes_on(tmp_path: Path) -> None:

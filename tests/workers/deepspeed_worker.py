@@ -1,8 +1,9 @@
 """One rank of a real DeepSpeed run: ``save`` trains, saves and trains on; ``resume`` loads what
 was saved and trains on from there; ``fail...`` saves under conditions in which it cannot work.
-Every rank reports paths, error and the losses after the save to OUT/MODE-RANK.json.
+Every rank reports paths, error and the losses after the save to OUT/MODE-RANK.json. With ``nvme``
+the optimizer lies in files, and DeepSpeed saves as well.
 
-Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe]
+Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe | nvme]
 """
 
 import json
@@ -20,7 +21,9 @@ import pyckpt
 
 MODE, STAGE, OUT, FILENAME = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 MOE = "moe" in sys.argv[5:]
-WIDTH = 32
+NVME = "nvme" in sys.argv[5:]
+# DeepSpeed swaps out tensors of 1 MiB and more.
+WIDTH = 16384 if NVME else 32
 TRAINED, MORE = 3, 3
 
 
@@ -63,6 +66,10 @@ def start() -> deepspeed.DeepSpeedEngine:
         "zero_optimization": {"stage": STAGE, "stage3_param_persistence_threshold": 0},
         "bf16": {"enabled": True},
     }
+    if NVME:
+        swap = {"device": "nvme", "nvme_path": str(OUT / f"nvme-{MODE}"), "pin_memory": False}
+        config["zero_optimization"]["offload_optimizer"] = swap
+        config["zero_force_ds_cpu_optimizer"] = False
     engine, *_ = deepspeed.initialize(model=net, config=config, model_parameters=parameters)
     return engine
 
@@ -101,6 +108,8 @@ def main() -> None:
             report["paths"] = [str(p) for p in paths]
         except pyckpt.CheckpointError as error:
             report["error"] = [type(error).__name__, str(error), error.rank]
+        if NVME:
+            engine.save_checkpoint(str(OUT / "by-deepspeed"), tag="deepspeed")
         report["restored"] = engine.checkpoint_engine is before
     else:
         engine.load_checkpoint(str(OUT / "extracted"), tag="deepspeed")

@@ -1,0 +1,61 @@
+"""Saves a state of one tensor under each name and prints what came of it: a JSON list.
+
+Usage: save_worker.py NBYTES FILENAME...
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pyckpt
+
+NBYTES, FILENAMES = int(sys.argv[1]), sys.argv[2:]
+NOISE_NUMEL = 1 << 20
+CPUS = 2  # for all machines to need the same memory
+STATUS = Path("/proc/self/status")
+
+
+def peak_nbytes() -> int:
+    """The most memory that this process ever had; 0 where /proc is hidden."""
+    if not STATUS.exists():
+        return 0
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """From here on the peak counts from what is in use."""
+    if STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def save(state: pyckpt.State, filename: str) -> dict[str, Any]:
+    forget_peak()
+    before = peak_nbytes()
+    outcome: dict[str, Any] = {}
+    try:
+        pyckpt.save_checkpoint(state, filename, fsync=False)
+    except KeyboardInterrupt:
+        outcome["interrupted"] = True
+    except pyckpt.CheckpointError as error:
+        outcome["error"] = [type(error).__name__, str(error)]
+        outcome["fields"] = [error.errno, error.path, error.rank]
+    return {**outcome, "growth_nbytes": peak_nbytes() - before}
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
+    weights = torch.randn(NOISE_NUMEL).repeat(max(1, NBYTES // (4 * NOISE_NUMEL)))
+    state = pyckpt.State(nn.Identity(), extra={"weights": weights})
+    print(json.dumps([save(state, filename) for filename in FILENAMES]))
+
+
+if __name__ == "__main__":
+    main()
