@@ -44,14 +44,15 @@ def _machine() -> str:
 def _mount_of(path: str) -> tuple[str, str, str, str] | None:
     """(mount point, type, source, root) of the file system that holds ``path``: proc(5)."""
     try:
-        lines = _MOUNTS.read_text().splitlines()
+        # Not splitlines() and split(): a name may hold every blank that is not escaped here.
+        lines = os.fsdecode(_MOUNTS.read_bytes()).rstrip("\n").split("\n")
     except OSError:
         return None
     best: tuple[str, str, str, str] | None = None
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        root, mount_point = (_unescape(f) for f in fields.split()[3:5])
-        kind, source = rest.split()[:2]
+        root, mount_point = (_unescape(f) for f in fields.split(" ")[3:5])
+        kind, source = rest.split(" ")[:2]
         inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
         if inside and (best is None or len(mount_point) >= len(best[0])):
             best = (mount_point, kind, source, root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from pyckpt.errors import OptionError
@@ -21,53 +21,65 @@ def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, 
     Dicts and lists are copied, what they hold is not.
 
     Args:
-        ignore_keys: Globs over key paths: ``*`` also matches across ``/``, list items are numbers,
-            and a match takes all that lies below. Or a callable that edits the dict it is given.
+        ignore_keys: Globs over key paths: ``*`` also matches across ``/``, list items are numbers
+            as they are in ``tree``, and a match takes all that lies below. Or a callable that edits
+            the dict it is given.
 
     Raises:
         OptionError: ``ignore_keys`` is something else.
     """
     if ignore_keys is None:
         return tree
-    tree = _copy_containers(tree)
     if callable(ignore_keys):
-        ignore_keys(tree)
-        return tree
-    globs = [ignore_keys] if isinstance(ignore_keys, str) else list(ignore_keys)
+        copied: dict[str, Any] = _copy_without(tree, set())
+        ignore_keys(copied)
+        return copied
+    globs = [ignore_keys] if isinstance(ignore_keys, str) else ignore_keys
+    if not isinstance(globs, Sequence) or not all(isinstance(glob, str) for glob in globs):
+        raise OptionError(f"ignore_keys takes globs or a callable, not {ignore_keys!r}")
+    paths = list(_paths(tree))
+    removed: set[str] = set()
     for glob in globs:
-        if not isinstance(glob, str):
-            raise OptionError(f"ignore_keys holds globs, not {glob!r}")
-        if not _remove(tree, glob, ""):
+        matches = fnmatch.filter(paths, glob)
+        if not matches:
             # As Composer does: a glob may be meant for another kind of run.
             warnings.warn(f"ignore_keys: nothing matches {glob!r}", stacklevel=3)
-    return tree
+        removed.update(matches)
+    left: dict[str, Any] = _copy_without(tree, removed)
+    return left
 
 
-def _copy_containers(node: Any) -> Any:
+def _paths(node: Any, prefix: str = "") -> Iterator[str]:
+    """Of all that lies below ``node``."""
+    for key, value in _items(node):
+        path = f"{prefix}{key}"
+        yield path
+        yield from _paths(value, f"{path}/")
+
+
+def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        return node.items()
+    if type(node) is list:
+        return enumerate(node)
+    return ()
+
+
+def _copy_without(node: Any, removed: Container[str], prefix: str = "") -> Any:
+    """Copies dicts and lists, less the paths that are removed."""
     if isinstance(node, dict):
         out = copy.copy(node)  # keeps the class and its attributes
         for key, value in node.items():
-            out[key] = _copy_containers(value)
+            path = f"{prefix}{key}"
+            if path in removed:
+                del out[key]
+            else:
+                out[key] = _copy_without(value, removed, f"{path}/")
         return out
     if type(node) is list:
-        return [_copy_containers(value) for value in node]
+        return [
+            _copy_without(value, removed, f"{prefix}{index}/")
+            for index, value in enumerate(node)
+            if f"{prefix}{index}" not in removed
+        ]
     return node
-
-
-def _remove(node: Any, glob: str, prefix: str) -> bool:
-    """Removes every match below ``node``; whether there was one."""
-    if isinstance(node, dict):
-        items = list(node.items())
-    elif type(node) is list:
-        items = list(enumerate(node))
-    else:
-        return False
-    found = False
-    for key, value in reversed(items):  # from the back, so that list indices stay right
-        path = f"{prefix}{key}"
-        if fnmatch.fnmatchcase(path, glob):
-            del node[key]
-            found = True
-        else:
-            found |= _remove(value, glob, path + "/")
-    return found

@@ -36,6 +36,8 @@ class WriteOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise OptionError(f"{name} must be an int or None, not {value!r}")
+        if not isinstance(self.fsync, bool):
+            raise OptionError(f"fsync must be a bool, not {self.fsync!r}")
         if self.num_threads is not None and self.num_threads < 1:
             raise OptionError(f"num_threads must be at least 1, not {self.num_threads}")
 

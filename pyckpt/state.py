@@ -92,10 +92,7 @@ class State:
 
     def get_model_state_dict(self) -> dict[str, Any]:
         """The weights, under the names that the unwrapped model gives them."""
-        model = self.model
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
-        state_dict: dict[str, Any] = model.state_dict()
+        state_dict: dict[str, Any] = _unwrapped(self.model).state_dict()
         return state_dict
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,6 +113,19 @@ class State:
             "run_name": self.run_name,
             "extra": dict(self.extra),
         }
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module inside what parallelism and torch.compile put around it."""
+    while True:
+        if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch.nn.Module) and hasattr(model, "_orig_mod"):
+            model = (
+                model._orig_mod
+            )  # torch.compile's; its class cannot be named without importing it
+        else:
+            return model
 
 
 def _by_class(objects: Any) -> dict[str, Any]:

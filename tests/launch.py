@@ -1,4 +1,4 @@
-"""Real ranks: torchrun processes that run one of tests/workers."""
+"""Real processes: torchrun ranks that run one of tests/workers, and commands in private mounts."""
 
 from __future__ import annotations
 
@@ -48,3 +48,12 @@ def run_ranks(
     if must_succeed:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def private_mounts(script: str) -> list[str]:
+    """A command that runs ``script`` by sh; nobody else sees what it mounts.
+
+    Arguments may follow: ``$0``, ``$1`` and so on.
+    """
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return ["unshare", *as_root, "--mount", "sh", "-ec", script]

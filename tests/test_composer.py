@@ -55,3 +55,5 @@ def test_weights_only_loads_as_weights(results: dict[str, Any]) -> None:
 
 def test_the_same_keys_are_ignored(results: dict[str, Any]) -> None:
     assert results["ignored"]["ours"] == results["ignored"]["theirs"]
+    for globs, ours, theirs in results["globs"]:
+        assert ours == theirs, globs

@@ -26,7 +26,7 @@ import torch
 
 import pyckpt
 from pyckpt.archive import archive_format
-from tests.launch import WORKERS
+from tests.launch import WORKERS, private_mounts
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -46,12 +46,6 @@ def run(command: list[str], **options: Any) -> str:
 def outcomes(printed: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = json.loads(printed.splitlines()[-1])
     return results
-
-
-def in_private_mounts(script: str) -> list[str]:
-    """A command whose mounts nobody else sees."""
-    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    return ["unshare", *as_root, "--mount", "sh", "-ec", script]
 
 
 # Memory
@@ -260,7 +254,7 @@ def stopped_while_writing(path: Path, stop: signal.Signals, *, hide_proc: bool) 
     """
     command = [*SAVE, str(1024 * MIB), str(path)]
     if hide_proc:
-        command = [*in_private_mounts('mount -t tmpfs none /proc; exec "$@"'), "sh", *command]
+        command = [*private_mounts('mount -t tmpfs none /proc; exec "$@"'), "sh", *command]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -323,7 +317,7 @@ def test_a_full_disk_keeps_the_old_files(folder: Path) -> None:
         'printf %s "$old" > "$disk/$name"; done; "$@"; ls -A "$disk"; cat "$disk"/*'
     )
     printed = run(
-        [*in_private_mounts(script), "sh", str(folder), OLD.decode(), *SAVE, str(16 * MIB), *paths]
+        [*private_mounts(script), "sh", str(folder), OLD.decode(), *SAVE, str(16 * MIB), *paths]
     )
     saved, *names, contents = printed.splitlines()
     for outcome, path in zip(outcomes(saved), paths, strict=True):
@@ -364,7 +358,7 @@ def test_a_read_only_file_system(folder: Path) -> None:
     (folder / "old.tar").write_bytes(OLD)
     script = 'disk=$1; shift; mount --bind -o ro "$disk" "$disk"; exec "$@"'
     paths = [str(folder / name) for name in ("old.tar", "new.tar.gz")]
-    printed = run([*in_private_mounts(script), "sh", str(folder), *SAVE, str(MIB), *paths])
+    printed = run([*private_mounts(script), "sh", str(folder), *SAVE, str(MIB), *paths])
     for outcome, path in zip(outcomes(printed), paths, strict=True):
         assert_refused(outcome, path, errno.EROFS)
     assert os.listdir(folder) == ["old.tar"]

@@ -3,6 +3,7 @@
 Usage: composer_worker.py FOLDER SUFFIX...; prints what came of it as one line of JSON.
 """
 
+import copy
 import datetime
 import json
 import sys
@@ -22,10 +23,30 @@ from composer.loggers import Logger
 from composer.utils import checkpoint as composer_checkpoint
 
 import pyckpt
+from pyckpt.key_paths import without_ignored
 
 FOLDER = Path(sys.argv[1])
 SUFFIXES = sys.argv[2:]
 NAME = "{run_name}/ep{epoch}-ba{batch}"
+TREE = {
+    "model": {"0.weight": 1, "0.bias": 2, "1.weight": 3},
+    "AdamW": {"state": {0: {"step": 4}, 1: {"step": 5}}, "param_groups": [{"lr": 6}, {"lr": 7}]},
+    "several": [("a", {"b": 8}), ["c", "d", "e", "f"], {}],
+}
+GLOBS = [
+    ["model"],
+    ["*weight"],
+    ["model/[!0].*", "model/?.bias"],
+    ["*/step"],
+    ["AdamW/state/0"],
+    ["*/0"],
+    ["*/1", "*/0"],
+    ["several/1/0", "several/1/2", "several/1/1"],
+    ["several/0", "several/1", "several/2/*"],
+    ["several", "several/1/*"],
+    ["*b*", "none"],
+    ["*"],
+]
 
 
 def build(seed: int, steps: int) -> State:
@@ -77,6 +98,12 @@ def optimizer_equal(a: State, b: State) -> bool:
     )
 
 
+def left_by_both(globs: list[str]) -> tuple[Any, Any]:
+    theirs = copy.deepcopy(TREE)
+    composer_checkpoint.glob_filter(globs)(theirs)
+    return without_ignored(TREE, globs), theirs
+
+
 def main() -> None:
     state = build(seed=7, steps=3)
     results: dict[str, Any] = {}
@@ -116,6 +143,7 @@ def main() -> None:
         "ours": keys(pyckpt.load(ours)),
         "theirs": keys(pyckpt.load(theirs)),
     }
+    results["globs"] = [[globs, *map(repr, left_by_both(globs))] for globs in GLOBS]
     print(json.dumps(results))
 
 
