@@ -3,7 +3,10 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <array>
+#include <vector>
 
+#include "chunk_index.h"
 #include "crc32.h"
 #include "deflate_block.h"
 #include "deflate_plan.h"
@@ -100,28 +103,37 @@ class DeflateEncoder final : public ContiguousEncoder {
 
 class GzipJoiner final : public StreamJoiner {
  public:
-  std::string Begin() override {
-    constexpr char kDeflate = 8;
-    constexpr char kUnix = 3;
-    // No flags, no time stamp: equal states give equal files.
-    return {'\x1F', '\x8B', kDeflate, 0, 0, 0, 0, 0, 0, kUnix};
-  }
+  std::string Begin() override { return {kHeader.begin(), kHeader.end()}; }
 
   void Append(EncodedChunk* chunk) override {
-    crc_ = nbytes_ == 0 ? chunk->check : Crc32Combine(crc_, chunk->check, chunk->raw_nbytes);
-    nbytes_ += chunk->raw_nbytes;
+    Add(chunk->check, chunk->raw_nbytes);
+    code_nbytes_.push_back(chunk->nbytes);
   }
 
   std::string End() override {
-    std::string out = {'\x03', '\x00'};  // the last block: fixed code, empty
+    const std::string index = EncodeChunkIndex(kHeader.size(), kChunkNbytes, code_nbytes_);
+    Add(Crc32(AsSpan(index)), index.size());
+    std::string out = {'\x01'};  // the last block, stored
+    AppendLe16(&out, static_cast<std::uint16_t>(index.size()));
+    AppendLe16(&out, static_cast<std::uint16_t>(~index.size()));
+    out += index;
     AppendLe32(&out, crc_);
     AppendLe32(&out, static_cast<std::uint32_t>(nbytes_));
     return out;
   }
 
  private:
+  // Deflate, no flags and no time stamp (equal states give equal files), Unix.
+  static constexpr std::array<char, 10> kHeader = {'\x1F', '\x8B', 8, 0, 0, 0, 0, 0, 0, 3};
+
+  void Add(std::uint32_t crc, std::uint64_t nbytes) {
+    crc_ = nbytes_ == 0 ? crc : Crc32Combine(crc_, crc, nbytes);
+    nbytes_ += nbytes;
+  }
+
   std::uint32_t crc_ = 0;
   std::uint64_t nbytes_ = 0;
+  std::vector<std::uint64_t> code_nbytes_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import lzma
 import os
 import shutil
@@ -291,7 +292,9 @@ def _as_corrupt(path: Path, broken: tuple[type[Exception], ...]) -> Iterator[Non
     except broken as error:
         cause: Exception = error
     except OSError as error:
-        if error.errno is not None:  # the system's; the decoders' have no number
+        # The system's are passed on. The decoders' have no number, and an offset that damage
+        # made up is an invalid argument.
+        if error.errno not in (None, errno.EINVAL):
             raise
         cause = error
     except RuntimeError as error:

@@ -121,9 +121,8 @@ def _unwrapped(model: Any) -> Any:
         if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(model, torch.nn.Module) and hasattr(model, "_orig_mod"):
-            model = (
-                model._orig_mod
-            )  # torch.compile's; its class cannot be named without importing it
+            # torch.compile's, whose class cannot be named without importing it.
+            model = model._orig_mod
         else:
             return model
 
