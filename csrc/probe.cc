@@ -64,4 +64,28 @@ bool HasRepeats(Span bytes) {
   return repeats * 100 > looked_at * kRepeatsPercent;
 }
 
+bool HasPositions(Span bytes) {
+  constexpr std::size_t kResidues = 4;
+  std::array<Histogram, kResidues> counts{};
+  const std::size_t stride =
+      bytes.nbytes <= kRunNbytes * kRunEvery ? kRunNbytes : kRunNbytes * kRunEvery;
+  for (std::size_t start = 0; start < bytes.nbytes; start += stride) {
+    const std::size_t end = std::min(bytes.nbytes, start + kRunNbytes);
+    for (std::size_t i = start; i < end; ++i) ++counts[i % kResidues][bytes.data[i]];
+  }
+  // How often two bytes drawn at random are equal: among those of one residue,
+  // and among all.
+  std::uint64_t apart = 0;
+  std::uint64_t together = 0;
+  for (std::size_t s = 0; s < Histogram().size(); ++s) {
+    std::uint64_t all = 0;
+    for (const Histogram& count : counts) {
+      apart += kResidues * std::uint64_t{count[s]} * count[s];
+      all += count[s];
+    }
+    together += all * all;
+  }
+  return apart > together + together / 4;
+}
+
 }  // namespace pyckpt

@@ -18,6 +18,10 @@ Histogram SampleHistogram(Span bytes);
 // integers and text say yes.
 bool HasRepeats(Span bytes);
 
+// True when bytes at some residues modulo four differ from those at others, as
+// in floats that pass for bytes.
+bool HasPositions(Span bytes);
+
 }  // namespace pyckpt
 
 #endif  // PYCKPT_PROBE_H_
