@@ -2,6 +2,7 @@
 
 #include <lzma.h>
 
+#include <algorithm>
 #include <array>
 
 #include "lzma_literals.h"
@@ -20,7 +21,7 @@ class XzEncoder final : public ContiguousEncoder {
  protected:
   void EncodeBytes(Span raw, std::uint32_t element_nbytes, EncodedChunk* out) override {
     const LiteralBits bits = ChooseLiteralBits(raw, element_nbytes);
-    const bool matches = HasRepeats(raw);
+    const bool matches = MatchesPay(raw, bits);
     const std::size_t bound =
         matches ? Lzma2MatchesBound(raw.nbytes) : Lzma2LiteralEncoder::Bound(raw.nbytes);
     std::uint8_t* begin =
@@ -38,6 +39,35 @@ class XzEncoder final : public ContiguousEncoder {
 
  private:
   static constexpr std::size_t kAlignment = 4;  // of blocks
+
+  // True when liblzma makes a chunk smaller than literals by as much as is worth
+  // its slowness, to judge by a sample that both encode.
+  bool MatchesPay(Span raw, LiteralBits bits) {
+    if (HasFarRepeats(raw)) return true;
+    // Wide integers that count up share their upper bytes, and no more.
+    if (!HasRepeats(raw, bits.position >= 2 ? 3 : 4)) return false;
+    constexpr std::size_t kPieces = 4;
+    constexpr std::size_t kPieceNbytes = 8192;
+    constexpr std::size_t kWorthwhile = 24;  // one part in
+    Span sample = raw;
+    if (raw.nbytes > kPieces * kPieceNbytes) {
+      std::uint8_t* to = sample_.Reserve(kPieces * kPieceNbytes);
+      sample = {to, kPieces * kPieceNbytes};
+      // Aligned to the widest element, so that its bytes keep their places.
+      const std::size_t stride = (raw.nbytes - kPieceNbytes) / (kPieces - 1) & ~std::size_t{7};
+      for (std::size_t k = 0; k < kPieces; ++k) {
+        to = std::copy_n(raw.data + k * stride, kPieceNbytes, to);
+      }
+    }
+    std::uint8_t* out = sample_code_.Reserve(
+        std::max(Lzma2LiteralEncoder::Bound(sample.nbytes), Lzma2MatchesBound(sample.nbytes)));
+    const auto literals_nbytes =
+        static_cast<std::size_t>(literals_.Encode(sample, bits, out) - out);
+    const lzma_options_lzma options = MatchOptions(level_, bits, sample.nbytes);
+    const auto matches_nbytes =
+        static_cast<std::size_t>(WriteLzma2Matches(sample, options, out) - out);
+    return matches_nbytes < literals_nbytes - literals_nbytes / kWorthwhile;
+  }
 
   // The block around LZMA2 data: header with both sizes, padding, check.
   static void Frame(Span raw, lzma_options_lzma options, std::uint8_t* data, std::uint8_t* end,
@@ -63,6 +93,8 @@ class XzEncoder final : public ContiguousEncoder {
 
   int level_;
   Lzma2LiteralEncoder literals_;
+  Buffer sample_;
+  Buffer sample_code_;
 };
 
 class XzJoiner final : public StreamJoiner {

@@ -12,7 +12,8 @@ constexpr std::size_t kWindowNbytes = 2048;   // where repeats are looked for
 constexpr std::size_t kWindows = 8;           // spread over the chunk
 constexpr std::uint64_t kRepeatsPercent = 6;  // below, literals alone do better
 
-std::size_t CountRepeats(const std::uint8_t* p, std::size_t nbytes) {
+std::size_t CountRepeats(const std::uint8_t* p, std::size_t nbytes, std::size_t repeat_nbytes) {
+  const std::uint32_t mask = 0xFFFFFFFFU >> (8 * (4 - repeat_nbytes));
   constexpr int kHashBits = 12;
   // Positions plus one; 0 is "not seen".
   std::array<std::uint16_t, std::size_t{1} << kHashBits> seen{};
@@ -20,8 +21,12 @@ std::size_t CountRepeats(const std::uint8_t* p, std::size_t nbytes) {
   for (std::size_t i = 0; i + 4 <= nbytes; ++i) {
     std::uint32_t word = 0;
     std::memcpy(&word, p + i, sizeof word);
-    std::uint16_t& last = seen[(word * 0x9E3779B1U) >> (32 - kHashBits)];
-    if (last != 0 && std::memcmp(p + last - 1, p + i, sizeof word) == 0) ++repeats;
+    std::uint16_t& last = seen[((word & mask) * 0x9E3779B1U) >> (32 - kHashBits)];
+    if (last != 0) {
+      std::uint32_t before = 0;
+      std::memcpy(&before, p + last - 1, sizeof before);
+      if (((before ^ word) & mask) == 0) ++repeats;
+    }
     last = static_cast<std::uint16_t>(i + 1);
   }
   return repeats;
@@ -52,16 +57,46 @@ Histogram SampleHistogram(Span bytes) {
   return sum;
 }
 
-bool HasRepeats(Span bytes) {
+bool HasRepeats(Span bytes, std::size_t repeat_nbytes) {
   const std::size_t stride = std::max(kWindowNbytes, bytes.nbytes / kWindows);
   std::size_t repeats = 0;
   std::size_t looked_at = 0;
   for (std::size_t start = 0; start < bytes.nbytes; start += stride) {
     const std::size_t nbytes = std::min(kWindowNbytes, bytes.nbytes - start);
-    repeats += CountRepeats(bytes.data + start, nbytes);
+    repeats += CountRepeats(bytes.data + start, nbytes, repeat_nbytes);
     looked_at += nbytes;
   }
   return repeats * 100 > looked_at * kRepeatsPercent;
+}
+
+bool HasFarRepeats(Span bytes) {
+  constexpr std::size_t kStep = 8;
+  constexpr std::size_t kStretch = 16;
+  constexpr std::size_t kFar = 4096;
+  constexpr int kSlotBits = 13;
+  constexpr int kPickBits = 4;
+  if (bytes.nbytes < kFar) return false;
+  // Where a stretch was seen last, in steps plus one; 0 is "nowhere".
+  std::array<std::uint32_t, std::size_t{1} << kSlotBits> seen{};
+  std::size_t picked = 0;
+  std::size_t far = 0;
+  for (std::size_t at = 0; at + kStretch <= bytes.nbytes; at += kStep) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes.data + at, sizeof word);
+    const std::uint64_t hash = word * 0x9E3779B97F4A7C15U;
+    // The contents choose which stretches are remembered, so both or neither of
+    // two equal ones are. Zeros are never chosen.
+    constexpr std::uint64_t kAll = (1U << kPickBits) - 1;
+    if (hash >> (64 - kPickBits) != kAll) continue;
+    ++picked;
+    std::uint32_t& last = seen[hash << kPickBits >> (64 - kSlotBits)];
+    const std::size_t before = last == 0 ? at : (last - 1) * kStep;
+    if (at - before >= kFar && std::memcmp(bytes.data + before, bytes.data + at, kStretch) == 0) {
+      ++far;
+    }
+    last = static_cast<std::uint32_t>(at / kStep + 1);
+  }
+  return far * 100 > picked * kRepeatsPercent;
 }
 
 bool HasPositions(Span bytes) {

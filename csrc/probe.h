@@ -14,9 +14,14 @@ using Histogram = std::array<std::uint32_t, 256>;
 Histogram SampleHistogram(Span bytes);
 
 // True when a match finder would pay: in sampled windows, enough positions
-// repeat four bytes seen shortly before. Mantissas are noise and say no; zeros,
-// integers and text say yes.
-bool HasRepeats(Span bytes);
+// repeat repeat_nbytes (at most four) seen shortly before. Mantissas are noise
+// and say no; zeros, integers and text say yes.
+bool HasRepeats(Span bytes, std::size_t repeat_nbytes = 4);
+
+// True when stretches of 16 bytes recur from more than a few KiB away, as in
+// tiled and copied tensors: out of HasRepeats()'s sight. They are looked for at
+// multiples of eight bytes.
+bool HasFarRepeats(Span bytes);
 
 // True when bytes at some residues modulo four differ from those at others, as
 // in floats that pass for bytes.
