@@ -2,10 +2,11 @@
 
 #include <lzma.h>
 
+#include <algorithm>
 #include <array>
 
-#include "error.h"
 #include "lzma_literals.h"
+#include "lzma_matches.h"
 #include "probe.h"
 
 namespace pyckpt::xz {
@@ -13,94 +14,87 @@ namespace {
 
 constexpr lzma_check kCheck = LZMA_CHECK_CRC64;
 
-void Require(lzma_ret status, const char* doing) {
-  if (status == LZMA_OK) return;
-  throw Error(ErrorKind::kCodec,
-              std::string("liblzma: ") + doing + " failed with code " + std::to_string(status));
-}
-
-lzma_options_lzma MatchOptions(int level, std::size_t raw_nbytes) {
-  lzma_options_lzma options{};
-  lzma_lzma_preset(&options, static_cast<std::uint32_t>(level));
-  // A block refers to itself alone: more dictionary is memory for nothing.
-  if (options.dict_size > raw_nbytes) {
-    options.dict_size = static_cast<std::uint32_t>(
-        raw_nbytes > LZMA_DICT_SIZE_MIN ? raw_nbytes : LZMA_DICT_SIZE_MIN);
-  }
-  return options;
-}
-
 class XzEncoder final : public ContiguousEncoder {
  public:
   explicit XzEncoder(int level) : level_(level) {}
 
  protected:
   void EncodeBytes(Span raw, std::uint32_t element_nbytes, EncodedChunk* out) override {
-    if (HasRepeats(raw)) {
-      FindMatches(raw, out);
-    } else {
-      WriteLiterals(raw, element_nbytes, out);
-    }
-  }
-
- private:
-  void FindMatches(Span raw, EncodedChunk* out) const {
-    lzma_options_lzma options = MatchOptions(level_, raw.nbytes);
-    std::array<lzma_filter, 2> filters = Filters(&options);
-    lzma_block block = Block(filters.data());
-    const std::size_t bound = lzma_block_buffer_bound(raw.nbytes);
-    std::size_t used = 0;
-    // Writes the block with both sizes in its header, and falls back to
-    // uncompressed LZMA2 chunks where coding does not pay.
-    Require(lzma_block_buffer_encode(&block, nullptr, raw.data, raw.nbytes,
-                                     out->buffer.Reserve(bound), &used, bound),
-            "a block");
-    out->unpadded = lzma_block_unpadded_size(&block);
-    out->UseBuffer(used);
-  }
-
-  // The block's frame around our own LZMA2 data: header, padding to a multiple
-  // of four, check.
-  static void WriteLiterals(Span raw, std::uint32_t element_nbytes, EncodedChunk* out) {
-    lzma_options_lzma options = MatchOptions(0, LZMA_DICT_SIZE_MIN);
-    std::array<lzma_filter, 2> filters = Filters(&options);
-    lzma_block block = Block(filters.data());
-    constexpr std::size_t kPadding = 4;
+    const LiteralBits bits = ChooseLiteralBits(raw, element_nbytes);
+    const bool matches = MatchesPay(raw, bits);
+    const std::size_t bound =
+        matches ? Lzma2MatchesBound(raw.nbytes) : Lzma2LiteralEncoder::Bound(raw.nbytes);
     std::uint8_t* begin =
-        out->buffer.Reserve(LZMA_BLOCK_HEADER_SIZE_MAX + Lzma2LiteralsBound(raw.nbytes) + kPadding +
-                            LZMA_CHECK_SIZE_MAX);
+        out->buffer.Reserve(LZMA_BLOCK_HEADER_SIZE_MAX + bound + kAlignment + LZMA_CHECK_SIZE_MAX);
     // The header's size depends on the sizes in it; it has room in front, and
     // moves up against the data once they are known.
     std::uint8_t* data = begin + LZMA_BLOCK_HEADER_SIZE_MAX;
-    std::uint8_t* end = WriteLzma2Literals(raw, ChooseLiteralBits(element_nbytes), data);
+    // Literals refer to nothing, so decoders need no memory for a dictionary.
+    const lzma_options_lzma options =
+        MatchOptions(level_, bits, matches ? raw.nbytes : LZMA_DICT_SIZE_MIN);
+    std::uint8_t* end =
+        matches ? WriteLzma2Matches(raw, options, data) : literals_.Encode(raw, bits, data);
+    Frame(raw, options, data, end, out);
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 4;  // of blocks
+
+  // True when liblzma makes a chunk smaller than literals by as much as is worth
+  // its slowness, to judge by a sample that both encode.
+  bool MatchesPay(Span raw, LiteralBits bits) {
+    if (HasFarRepeats(raw)) return true;
+    // Wide integers that count up share their upper bytes, and no more.
+    if (!HasRepeats(raw, bits.position >= 2 ? 3 : 4)) return false;
+    constexpr std::size_t kPieces = 4;
+    constexpr std::size_t kPieceNbytes = 8192;
+    constexpr std::size_t kWorthwhile = 24;  // one part in
+    Span sample = raw;
+    if (raw.nbytes > kPieces * kPieceNbytes) {
+      std::uint8_t* to = sample_.Reserve(kPieces * kPieceNbytes);
+      sample = {to, kPieces * kPieceNbytes};
+      // Aligned to the widest element, so that its bytes keep their places.
+      const std::size_t stride = (raw.nbytes - kPieceNbytes) / (kPieces - 1) & ~std::size_t{7};
+      for (std::size_t k = 0; k < kPieces; ++k) {
+        to = std::copy_n(raw.data + k * stride, kPieceNbytes, to);
+      }
+    }
+    std::uint8_t* out = sample_code_.Reserve(
+        std::max(Lzma2LiteralEncoder::Bound(sample.nbytes), Lzma2MatchesBound(sample.nbytes)));
+    const auto literals_nbytes =
+        static_cast<std::size_t>(literals_.Encode(sample, bits, out) - out);
+    const lzma_options_lzma options = MatchOptions(level_, bits, sample.nbytes);
+    const auto matches_nbytes =
+        static_cast<std::size_t>(WriteLzma2Matches(sample, options, out) - out);
+    return matches_nbytes < literals_nbytes - literals_nbytes / kWorthwhile;
+  }
+
+  // The block around LZMA2 data: header with both sizes, padding, check.
+  static void Frame(Span raw, lzma_options_lzma options, std::uint8_t* data, std::uint8_t* end,
+                    EncodedChunk* out) {
+    std::array<lzma_filter, 2> filters = {
+        {{LZMA_FILTER_LZMA2, &options}, {LZMA_VLI_UNKNOWN, nullptr}}};
+    lzma_block block{};
+    block.check = kCheck;
+    block.filters = filters.data();
     block.compressed_size = static_cast<lzma_vli>(end - data);
     block.uncompressed_size = raw.nbytes;
-    while ((end - data) % kPadding != 0) *end++ = 0;
+    while ((end - data) % kAlignment != 0) *end++ = 0;
     for (std::uint64_t crc = lzma_crc64(raw.data, raw.nbytes, 0), i = 0; i < sizeof crc; ++i) {
       *end++ = static_cast<std::uint8_t>(crc >> (8 * i));
     }
-    Require(lzma_block_header_size(&block), "a block header");
+    RequireLzma(lzma_block_header_size(&block), "a block header");
     std::uint8_t* header = data - block.header_size;
-    Require(lzma_block_header_encode(&block, header), "a block header");
+    RequireLzma(lzma_block_header_encode(&block, header), "a block header");
     out->unpadded = lzma_block_unpadded_size(&block);
     out->nbytes = static_cast<std::uint64_t>(end - header);
     out->spans.assign(1, {header, out->nbytes});
   }
 
-  static std::array<lzma_filter, 2> Filters(lzma_options_lzma* options) {
-    return {{{LZMA_FILTER_LZMA2, options}, {LZMA_VLI_UNKNOWN, nullptr}}};
-  }
-
-  static lzma_block Block(lzma_filter* filters) {
-    lzma_block block{};
-    block.check = kCheck;
-    block.filters = filters;
-    block.compressed_size = LZMA_VLI_UNKNOWN;
-    block.uncompressed_size = LZMA_VLI_UNKNOWN;
-    return block;
-  }
-
   int level_;
+  Lzma2LiteralEncoder literals_;
+  Buffer sample_;
+  Buffer sample_code_;
 };
 
 class XzJoiner final : public StreamJoiner {
@@ -115,21 +109,22 @@ class XzJoiner final : public StreamJoiner {
 
   std::string Begin() override {
     std::string out(LZMA_STREAM_HEADER_SIZE, '\0');
-    Require(lzma_stream_header_encode(&flags_, Bytes(&out)), "the stream header");
+    RequireLzma(lzma_stream_header_encode(&flags_, Bytes(&out)), "the stream header");
     return out;
   }
 
   void Append(EncodedChunk* chunk) override {
-    Require(lzma_index_append(index_, nullptr, chunk->unpadded, chunk->raw_nbytes), "the index");
+    RequireLzma(lzma_index_append(index_, nullptr, chunk->unpadded, chunk->raw_nbytes),
+                "the index");
   }
 
   std::string End() override {
     flags_.backward_size = lzma_index_size(index_);
     std::string out(flags_.backward_size + LZMA_STREAM_HEADER_SIZE, '\0');
     std::size_t used = 0;
-    Require(lzma_index_buffer_encode(index_, Bytes(&out), &used, flags_.backward_size),
-            "the index");
-    Require(lzma_stream_footer_encode(&flags_, Bytes(&out) + used), "the stream footer");
+    RequireLzma(lzma_index_buffer_encode(index_, Bytes(&out), &used, flags_.backward_size),
+                "the index");
+    RequireLzma(lzma_stream_footer_encode(&flags_, Bytes(&out) + used), "the stream footer");
     return out;
   }
 

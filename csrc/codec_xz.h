@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "codec.h"
+#include "lzma_literals.h"
 
 namespace pyckpt::xz {
 
@@ -14,7 +15,7 @@ namespace pyckpt::xz {
 // where a match finder pays, liblzma runs with the level as its preset.
 class XzCodec final : public Codec {
  public:
-  std::size_t chunk_nbytes() const override { return std::size_t{1} << 20; }
+  std::size_t chunk_nbytes() const override { return 4 * Lzma2LiteralEncoder::kGroupNbytes; }
   std::unique_ptr<ChunkEncoder> NewEncoder(int level) const override;
   std::unique_ptr<StreamJoiner> NewJoiner() const override;
 };
