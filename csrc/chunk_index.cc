@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string_view>
 
 #include "bytes.h"
 
 namespace pyckpt {
 namespace {
 
-constexpr char kMagic[] = "PYCKPTIX";
+constexpr std::string_view kMagic = "PYCKPTIX";
 constexpr std::size_t kBlockNbytes = 512;
-constexpr std::size_t kFixedNbytes = 8 + 4 + 3 * 8 + 4 + 8;
+constexpr std::size_t kFixedNbytes = kMagic.size() + 4 + 3 * 8 + 4 + kMagic.size();
 constexpr std::size_t kLongestEntry = 6;  // 42 bits
 constexpr std::size_t kMostEntries =
     (kMostIndexNbytes - kBlockNbytes - kFixedNbytes) / kLongestEntry;
@@ -28,7 +29,7 @@ std::string EncodeChunkIndex(std::uint64_t first_offset, std::uint64_t raw_nbyte
   const std::size_t chunks_per_entry =
       std::max<std::size_t>(1, (code_nbytes.size() + kMostEntries - 1) / kMostEntries);
   const std::size_t entries = (code_nbytes.size() + chunks_per_entry - 1) / chunks_per_entry;
-  std::string out(kMagic, 8);
+  std::string out(kMagic);
   AppendLe32(&out, 1);  // version
   AppendLe64(&out, first_offset);
   AppendLe64(&out, raw_nbytes * chunks_per_entry);
@@ -40,10 +41,10 @@ std::string EncodeChunkIndex(std::uint64_t first_offset, std::uint64_t raw_nbyte
     AppendVarint(&out, std::accumulate(begin, end, std::uint64_t{0}));
   }
   // Readers come from the end: size and magic are the last things there.
-  constexpr std::size_t kTailNbytes = 4 + 8;
+  constexpr std::size_t kTailNbytes = 4 + kMagic.size();
   out.append(PaddingTo(out.size() + kTailNbytes, kBlockNbytes), '\0');
   AppendLe32(&out, static_cast<std::uint32_t>(out.size() + kTailNbytes));
-  out.append(kMagic, 8);
+  out.append(kMagic);
   return out;
 }
 

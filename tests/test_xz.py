@@ -46,7 +46,8 @@ def noise(nbytes: int, seed: int = 0) -> bytes:
 
 
 def as_tensor(raw: bytes, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-    return torch.frombuffer(bytearray(raw), dtype=dtype)
+    # frombuffer() refuses an empty buffer.
+    return torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
 
 
 def source_text(nbytes: int) -> bytes:
