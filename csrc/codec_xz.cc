@@ -46,17 +46,20 @@ class XzEncoder final : public ContiguousEncoder {
     if (HasFarRepeats(raw)) return true;
     // Wide integers that count up share their upper bytes, and no more.
     if (!HasRepeats(raw, bits.position >= 2 ? 3 : 4)) return false;
-    constexpr std::size_t kPieces = 4;
-    constexpr std::size_t kPieceNbytes = 8192;
+    constexpr std::size_t kPieces = 8;
+    constexpr std::size_t kPieceNbytes = 4096;
     constexpr std::size_t kWorthwhile = 24;  // one part in
     Span sample = raw;
     if (raw.nbytes > kPieces * kPieceNbytes) {
       std::uint8_t* to = sample_.Reserve(kPieces * kPieceNbytes);
       sample = {to, kPieces * kPieceNbytes};
-      // Aligned to the widest element, so that its bytes keep their places.
-      const std::size_t stride = (raw.nbytes - kPieceNbytes) / (kPieces - 1) & ~std::size_t{7};
+      // From the middle of each eighth: an archive's first chunk begins with
+      // headers and a pickle, which would count for too much. Aligned to the
+      // widest element, so that its bytes keep their places.
+      const std::size_t stride = raw.nbytes / kPieces;
       for (std::size_t k = 0; k < kPieces; ++k) {
-        to = std::copy_n(raw.data + k * stride, kPieceNbytes, to);
+        const std::size_t at = (k * stride + (stride - kPieceNbytes) / 2) & ~std::size_t{7};
+        to = std::copy_n(raw.data + at, kPieceNbytes, to);
       }
     }
     std::uint8_t* out = sample_code_.Reserve(
