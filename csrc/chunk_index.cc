@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::string_view kMagic = "PYCKPTIX";
 constexpr std::size_t kBlockNbytes = 512;
-constexpr std::size_t kFixedNbytes = kMagic.size() + 4 + 3 * 8 + 4 + kMagic.size();
+constexpr std::size_t kFixedNbytes = kMagic.size() + 4 + 8 + 8 + 8 + 4 + kMagic.size();
 constexpr std::size_t kLongestEntry = 6;  // 42 bits
 constexpr std::size_t kMostEntries =
     (kMostIndexNbytes - kBlockNbytes - kFixedNbytes) / kLongestEntry;
