@@ -1,4 +1,5 @@
-// Bytes in memory and little-endian loads and stores: the vocabulary of every other file.
+// Bytes in memory, and loads and stores in either order of bytes: the vocabulary of
+// every other file.
 #ifndef PYCKPT_BYTES_H_
 #define PYCKPT_BYTES_H_
 
@@ -53,6 +54,7 @@ inline std::uint64_t LoadLe64(const std::uint8_t* p) {
 #endif
   return word;
 }
+inline std::uint64_t LoadBe64(const std::uint8_t* p) { return __builtin_bswap64(LoadLe64(p)); }
 inline void StoreLe64(std::uint8_t* p, std::uint64_t word) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
   word = __builtin_bswap64(word);

@@ -39,15 +39,6 @@ constexpr std::size_t kDeepest = 256;
 // the memory for sorting the rotations that begin with it.
 constexpr std::size_t kMostOfOnePercent = 60;
 
-std::uint64_t LoadBigEndian(const std::uint8_t* p) {
-  std::uint64_t word = 0;
-  std::memcpy(&word, p, sizeof word);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-  word = __builtin_bswap64(word);
-#endif
-  return word;
-}
-
 void InsertionSort(std::uint64_t* keys, std::size_t n) {
   for (std::size_t i = 1; i < n; ++i) {
     const std::uint64_t key = keys[i];
@@ -108,7 +99,7 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
   if (keys_.size() < nbytes_) keys_.resize(nbytes_);
   if (spare_.size() < largest) spare_.resize(largest);
   for (std::size_t i = 0; i < nbytes_; ++i) {
-    const std::uint64_t word = LoadBigEndian(block_ + i);
+    const std::uint64_t word = LoadBe64(block_ + i);
     const std::uint64_t before = block_[static_cast<std::ptrdiff_t>(i) - 1];
     keys_[next[word >> kFirstShift]++] = (word << 8 & ~kRowMask) | before << kIndexBits | i;
   }
@@ -182,7 +173,7 @@ bool BlockSorter::SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t d
     const std::uint64_t index = keys[i] & kIndexMask;
     std::size_t at = index + depth;
     while (at >= nbytes_) at -= nbytes_;
-    keys[i] = (LoadBigEndian(block_ + at) & ~kRowMask) | (keys[i] & kRowMask);
+    keys[i] = (LoadBe64(block_ + at) & ~kRowMask) | (keys[i] & kRowMask);
   }
   return SortKeys(keys, spare, n, kFirstShift, depth + kComparedNbytes);
 }
