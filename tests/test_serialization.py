@@ -230,6 +230,7 @@ def states(draw: st.DrawFn) -> Any:
     )
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
 @given(states())
 def test_any_state_comes_back_as_from_torch_save(tmp_path: Path, state: Any) -> None:
     check(state, tmp_path)
@@ -434,6 +435,7 @@ def test_compact_views_store_only_their_span() -> None:
     assert nbytes == 4 * (20 + 12 + 91 + 1 + 0 + 1 + 10)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
 @given(states())
 def test_compact_views_keep_all_values(state: Any) -> None:
     back, _ = compacted(state)
