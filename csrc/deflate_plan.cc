@@ -12,6 +12,10 @@ namespace {
 constexpr std::size_t kStretchNbytes = std::size_t{16} << 10;
 constexpr std::size_t kProbeNbytes = 512;
 
+// Bytes of so much entropy are no text and no integers: only long repeats can
+// be found in them, and those are known.
+constexpr float kNoiseBits = 7;
+
 // One slice in so many is counted. All of a tensor's bytes look alike.
 constexpr std::size_t kSliceNbytes = 256;
 constexpr std::size_t kSliceEvery = 4;
@@ -101,12 +105,13 @@ BlockPlan PlanStretch(Span chunk, std::size_t begin, std::size_t end,
   counter.StoreIn(&block);
   if (block.literal_nbytes < kProbeNbytes) return block;
 
-  if (HasRepeats({longest.data, std::min(longest.nbytes, kProbeNbytes)})) {
+  const float bits = EntropyBits(block.sample, block.sample_nbytes);
+  const auto nbytes = static_cast<float>(block.sample_nbytes);
+  if (bits < kNoiseBits * nbytes &&
+      HasRepeats({longest.data, std::min(longest.nbytes, kProbeNbytes)})) {
     block.kind = BlockKind::kMatches;
     return block;
   }
-  const float bits = EntropyBits(block.sample, block.sample_nbytes);
-  const auto nbytes = static_cast<float>(block.sample_nbytes);
   if (block.literal_nbytes == end - begin &&
       bits / 8 + nbytes / static_cast<float>(kWorthwhile) >= nbytes) {
     block.kind = BlockKind::kStored;

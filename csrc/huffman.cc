@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <numeric>
+#include <utility>
 
 namespace pyckpt {
 namespace {
@@ -109,13 +109,15 @@ void SetBits(std::vector<HuffmanCode>* codes) {
 std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
                                               int max_length) {
   std::vector<std::uint8_t> lengths(frequencies.size());
-  std::vector<int> leaves;
+  // Sorted by frequency, then symbol.
+  std::vector<std::pair<std::uint64_t, int>> sorted;
   for (std::size_t s = 0; s < frequencies.size(); ++s) {
-    if (frequencies[s] != 0) leaves.push_back(static_cast<int>(s));
+    if (frequencies[s] != 0) sorted.emplace_back(frequencies[s], static_cast<int>(s));
   }
-  std::stable_sort(leaves.begin(), leaves.end(), [&](int a, int b) {
-    return frequencies[static_cast<std::size_t>(a)] < frequencies[static_cast<std::size_t>(b)];
-  });
+  std::sort(sorted.begin(), sorted.end());
+  std::vector<int> leaves(sorted.size());
+  std::transform(sorted.begin(), sorted.end(), leaves.begin(),
+                 [](const auto& leaf) { return leaf.second; });
   if (leaves.size() == 1) lengths[static_cast<std::size_t>(leaves[0])] = 1;
   if (leaves.size() > 1 && SetLengths(frequencies, leaves, &lengths) > max_length) {
     SetLimitedLengths(frequencies, leaves, max_length, &lengths);

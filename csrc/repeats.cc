@@ -15,14 +15,23 @@ Element ElementAt(const std::uint8_t* p) {
   return element;
 }
 
-// Whether any element of a step is the one before it. A plain loop, so that it
-// becomes vector instructions everywhere.
+using Elements = Element __attribute__((vector_size(16)));
+
+Elements ElementsAt(const std::uint8_t* p) {
+  Elements elements{};
+  std::memcpy(&elements, p, sizeof elements);
+  return elements;
+}
+
+// Whether any element of a step is the one before it.
 bool AnyAgain(const std::uint8_t* p) {
-  bool any = false;
-  for (std::size_t i = 0; i < kStep; i += kRunDistance) {
-    any |= ElementAt(p + i) == ElementAt(p + i - kRunDistance);
-  }
-  return any;
+  static_assert(kStep == 2 * sizeof(Elements));
+  const std::uint8_t* q = p + sizeof(Elements);
+  const auto equal = (ElementsAt(p) == ElementsAt(p - kRunDistance)) |
+                     (ElementsAt(q) == ElementsAt(q - kRunDistance));
+  std::array<std::uint64_t, 2> any{};
+  std::memcpy(any.data(), &equal, sizeof any);
+  return (any[0] | any[1]) != 0;
 }
 
 }  // namespace
