@@ -119,7 +119,10 @@ def _contest(
 
     smallest = len(subprocess.run([*format_.smallest.split(), "-c", tar], **_PIPE).stdout)
     size = results[ours].file_nbytes
-    rows = [_row(name, result, results[ours], nbytes, format_) for name, result in results.items()]
+    rows = [
+        _row(name, result, results[ours], nbytes, format_, options.threads)
+        for name, result in results.items()
+    ]
     allowed = 1 + format_.size_margin
     verdict = "met" if size <= smallest * allowed else "missed"
     rows.append(
@@ -156,7 +159,7 @@ def _row(name: str, result: Result, ours: Result, nbytes: int, format_: Format) 
         if target is not None:
             against += f" (>= {target:g}) {'met' if ratio >= target else 'missed'}"
     return (
-        name,
+        name.replace("{threads}", str(threads)),
         f"{result.median:.3f}",
         f"{nbytes / result.median / 1e6:.1f}",
         f"{result.file_nbytes / nbytes:.4f}",
