@@ -150,7 +150,9 @@ def _contest(
 _PIPE: dict[str, Any] = {"check": True, "stdout": subprocess.PIPE}
 
 
-def _row(name: str, result: Result, ours: Result, nbytes: int, format_: Format) -> tuple[str, ...]:
+def _row(
+    name: str, result: Result, ours: Result, nbytes: int, format_: Format, threads: int
+) -> tuple[str, ...]:
     against = ""
     if result is not ours:
         ratio = result.median / ours.median
