@@ -57,7 +57,8 @@ class ContiguousEncoder : public ChunkEncoder {
   void Encode(const Chunk& chunk, EncodedChunk* out) final;
 
  protected:
-  virtual void EncodeBytes(Span raw, std::uint32_t element_nbytes, EncodedChunk* out) = 0;
+  // raw is all of chunk's bytes.
+  virtual void EncodeBytes(Span raw, const Chunk& chunk, EncodedChunk* out) = 0;
 
  private:
   Buffer gathered_;

@@ -34,7 +34,7 @@ class Bzip2Encoder final : public ContiguousEncoder {
   explicit Bzip2Encoder(int level) : level_(level) {}
 
  protected:
-  void EncodeBytes(Span raw, std::uint32_t /*element_nbytes*/, EncodedChunk* out) override {
+  void EncodeBytes(Span raw, const Chunk& /*chunk*/, EncodedChunk* out) override {
     const std::size_t limit =
         std::size_t{100'000} * static_cast<std::size_t>(level_) - kBlockReserve;
     out->check = 0;

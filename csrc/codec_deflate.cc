@@ -26,8 +26,8 @@ class DeflateEncoder final : public ContiguousEncoder {
   }
 
  protected:
-  void EncodeBytes(Span raw, std::uint32_t /*element_nbytes*/, EncodedChunk* out) override {
-    out->check = Crc32(raw);
+  void EncodeBytes(Span raw, const Chunk& chunk, EncodedChunk* out) override {
+    out->check = chunk.Crc();
     if (level_ != 0 && EncodeBlocks(raw, out) <= StoredBlocksBound(raw.nbytes)) return;
     // What was asked for, or all there is to do where samples were wrong.
     BitWriter writer(out->buffer.Reserve(StoredBlocksBound(raw.nbytes) + kSlackNbytes));
@@ -49,7 +49,7 @@ class DeflateEncoder final : public ContiguousEncoder {
     BitWriter writer(out->buffer.Reserve(bound));
     const std::uint8_t* limit = out->buffer.data() + bound;
     std::size_t next = 0;
-    for (const BlockPlan& block : PlanBlocks(raw, repeats)) {
+    for (const BlockPlan& block : PlanBlocks(raw, repeats, level_)) {
       const Span bytes = {raw.data + block.begin, block.end - block.begin};
       while (next < repeats.size() && repeats[next].end <= block.begin) ++next;
       if (block.kind == BlockKind::kStored) {

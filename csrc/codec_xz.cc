@@ -19,8 +19,8 @@ class XzEncoder final : public ContiguousEncoder {
   explicit XzEncoder(int level) : level_(level) {}
 
  protected:
-  void EncodeBytes(Span raw, std::uint32_t element_nbytes, EncodedChunk* out) override {
-    const LiteralBits bits = ChooseLiteralBits(raw, element_nbytes);
+  void EncodeBytes(Span raw, const Chunk& chunk, EncodedChunk* out) override {
+    const LiteralBits bits = ChooseLiteralBits(raw, chunk.element_nbytes);
     const bool matches = MatchesPay(raw, bits);
     const std::size_t bound =
         matches ? Lzma2MatchesBound(raw.nbytes) : Lzma2LiteralEncoder::Bound(raw.nbytes);

@@ -38,7 +38,7 @@ void ContiguousEncoder::Encode(const Chunk& chunk, EncodedChunk* out) {
     }
   }
   out->raw_nbytes = raw.nbytes;
-  EncodeBytes(raw, chunk.element_nbytes, out);
+  EncodeBytes(raw, chunk, out);
 }
 
 }  // namespace pyckpt

@@ -17,7 +17,9 @@ std::uint8_t ReverseBits(std::uint8_t byte) {
 
 }  // namespace
 
-std::uint32_t Crc32(Span bytes) { return libdeflate_crc32(0, bytes.data, bytes.nbytes); }
+std::uint32_t Crc32(Span bytes, std::uint32_t before) {
+  return libdeflate_crc32(before, bytes.data, bytes.nbytes);
+}
 
 std::uint32_t Crc32MsbFirst(Span bytes) {
   // Reversing bits takes vectors of bytes, and libdeflate does the rest.

@@ -9,8 +9,9 @@
 
 namespace pyckpt {
 
-// The checksum of bytes alone. Thread-safe; picks the CPU's kernel at run time.
-std::uint32_t Crc32(Span bytes);
+// The checksum of bytes that follow those of checksum before. Thread-safe; picks
+// the CPU's kernel at run time.
+std::uint32_t Crc32(Span bytes, std::uint32_t before = 0);
 
 // The same polynomial over bits in the other order, the highest of each byte
 // first: bzip2's checksum. Thread-safe.

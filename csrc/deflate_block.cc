@@ -68,18 +68,21 @@ void SplitMatch(std::size_t nbytes, Match match) {
 
 // ---- Literals -------------------------------------------------------------
 
-constexpr unsigned kLengthBits = 5;
-constexpr std::uint32_t kLengthMask = (1U << kLengthBits) - 1;
+// Six bits, which is what a shift by a 64-bit number looks at: no mask is needed.
+constexpr unsigned kLengthBits = 6;
+constexpr std::uint64_t kLengthMask = (1U << kLengthBits) - 1;
 
 // To fill the table of pairs takes as long as to write so many bytes of
 // literals saves by it.
-constexpr std::size_t kPairsWorthwhile = std::size_t{512} << 10;
+constexpr std::size_t kPairsWorthwhile = std::size_t{256} << 10;
 
-[[gnu::always_inline]] inline void EmitTwo(std::uint32_t a, std::uint32_t b, BitWriter* w) {
-  const unsigned a_length = a & kLengthMask;
-  const std::uint64_t bits = std::uint64_t{a >> kLengthBits} | std::uint64_t{b >> kLengthBits}
-                                                                   << a_length;
-  w->Put(bits, a_length + (b & kLengthMask));
+// Both codes, and in the low bits of the sum the length of both.
+[[gnu::always_inline]] inline std::uint64_t TwoCodes(std::uint64_t a, std::uint64_t b) {
+  return a >> kLengthBits | b >> kLengthBits << (a & kLengthMask);
+}
+
+[[gnu::always_inline]] inline void EmitTwo(std::uint64_t a, std::uint64_t b, BitWriter* w) {
+  w->Put(TwoCodes(a, b), (a + b) & kLengthMask);
 }
 
 // Two pairs, so four literals, a store: at most 52 bits and 7 left over.
@@ -101,16 +104,12 @@ constexpr std::size_t kPairsWorthwhile = std::size_t{512} << 10;
   BitWriter w = *writer;
   std::size_t i = 0;
   for (; i + 4 <= raw.nbytes; i += 4) {
-    const std::uint32_t a = table[raw.data[i]];
-    const std::uint32_t b = table[raw.data[i + 1]];
-    const std::uint32_t c = table[raw.data[i + 2]];
-    const std::uint32_t d = table[raw.data[i + 3]];
-    const unsigned a_length = a & kLengthMask;
-    const unsigned c_length = c & kLengthMask;
-    const unsigned ab_length = a_length + (b & kLengthMask);
-    const std::uint64_t ab = (a >> kLengthBits) | std::uint64_t{b >> kLengthBits} << a_length;
-    const std::uint64_t cd = (c >> kLengthBits) | std::uint64_t{d >> kLengthBits} << c_length;
-    w.Put(ab | cd << ab_length, ab_length + c_length + (d & kLengthMask));
+    const std::uint64_t a = table[raw.data[i]];
+    const std::uint64_t b = table[raw.data[i + 1]];
+    const std::uint64_t c = table[raw.data[i + 2]];
+    const std::uint64_t d = table[raw.data[i + 3]];
+    const std::uint64_t ab_length = (a + b) & kLengthMask;
+    w.Put(TwoCodes(a, b) | TwoCodes(c, d) << ab_length, (a + b + c + d) & kLengthMask);
   }
   *writer = w;
   return i;
@@ -130,10 +129,11 @@ struct Kernels {
                                                  std::uint32_t* pairs) {
   for (std::size_t b = 0; b < kLiterals; ++b) {
     const std::uint32_t b_bits = table[b] >> kLengthBits;
-    const std::uint32_t b_length = table[b] & kLengthMask;
+    const std::uint32_t b_length = table[b] % (1U << kLengthBits);
     for (std::size_t a = 0; a < kLiterals; ++a) {
       // a's length stays in the low bits, where b's is added.
-      pairs[b << 8 | a] = table[a] + b_length + (b_bits << (table[a] & kLengthMask) << kLengthBits);
+      pairs[b << 8 | a] =
+          table[a] + b_length + (b_bits << table[a] % (1U << kLengthBits) << kLengthBits);
     }
   }
 }
@@ -276,7 +276,7 @@ void BlockWriter::Write(Span chunk, const BlockPlan& plan, const BlockCode& code
       [&](std::size_t from, std::size_t to) {
         const Span literals = {chunk.data + from, to - from};
         for (std::size_t i = emit(literals, table, writer); i < literals.nbytes; ++i) {
-          const std::uint32_t c = table_[literals.data[i]];
+          const std::uint64_t c = table_[literals.data[i]];
           writer->Put(c >> kLengthBits, c & kLengthMask);
         }
       },

@@ -22,12 +22,12 @@ class BitWriter {
   explicit BitWriter(std::uint8_t* out) : out_(out) {}
 
   // length <= 57; bits above length are zero.
-  void Put(std::uint64_t bits, unsigned length) {
+  void Put(std::uint64_t bits, std::uint64_t length) {
     word_ |= bits << used_;
     used_ += length;
     StoreLe64(out_, word_);
     out_ += used_ >> 3;
-    word_ >>= used_ & ~7U;
+    word_ >>= used_ & 56;  // it is below 64
     used_ &= 7;
   }
 
@@ -42,7 +42,7 @@ class BitWriter {
  private:
   std::uint8_t* out_;
   std::uint64_t word_ = 0;
-  unsigned used_ = 0;
+  std::uint64_t used_ = 0;
 };
 
 // Room that the dynamic blocks of a chunk may need, whatever their codes.
@@ -78,7 +78,7 @@ class BlockWriter {
              const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer);
 
  private:
-  // Code above, length in the low five bits.
+  // Code above, length in the low six bits.
   std::array<std::uint32_t, 256> table_{};
   std::vector<std::uint32_t> pair_table_;  // for two bytes at once, low one first
 };

@@ -31,6 +31,10 @@ constexpr std::size_t kWorthwhile = 500;
 // symbol: 255 / (2 ln 2). The rest is the block's header.
 constexpr float kSplitBits = 184 + 96;
 
+// Each block costs time too, and most save little: up to this level one has to save
+// twice its cost.
+constexpr int kLastCoarseLevel = 6;
+
 // log2(x) for x >= 1, right to 0.0012: the exponent, and a cubic through the
 // mantissa that meets log2 at 1, 4/3, 5/3 and 2. Simple enough to be vectorised.
 float Log2(float x) {
@@ -147,7 +151,8 @@ void CountShort(Span chunk, const std::vector<Repeat>& repeats, std::vector<Bloc
 
 }  // namespace
 
-std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats) {
+std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats, int level) {
+  const float split_bits = level <= kLastCoarseLevel ? 2 * kSplitBits : kSplitBits;
   std::vector<BlockPlan> blocks;
   float last_bits = 0;  // of the last block's sample
   std::size_t next = 0;
@@ -159,7 +164,7 @@ std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats
       const BlockPlan both = Joined(blocks.back(), stretch);
       const float both_bits = EntropyBits(both.sample, both.sample_nbytes);
       if (stretch.kind != BlockKind::kLiterals ||
-          both_bits <= last_bits + stretch_bits + kSplitBits) {
+          both_bits <= last_bits + stretch_bits + split_bits) {
         blocks.back() = both;
         last_bits = both_bits;
         continue;

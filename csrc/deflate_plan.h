@@ -30,8 +30,9 @@ struct BlockPlan {
 };
 
 // The blocks of a chunk, in order and without gaps. Neighbouring stretches of
-// the same kind are one block where a joint code costs no more than two.
-std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats);
+// the same kind are one block where a joint code costs no more than two; up to
+// level 6, where it costs little more.
+std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats, int level);
 
 }  // namespace pyckpt::deflate
 

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <utility>
 
 namespace pyckpt {
 namespace {
 
 constexpr int kLongest = 15;
+constexpr int kSymbolBits = 16;
 
 // Huffman's own method: the two lightest are joined until one is left. Leaves
 // come sorted and so do the joints, so the lightest is at the head of either.
@@ -109,15 +109,17 @@ void SetBits(std::vector<HuffmanCode>* codes) {
 std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
                                               int max_length) {
   std::vector<std::uint8_t> lengths(frequencies.size());
-  // Sorted by frequency, then symbol.
-  std::vector<std::pair<std::uint64_t, int>> sorted;
+  // Sorted by frequency, then symbol: one number holds both.
+  std::vector<std::uint64_t> sorted;
+  sorted.reserve(frequencies.size());
   for (std::size_t s = 0; s < frequencies.size(); ++s) {
-    if (frequencies[s] != 0) sorted.emplace_back(frequencies[s], static_cast<int>(s));
+    if (frequencies[s] != 0) sorted.push_back(frequencies[s] << kSymbolBits | s);
   }
   std::sort(sorted.begin(), sorted.end());
   std::vector<int> leaves(sorted.size());
-  std::transform(sorted.begin(), sorted.end(), leaves.begin(),
-                 [](const auto& leaf) { return leaf.second; });
+  std::transform(sorted.begin(), sorted.end(), leaves.begin(), [](std::uint64_t leaf) {
+    return static_cast<int>(leaf & ((std::uint64_t{1} << kSymbolBits) - 1));
+  });
   if (leaves.size() == 1) lengths[static_cast<std::size_t>(leaves[0])] = 1;
   if (leaves.size() > 1 && SetLengths(frequencies, leaves, &lengths) > max_length) {
     SetLimitedLengths(frequencies, leaves, max_length, &lengths);

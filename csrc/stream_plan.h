@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,7 +36,7 @@ class Source {
 struct Piece {
   Span span;
   std::size_t segment = 0;
-  std::uint32_t crc = 0;  // of span, when the segment is checksummed
+  std::optional<std::uint32_t> crc;  // of span, when the segment is checksummed
 };
 
 // One chunk of the stream while it is in work. Reused from chunk to chunk.
@@ -45,6 +46,9 @@ struct Chunk {
   std::uint32_t element_nbytes = 1;  // of the tensor that fills most of it
   std::vector<Piece> pieces;         // valid until the chunk is read again
   Buffer scratch;                    // what sources were copied to
+
+  // Of all its bytes, once it is joined; what pieces know of theirs is used.
+  std::uint32_t Crc() const;
 };
 
 class StreamPlan {
