@@ -8,8 +8,10 @@ from pyckpt.errors import (
     DuplicateFileError,
     FilenameError,
     OptionError,
+    StateMismatchError,
 )
-from pyckpt.state import State, Timestamp, TrainingState
+from pyckpt.resume import load_checkpoint
+from pyckpt.state import RestorableState, State, Timestamp, TrainingState
 
 __all__ = [
     "CheckpointError",
@@ -17,10 +19,13 @@ __all__ = [
     "DuplicateFileError",
     "FilenameError",
     "OptionError",
+    "RestorableState",
     "State",
+    "StateMismatchError",
     "Timestamp",
     "TrainingState",
     "load",
+    "load_checkpoint",
     "save",
     "save_checkpoint",
 ]

@@ -15,9 +15,11 @@ import torch.distributed as dist
 
 from pyckpt.errors import (
     CheckpointError,
+    CorruptArchiveError,
     DuplicateFileError,
     FilenameError,
     OptionError,
+    StateMismatchError,
 )
 
 __all__ = ["Ranks", "current_ranks", "together"]
@@ -88,8 +90,17 @@ class _Failure:
 
 _KINDS: dict[str, type[CheckpointError]] = {
     kind.__name__: kind
-    for kind in (CheckpointError, FilenameError, DuplicateFileError, OptionError)
+    for kind in (
+        CheckpointError,
+        CorruptArchiveError,
+        DuplicateFileError,
+        FilenameError,
+        OptionError,
+        StateMismatchError,
+    )
 }
+# Their messages tell of one rank's files, not of the arguments that all ranks were given.
+_NAME_THE_RANK = (CorruptArchiveError, StateMismatchError)
 
 
 def together(doing: str, step: Callable[[], T]) -> list[T]:
@@ -159,8 +170,8 @@ def _as_exception(doing: str, failures: list[_Failure]) -> CheckpointError:
     first = failures[0]
     kind = _KINDS.get(first.kind)
     message = first.message
-    if kind is None:
-        kind = CheckpointError
+    if kind is None or issubclass(kind, _NAME_THE_RANK):
+        kind = kind or CheckpointError
         message = f"{doing} failed on rank {first.rank}: {first.message}"
         others = [str(f.rank) for f in failures[1:]]
         if others:

@@ -4,7 +4,8 @@ CheckpointError (RuntimeError)
 ├── FilenameError (also ValueError)
 │   └── DuplicateFileError
 ├── OptionError (also ValueError)
-└── CorruptArchiveError
+├── CorruptArchiveError
+└── StateMismatchError (also ValueError)
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ __all__ = [
     "DuplicateFileError",
     "FilenameError",
     "OptionError",
+    "StateMismatchError",
 ]
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be saved or read.
 
-    After a failed save every rank raises one with the same message. On the rank that failed,
-    ``__cause__`` is the original exception.
+    After a failed save or load every rank raises one with the same message. On the rank that
+    failed, ``__cause__`` is the original exception.
 
     Attributes:
         rank: The global rank that failed, or None when that is not known.
@@ -58,3 +60,7 @@ class OptionError(CheckpointError, ValueError):
 
 class CorruptArchiveError(CheckpointError):
     """A file that is not, or no longer, what pyckpt or Composer wrote."""
+
+
+class StateMismatchError(CheckpointError, ValueError):
+    """A whole checkpoint that does not fit the state it is loaded into; the state is unchanged."""

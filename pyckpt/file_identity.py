@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["file_identity"]
+__all__ = ["file_identity", "machine"]
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -29,10 +29,11 @@ def file_identity(path: Path) -> str:
         if kind in _SHARED_TYPES:
             inside = os.path.join(root, os.path.relpath(real, mount_point))
             return f"{kind} {source} {os.path.normpath(inside)}"
-    return f"{_machine()} {real}"
+    return f"{machine()} {real}"
 
 
-def _machine() -> str:
+def machine() -> str:
+    """A text that is equal for processes of one machine, or of one container on it."""
     # Containers share the boot id but not the host's name, machines may share the name.
     try:
         boot_id = _BOOT_ID.read_text().strip()

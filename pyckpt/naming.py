@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     from pyckpt.distributed import Ranks
     from pyckpt.state import TrainingState
 
-__all__ = ["TAR_SUFFIX", "VARIABLES", "add_tar_suffix", "match_suffix", "render"]
+__all__ = [
+    "RANK_VARIABLES",
+    "TAR_SUFFIX",
+    "VARIABLES",
+    "add_tar_suffix",
+    "match_suffix",
+    "render",
+    "render_ranks",
+]
 
 TAR_SUFFIX = ".tar"
 
-_RANK_NAMES = ("rank", "local_rank", "world_size", "local_world_size", "node_rank")
+RANK_VARIABLES = ("rank", "local_rank", "world_size", "local_world_size", "node_rank")
+"""The names that the path of an existing checkpoint may contain in braces."""
+
 _COUNT_NAMES = (
     "epoch",
     "batch",
@@ -31,7 +41,7 @@ _COUNT_NAMES = (
 )
 _TIME_NAMES = ("total_wct", "epoch_wct", "batch_wct")
 
-VARIABLES = ("run_name", *_RANK_NAMES, *_COUNT_NAMES, *_TIME_NAMES)
+VARIABLES = ("run_name", *RANK_VARIABLES, *_COUNT_NAMES, *_TIME_NAMES)
 """The names that a filename may contain in braces."""
 
 
@@ -46,10 +56,25 @@ def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path
             which the caller wrote literally, a name that is empty or names a folder, or one that
             the system cannot spell.
     """
+    return _render(filename, _lookups(state, ranks))
+
+
+def render_ranks(filename: str | PurePath, ranks: Ranks) -> Path:
+    """The path of a checkpoint that exists: only what tells ranks apart is filled in.
+
+    The counts that :func:`render` fills in are those of the run that saved; write them out.
+
+    Raises:
+        FilenameError: As by ``render``; every variable but RANK_VARIABLES is unknown.
+    """
+    return _render(filename, _rank_lookups(ranks))
+
+
+def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) -> Path:
     template = os.fspath(filename)
     if not isinstance(template, str):
         raise FilenameError(f"a filename is a str or a path, not {type(filename).__name__}")
-    literal_folder, rendered = _substitute(template, _lookups(state, ranks))
+    literal_folder, rendered = _substitute(template, lookups)
     if "\0" in rendered:
         raise FilenameError(f"{rendered!r} (from {template!r}) contains a NUL byte", path=rendered)
     try:
@@ -67,13 +92,16 @@ def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path
 
 def _lookups(state: TrainingState, ranks: Ranks) -> Mapping[str, Callable[[], Any]]:
     lookups: dict[str, Callable[[], Any]] = {"run_name": lambda: str(state.run_name)}
-    for name in _RANK_NAMES:
-        lookups[name] = partial(getattr, ranks, name)
+    lookups.update(_rank_lookups(ranks))
     for name in _COUNT_NAMES:
         lookups[name] = partial(_count, state, name)
     for name in _TIME_NAMES:
         lookups[name] = partial(_seconds, state, name)
     return lookups
+
+
+def _rank_lookups(ranks: Ranks) -> dict[str, Callable[[], Any]]:
+    return {name: partial(getattr, ranks, name) for name in RANK_VARIABLES}
 
 
 def _count(state: TrainingState, name: str) -> int:

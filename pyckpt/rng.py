@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["rng_state"]
+__all__ = ["rng_state", "set_rng_state"]
 
 
 def rng_state() -> dict[str, Any]:
@@ -23,3 +24,24 @@ def rng_state() -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Puts the generators that ``state`` names back where :func:`rng_state` found them.
+
+    CUDA's state is left out where there is no CUDA; where it is not in use yet, it is set once it
+    is.
+    """
+    if "python" in state:
+        random.setstate(state["python"])
+    if "numpy" in state:
+        try:
+            import numpy as np
+        except ImportError:  # then nobody draws from it
+            pass
+        else:
+            np.random.set_state(state["numpy"])
+    if "torch" in state:
+        torch.random.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,16 +1,27 @@
-"""What save_checkpoint saves: a small protocol, and a State for those without Composer."""
+"""What is saved and restored: two small protocols, and a State for those without Composer."""
 
 from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-__all__ = ["State", "Timestamp", "TrainingState", "is_deepspeed_engine", "model_state_dict"]
+from pyckpt.errors import StateMismatchError
+
+__all__ = [
+    "RestorableState",
+    "State",
+    "Timestamp",
+    "TrainingState",
+    "is_deepspeed_engine",
+    "model_state_dict",
+    "restore",
+]
 
 
 class TrainingTime(Protocol):
@@ -41,6 +52,18 @@ class TrainingState(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """All that training needs to go on."""
+        ...
+
+
+@runtime_checkable
+class RestorableState(TrainingState, Protocol):
+    """What load_checkpoint needs of a state. Composer's ``State`` has it as well."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool) -> Any:
+        """Takes over what ``state_dict`` has; what it lacks stays as it is.
+
+        ``strict``: whether the weights must be exactly those of the model.
+        """
         ...
 
 
@@ -114,6 +137,34 @@ class State:
             "extra": dict(self.extra),
         }
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Takes over what ``state_dict`` has; what it lacks stays as it is.
+
+        An optimizer or scheduler that it lacks is named in a warning.
+
+        Args:
+            strict: Whether the weights must be exactly those of the model.
+
+        Raises:
+            StateMismatchError: Weights or optimizers differ; nothing was changed.
+        """
+        module = _unwrapped(self.model)
+        engine_saved = is_deepspeed_engine(self.model)
+        weights = state_dict.get("model")
+        if weights is not None:
+            _check_weights(module, weights, strict)
+        optimizers = [] if engine_saved else list(_saved(self.optimizers, state_dict, "optimizers"))
+        prepared = [(one, _by_position(module, one, saved)) for one, saved in optimizers]
+        schedulers = list(_saved(self.schedulers, state_dict, "schedulers"))
+
+        if weights is not None:
+            module.load_state_dict(weights, strict=strict)
+        for one, saved in (*prepared, *schedulers):
+            one.load_state_dict(saved)
+        self.timestamp.load_state_dict(state_dict.get("timestamp", {}).get("Timestamp", {}))
+        self.run_name = state_dict.get("run_name", self.run_name)
+        self.extra = state_dict.get("extra", self.extra)
+
 
 def _unwrapped(model: Any) -> Any:
     """The module inside what parallelism and torch.compile put around it."""
@@ -128,15 +179,80 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _by_class(objects: Any) -> dict[str, Any]:
-    """State dicts by class name; a second object of a class gets a number."""
+    """State dicts by class name."""
+    return {name: one.state_dict() for name, one in _named(objects)}
+
+
+def _named(objects: Any) -> Iterator[tuple[str, Any]]:
+    """Objects by class name; a second object of a class gets a number."""
     several = objects if isinstance(objects, Sequence) else (objects,)
-    out: dict[str, Any] = {}
+    seen: dict[str, int] = {}
     for one in several:
         name = type(one).__qualname__
-        if name in out:
-            name = f"{name}-{sum(key.split('-')[0] == name for key in out)}"
-        out[name] = one.state_dict()
-    return out
+        count = seen.get(name, 0)
+        seen[name] = count + 1
+        yield (f"{name}-{count}" if count else name), one
+
+
+def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tuple[Any, Any]]:
+    """Each object with what was saved of it."""
+    # A weights-only checkpoint is as whole without it as one from which it was left out.
+    saved = state_dict.get(key, {})
+    for name, one in _named(objects):
+        if name in saved:
+            yield one, saved[name]
+        else:
+            warnings.warn(f"the checkpoint has no {key}/{name}: it stays as it is", stacklevel=3)
+
+
+def _check_weights(module: Any, weights: Mapping[str, Any], strict: bool) -> None:
+    """Finds out what load_state_dict would only find out half way through."""
+    own = module.state_dict()
+    complaints = []
+    if strict:
+        complaints += [f"no {name!r}" for name in own if name not in weights]
+        complaints += [f"{name!r}, which the model lacks" for name in weights if name not in own]
+    for name, tensor in own.items():
+        saved = weights.get(name, tensor)
+        if isinstance(saved, torch.Tensor) and saved.shape != tensor.shape:
+            complaints.append(f"{name!r} of {list(saved.shape)}, not {list(tensor.shape)}")
+    if complaints:
+        more = "" if len(complaints) <= 5 else f" and {len(complaints) - 5} more"
+        raise StateMismatchError(
+            f"the checkpoint's weights do not fit: it has {'; '.join(complaints[:5])}{more}"
+        )
+
+
+def _by_position(module: Any, optimizer: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``saved`` as the optimizer saves itself; Composer's calls parameters by their names.
+
+    Raises:
+        StateMismatchError: The optimizer has other parameters.
+    """
+    groups, own = saved["param_groups"], optimizer.param_groups
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in own]:
+        raise StateMismatchError(
+            f"{type(optimizer).__qualname__} has {[len(g['params']) for g in own]} parameters by "
+            f"group, the checkpoint {[len(g['params']) for g in groups]}"
+        )
+    if not any(isinstance(one, str) for group in groups for one in group["params"]):
+        return saved
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    order = [names[id(parameter)] for group in own for parameter in group["params"]]
+    positions = {name: position for position, name in enumerate(order)}
+    unknown = sorted(one for g in groups for one in g["params"] if one not in positions)
+    if unknown:
+        raise StateMismatchError(
+            f"{type(optimizer).__qualname__} does not have the checkpoint's {unknown[0]!r}"
+        )
+    starts = [sum(len(g["params"]) for g in own[:index]) for index in range(len(own))]
+    return {
+        "state": {positions[name]: value for name, value in saved["state"].items()},
+        "param_groups": [
+            {**group, "params": list(range(start, start + len(group["params"])))}
+            for group, start in zip(groups, starts, strict=True)
+        ],
+    }
 
 
 def is_deepspeed_engine(model: Any) -> bool:
@@ -149,3 +265,14 @@ def model_state_dict(state: TrainingState) -> Any:
     """The weights of ``state`` alone."""
     getter = getattr(state, "get_model_state_dict", None)
     return getter() if getter is not None else state.model.state_dict()
+
+
+def restore(state: Any, state_dict: dict[str, Any], *, strict: bool) -> None:
+    """``state.load_state_dict``; Composer's also wants a logger."""
+    composer = sys.modules.get("composer.core")
+    if composer is not None and isinstance(state, composer.State):
+        from composer.loggers import Logger
+
+        state.load_state_dict(state_dict, Logger(state=state), strict=strict)
+    else:
+        state.load_state_dict(state_dict, strict=strict)

@@ -1,7 +1,7 @@
 """One rank of a real DeepSpeed run: ``save`` trains, saves and trains on; ``resume`` loads what
-was saved and trains on from there; ``fail...`` saves under conditions in which it cannot work.
-Every rank reports paths, error and the losses after the save to OUT/MODE-RANK.json. With ``nvme``
-the optimizer lies in files, and DeepSpeed saves as well.
+was extracted and trains on from there, ``load...`` lets pyckpt load the archives; ``fail...`` saves
+under conditions in which it cannot work. Every rank reports paths, error and the losses after the
+save to OUT/MODE-RANK.json. With ``nvme`` the optimizer lies in files, and DeepSpeed saves as well.
 
 Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe | nvme]
 """
@@ -86,6 +86,24 @@ def train(engine: deepspeed.DeepSpeedEngine, first: int, last: int) -> list[floa
     return losses
 
 
+def load(engine: deepspeed.DeepSpeedEngine) -> dict[str, object]:
+    torch.manual_seed(99)
+    state = pyckpt.State(model=engine)
+    before = engine.checkpoint_engine
+    weights = [parameter.detach().clone() for parameter in engine.module.parameters()]
+    report: dict[str, object] = {}
+    try:
+        states = pyckpt.load_checkpoint(FILENAME, state, load_weights_only=MODE == "load-weights")
+        report["random_states"] = states and len(states)
+    except pyckpt.CheckpointError as error:
+        report["error"] = [type(error).__name__, str(error), error.rank, error.path]
+        report["unchanged"] = all(map(torch.equal, weights, engine.module.parameters()))
+    report["batch"] = state.timestamp.batch
+    report["restored"] = engine.checkpoint_engine is before
+    report["drawn"] = torch.rand(()).item()
+    return report
+
+
 class Unpicklable:
     def __reduce__(self) -> str:
         raise RuntimeError("this state cannot be pickled")
@@ -106,11 +124,14 @@ def main() -> None:
         try:
             paths = pyckpt.save_checkpoint(state, FILENAME, weights_only=MODE == "fail-weights")
             report["paths"] = [str(p) for p in paths]
+            report["drawn"] = torch.rand(()).item()
         except pyckpt.CheckpointError as error:
             report["error"] = [type(error).__name__, str(error), error.rank]
         if NVME:
             engine.save_checkpoint(str(OUT / "by-deepspeed"), tag="deepspeed")
         report["restored"] = engine.checkpoint_engine is before
+    elif MODE.startswith("load"):
+        report |= load(engine)
     else:
         engine.load_checkpoint(str(OUT / "extracted"), tag="deepspeed")
     report["losses"] = train(engine, TRAINED, TRAINED + MORE)
