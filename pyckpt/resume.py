@@ -17,6 +17,8 @@ from pyckpt.state import RestorableState, is_deepspeed_engine, restore
 
 __all__ = ["load_checkpoint"]
 
+_WITH_WEIGHTS_ONLY = {"model", "integrations", "metadata"}  # the last two by Composer
+
 
 def load_checkpoint(
     path: str | PurePath,
@@ -30,7 +32,7 @@ def load_checkpoint(
     """Restores a training state; the counterpart of ``composer.utils.load_checkpoint``.
 
     Call it on every rank. All ranks read first; only when all could, the state is changed. What
-    the checkpoint lacks stays as it is.
+    the checkpoint lacks stays as it is; if that is all but the weights, a warning says so.
 
     With DeepSpeed every rank reads its own archive, and of the others' what data parallelism saved
     only once, so rank 0's archive must be readable on every machine. DeepSpeed is given the states
@@ -129,6 +131,10 @@ class _Load:
         if self._is_deepspeed:
             self._engine_states.check(
                 self._state.model, contents.get("rng"), self._load_weights_only
+            )
+        if not self._load_weights_only and contents["state"].keys() <= _WITH_WEIGHTS_ONLY:
+            warnings.warn(
+                f"{self._path} holds weights alone: all else stays as it is", stacklevel=5
             )
         contents = without_ignored(contents, ignore_keys)
         training_state = contents.get("state", {})

@@ -140,7 +140,7 @@ class State:
     def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
         """Takes over what ``state_dict`` has; what it lacks stays as it is.
 
-        An optimizer or scheduler that it lacks is named in a warning.
+        An optimizer or scheduler that it lacks is named in a warning, if it has any others.
 
         Args:
             strict: Whether the weights must be exactly those of the model.
@@ -196,12 +196,11 @@ def _named(objects: Any) -> Iterator[tuple[str, Any]]:
 
 def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tuple[Any, Any]]:
     """Each object with what was saved of it."""
-    # A weights-only checkpoint is as whole without it as one from which it was left out.
     saved = state_dict.get(key, {})
     for name, one in _named(objects):
         if name in saved:
             yield one, saved[name]
-        else:
+        elif saved:  # nothing at all is meant to be so
             warnings.warn(f"the checkpoint has no {key}/{name}: it stays as it is", stacklevel=3)
 
 

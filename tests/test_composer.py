@@ -48,6 +48,15 @@ def test_both_save_the_same(results: dict[str, Any], suffix: str) -> None:
     assert results["ours" + suffix]["pyckpt_reads_it"]
 
 
+@pytest.mark.parametrize("who", ["ours", "theirs"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_pyckpt_resumes_either_kind_of_state(
+    results: dict[str, Any], who: str, suffix: str
+) -> None:
+    resumed = results[who + suffix]["pyckpt_resumes"]
+    assert resumed == {"composer": [True, True, True, 3], "pyckpt": [True, True, True, 3]}
+
+
 def test_weights_only_loads_as_weights(results: dict[str, Any]) -> None:
     assert results["weights"]["weights_equal"]
     assert results["weights"]["keys"] == ["rng", "state", "state/model"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.rng import rng_state
+from pyckpt.rng import rng_state, set_rng_state
 
 
 def draw() -> tuple[float, float, float]:
@@ -27,9 +27,7 @@ def test_generators_go_on_from_what_was_saved(tmp_path: Path, suffix: str) -> No
     pyckpt.save(state, tmp_path / f"x{suffix}")
     expected = [draw() for _ in range(3)]
     loaded = pyckpt.load(tmp_path / f"x{suffix}")
-    random.setstate(loaded["python"])
-    np.random.set_state(loaded["numpy"])
-    torch.set_rng_state(loaded["torch"])
+    set_rng_state(loaded)
     assert [draw() for _ in range(3)] == expected
 
 
@@ -50,3 +48,28 @@ def test_cuda_is_left_alone_until_it_is_in_use() -> None:
         "    assert torch.equal(rng_state()['cuda'], torch.cuda.get_rng_state())\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_cuda_is_restored_where_there_is_one() -> None:
+    program = (
+        "import torch\nfrom pyckpt.rng import rng_state, set_rng_state\n"
+        "if torch.cuda.is_available():\n"
+        "    torch.cuda.init()\n"
+        "    state = rng_state()\n"
+        "    expected = torch.rand(8, device='cuda')\n"
+        "    set_rng_state(state)\n"
+        "    assert torch.equal(torch.rand(8, device='cuda'), expected)\n"
+        "else:\n"
+        "    set_rng_state({'cuda': torch.zeros(16, dtype=torch.uint8)})\n"
+        "    assert not torch.cuda.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_only_what_is_named_is_restored() -> None:
+    before = rng_state()
+    expected = draw()
+    set_rng_state({"python": before["python"]})
+    again = draw()
+    assert again[0] == expected[0]
+    assert again[1:] != expected[1:]

@@ -77,6 +77,11 @@ def build(seed: int, steps: int) -> State:
     return state
 
 
+def as_pyckpt_state(state: State) -> pyckpt.State:
+    """What does the training, without Composer's State around it."""
+    return pyckpt.State(state.model, list(state.optimizers), list(state.schedulers))
+
+
 def keys(tree: Any, prefix: str = "", depth: int = 3) -> list[str]:
     if not isinstance(tree, dict) or depth == 0:
         return []
@@ -114,6 +119,17 @@ def main() -> None:
             other = build(seed=99, steps=1)
             rng = composer_checkpoint.load_checkpoint(path, other, Logger(state=other))
             loaded = pyckpt.load(path)
+            by_pyckpt = {}
+            for kind, state_of in (("composer", lambda built: built), ("pyckpt", as_pyckpt_state)):
+                resumed = build(seed=99, steps=1)
+                resumed_state = state_of(resumed)
+                pyckpt.load_checkpoint(path, resumed_state)
+                by_pyckpt[kind] = [
+                    weights_equal(state, resumed),
+                    optimizer_equal(state, resumed),
+                    resumed.schedulers[0].state_dict() == state.schedulers[0].state_dict(),
+                    int(resumed_state.timestamp.batch),
+                ]
             results[who + suffix] = {
                 "path": path,
                 "weights_equal": weights_equal(state, other),
@@ -121,6 +137,7 @@ def main() -> None:
                 "batch": int(other.timestamp.batch),
                 "rng": list(rng[0]),
                 "keys": keys(loaded),
+                "pyckpt_resumes": by_pyckpt,
                 "pyckpt_reads_it": torch.equal(
                     loaded["state"]["model"]["0.weight"], state.model[0].weight
                 ),

@@ -1,0 +1,104 @@
+"""One rank of a plain torch.distributed run (gloo) whose training stops and goes on.
+
+``save`` trains, saves and trains on. ``load...`` starts otherwise, loads what was saved and trains
+on from there; after ``load-no-room`` has read a file, none can be written. Every rank reports the losses after the save, what was raised, and which files it
+read to OUT/MODE-RANK.json.
+
+Usage: torchrun ... resume_worker.py MODE OUT PATH
+"""
+
+import json
+import random
+import resource
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import pyckpt
+from pyckpt import sharing
+
+MODE, OUT, PATH = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+TRAINED, MORE = 3, 3
+
+
+def build(seed: int) -> pyckpt.State:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    width = 16 if MODE == "load-wider" else 8
+    model = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.5), nn.Linear(width, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+    return pyckpt.State(nn.parallel.DistributedDataParallel(model), optimizer, scheduler)
+
+
+def train(state: pyckpt.State, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(6, 4) * random.random() + np.random.random()
+        loss = state.model(x.float()).square().mean()
+        state.optimizers.zero_grad()
+        loss.backward()
+        state.optimizers.step()
+        state.schedulers.step()
+        state.timestamp.batch += 1
+        losses.append(loss.item())
+    return losses
+
+
+def note_reads() -> list[str]:
+    """The files that this rank is going to read."""
+    paths: list[str] = []
+    load = sharing.load
+
+    def noting(path: Path, **options: Any) -> Any:
+        paths.append(str(path))
+        obj = load(path, **options)
+        if MODE == "load-no-room":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
+        return obj
+
+    sharing.load = noting
+    return paths
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    rank = dist.get_rank()
+    report: dict[str, Any] = {}
+    if MODE == "save":
+        state = build(seed=rank)
+        train(state, TRAINED)
+        pyckpt.save_checkpoint(state, PATH)
+    else:
+        state = build(seed=100 + rank)
+        train(state, 1)
+        before = {name: value.clone() for name, value in state.model.state_dict().items()}
+        report["read"] = note_reads()
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                pyckpt.load_checkpoint(PATH, state)
+            report["warnings"] = [str(one.message) for one in caught]
+        except pyckpt.CheckpointError as error:
+            report["error"] = [type(error).__name__, str(error), error.rank, error.path]
+            after = state.model.state_dict()
+            report["unchanged"] = (
+                all(torch.equal(before[name], after[name]) for name in before)
+                and state.timestamp.batch == 1
+            )
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    report["batch"] = state.timestamp.batch
+    report["losses"] = train(state, MORE)
+    (OUT / f"{MODE}-{rank}.json").write_text(json.dumps(report))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
