@@ -1,8 +1,8 @@
 """One rank of a plain torch.distributed run (gloo) whose training stops and goes on.
 
 ``save`` trains, saves and trains on. ``load...`` starts otherwise, loads what was saved and trains
-on from there; after ``load-no-room`` has read a file, none can be written. Every rank reports the losses after the save, what was raised, and which files it
-read to OUT/MODE-RANK.json.
+on from there; after ``load-no-room`` has read a file, none can be written. Every rank reports the
+losses after the save, what was raised, and which files it read to OUT/MODE-RANK.json.
 
 Usage: torchrun ... resume_worker.py MODE OUT PATH
 """
