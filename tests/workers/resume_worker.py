@@ -7,6 +7,7 @@ losses after the save, what was raised, and which files it read to OUT/MODE-RANK
 Usage: torchrun ... resume_worker.py MODE OUT PATH
 """
 
+import gc
 import json
 import random
 import resource
@@ -97,6 +98,9 @@ def main() -> None:
     report["batch"] = state.timestamp.batch
     report["losses"] = train(state, MORE)
     (OUT / f"{MODE}-{rank}.json").write_text(json.dumps(report))
+    # DDP is part of a cycle; what it still has of the group at exit may abort the process.
+    del state
+    gc.collect()
     dist.destroy_process_group()
 
 
