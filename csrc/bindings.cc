@@ -81,6 +81,7 @@ void ToPython(std::exception_ptr thrown) {
         PyErr_SetString(PyExc_ValueError, error.what());
         break;
       case ErrorKind::kCodec:
+      case ErrorKind::kCorrupt:
         PyErr_SetString(PyExc_RuntimeError, error.what());
         break;
     }

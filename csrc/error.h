@@ -2,6 +2,7 @@
 #ifndef PYCKPT_ERROR_H_
 #define PYCKPT_ERROR_H_
 
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,7 @@ enum class ErrorKind {
   kSystem,    // a system call failed: error_number() is its errno
   kArgument,  // the caller asked for something that cannot be written
   kCodec,     // a compression library refused
+  kCorrupt,   // a file holds what no writer writes: offset() is where
 };
 
 class Error : public std::runtime_error {
@@ -24,9 +26,17 @@ class Error : public std::runtime_error {
     return {ErrorKind::kSystem, doing + ": " + std::strerror(error_number), error_number, path};
   }
 
+  // What is wrong with a file's bytes, and where they begin to be wrong.
+  static Error Corrupt(const std::string& message, std::uint64_t offset) {
+    Error error(ErrorKind::kCorrupt, message);
+    error.offset_ = offset;
+    return error;
+  }
+
   ErrorKind kind() const { return kind_; }
   int error_number() const { return error_number_; }
   const std::string& path() const { return path_; }
+  std::uint64_t offset() const { return offset_; }  // in bytes from the file's start
 
  private:
   Error(ErrorKind kind, const std::string& message, int error_number, std::string path)
@@ -38,6 +48,7 @@ class Error : public std::runtime_error {
   ErrorKind kind_;
   int error_number_;
   std::string path_;
+  std::uint64_t offset_ = 0;
 };
 
 }  // namespace pyckpt
