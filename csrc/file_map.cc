@@ -1,0 +1,39 @@
+#include "file_map.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "error.h"
+
+namespace pyckpt {
+
+FileMap::FileMap(const std::string& path, Writes writes) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd == -1) throw Error::System(errno, "cannot open", path);
+  struct stat status {};
+  int error_number = fstat(fd, &status) == 0 ? 0 : errno;
+  if (error_number == 0 && S_ISDIR(status.st_mode)) error_number = EISDIR;
+  if (error_number == 0 && !S_ISREG(status.st_mode)) error_number = EINVAL;
+  if (error_number == 0 && status.st_size != 0) {
+    nbytes_ = static_cast<std::size_t>(status.st_size);
+    const int protection = PROT_READ | (writes == Writes::kToCopy ? PROT_WRITE : 0);
+    void* address = mmap(nullptr, nbytes_, protection, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    if (address == MAP_FAILED) {
+      error_number = errno;
+    } else {
+      data_ = static_cast<std::uint8_t*>(address);
+    }
+  }
+  close(fd);
+  if (error_number != 0) throw Error::System(error_number, "cannot read", path);
+}
+
+FileMap::~FileMap() {
+  if (data_ != nullptr) munmap(data_, nbytes_);
+}
+
+}  // namespace pyckpt

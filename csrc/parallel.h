@@ -1,0 +1,21 @@
+// Independent pieces of work on some threads.
+#ifndef PYCKPT_PARALLEL_H_
+#define PYCKPT_PARALLEL_H_
+
+#include <cstddef>
+#include <functional>
+
+namespace pyckpt {
+
+using Task = std::function<void(std::size_t)>;
+
+// Calls task(0) to task(count - 1), each once, in about that order. Every thread
+// makes its task with new_task, and uses it alone. The calling thread only waits,
+// and calls poll about 20 times a second. Throws the first error of any of them
+// when no thread works any more.
+void RunParallel(std::size_t count, int threads, const std::function<Task()>& new_task,
+                 const std::function<void()>& poll);
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_PARALLEL_H_

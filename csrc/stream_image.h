@@ -1,0 +1,122 @@
+// The decompressed bytes of a file, addressed as if they all lay in memory. They
+// are decoded where and when they are asked for, each block straight to its place,
+// and tensors are made of the places themselves: nothing is copied afterwards.
+//
+//   a file that is not compressed    mapped, or read in units of 1 MiB
+//   blocks whose sizes are known     decoded on their own, in parallel
+//   any other                        decoded from the start on, as far as is asked
+//
+// Memory: what was asked for and is kept, in whole blocks, and for each thread a
+// decoder. Blocks that are only to be checked go through one buffer a thread. Of
+// blocks of unknown size (bzip2), 8 a thread wait decoded for their place.
+#ifndef PYCKPT_STREAM_IMAGE_H_
+#define PYCKPT_STREAM_IMAGE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bytes.h"
+
+namespace pyckpt {
+
+// Bytes of the decompressed stream.
+struct Extent {
+  std::uint64_t offset = 0;
+  std::uint64_t nbytes = 0;
+};
+
+// Bytes of the stream that could not be had.
+struct Damage {
+  Extent extent;
+  std::uint64_t file_offset = 0;  // where the file's own bytes begin to be wrong
+  std::string message;
+};
+
+struct FillResult {
+  std::vector<std::uint32_t> crcs;  // CRC-32 of each extent; of no meaning where damaged
+  std::vector<Damage> damages;      // in order of their offsets
+};
+
+// How the work is done.
+struct ReadOptions {
+  int threads = 1;
+  bool mapped = false;  // whether bytes of an uncompressed file stay in the file
+  // Called by the waiting thread with the bytes that Fill() is done with, of all
+  // its calls together; throws to stop the work.
+  std::function<void(std::uint64_t)> poll;
+};
+
+// One thread at a time, but for Release() and Address().
+class StreamImage {
+ public:
+  // Throws Error::System for files that cannot be read, Error::Corrupt for broken
+  // ones, as all that follows does.
+  static std::shared_ptr<StreamImage> Open(const std::string& path, const ReadOptions& options);
+
+  StreamImage(const StreamImage&) = delete;
+  StreamImage& operator=(const StreamImage&) = delete;
+  virtual ~StreamImage() = default;
+
+  // "gzip", or "" when the file is not compressed.
+  virtual const char* format() const { return ""; }
+
+  // How many bytes of the file hold the bytes of extent, about; all that is known
+  // where blocks have no places is 0.
+  virtual std::uint64_t CodeNbytes(Extent extent) const { return extent.nbytes; }
+
+  // Of the stream; kUnknownNbytes until a stream of unknown size is decoded.
+  virtual std::uint64_t nbytes() const = 0;
+
+  // Makes the bytes readable. False if the stream ends before they do.
+  bool Require(Extent extent);
+  // The same for many at once; throws Corrupt if the stream ends before one does.
+  void RequireAll(const std::vector<Extent>& extents);
+
+  // Tells that nothing below offset will be asked for that was not yet.
+  virtual void Skip(std::uint64_t offset) { (void)offset; }
+
+  // Decodes the extents, and takes their checksums if asked to. Without keep they
+  // need not be readable afterwards. Damage is returned, not thrown.
+  FillResult Fill(const std::vector<Extent>& extents, bool keep, bool checksums);
+
+  // Decodes what has not been, keeping nothing, and compares the checksums of the
+  // whole stream.
+  virtual std::vector<Damage> Finish() { return {}; }
+
+  // Gives the memory of the extent back; its bytes are no longer to be read.
+  void Release(Extent extent);
+
+  // Where the byte at offset is, once it is readable. Stays so when no more is
+  // required.
+  std::uint8_t* Address(std::uint64_t offset) const { return base() + offset; }
+
+ protected:
+  // Brings one unit to its place, or without keep to memory that is valid until
+  // the next call. Used by one thread alone.
+  using Loader = std::function<const std::uint8_t*(std::size_t unit, bool keep)>;
+
+  explicit StreamImage(ReadOptions options) : options_(std::move(options)) {}
+
+  virtual std::uint8_t* base() const = 0;
+  // Whether the stream has so many bytes; decodes as far where nobody knows.
+  virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
+  // The units are what is decoded at once: their places, and who decodes.
+  virtual std::size_t UnitAt(std::uint64_t offset) const;
+  virtual Extent UnitExtent(std::size_t unit) const;
+  virtual Loader NewLoader();
+
+  void Poll();
+  const ReadOptions& options() const { return options_; }
+
+ private:
+  ReadOptions options_;
+  std::atomic<std::uint64_t> done_nbytes_{0};
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_STREAM_IMAGE_H_
