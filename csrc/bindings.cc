@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "archive_writer.h"
+#include "bindings_reader.h"
 #include "codec.h"
 #include "error.h"
 
@@ -65,6 +66,13 @@ std::uint64_t Write(ArchiveWriter* writer) {
   });
 }
 
+// The class of Python's exceptions over ErrorKind::kCorrupt. Lives as long as Python.
+py::handle CorruptError() {
+  static const py::handle type =
+      PyErr_NewException("pyckpt._core.CorruptError", PyExc_RuntimeError, nullptr);
+  return type;
+}
+
 // NOLINTNEXTLINE(performance-unnecessary-value-param): the signature is pybind11's.
 void ToPython(std::exception_ptr thrown) {
   try {
@@ -81,9 +89,16 @@ void ToPython(std::exception_ptr thrown) {
         PyErr_SetString(PyExc_ValueError, error.what());
         break;
       case ErrorKind::kCodec:
-      case ErrorKind::kCorrupt:
         PyErr_SetString(PyExc_RuntimeError, error.what());
         break;
+      case ErrorKind::kCorrupt: {
+        // Names in a file may be anything.
+        const std::string message = error.what() + (", at byte " + std::to_string(error.offset()));
+        const auto text = py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
+            message.data(), static_cast<py::ssize_t>(message.size()), "replace"));
+        PyErr_SetObject(CorruptError().ptr(), text.ptr());
+        break;
+      }
     }
   }
 }
@@ -95,6 +110,7 @@ PYBIND11_MODULE(_core, m) {
   using pyckpt::ArchiveWriter;
   using pyckpt::Format;
   py::register_exception_translator(&pyckpt::ToPython);
+  m.attr("CorruptError") = pyckpt::CorruptError();
 
   py::class_<Format>(m, "Format")
       .def_readonly("name", &Format::name)
@@ -127,4 +143,6 @@ PYBIND11_MODULE(_core, m) {
       .def("keep", &ArchiveWriter::Keep)
       .def("restore", &ArchiveWriter::Restore)
       .def("abandon", &ArchiveWriter::Abandon);
+
+  pyckpt::BindReader(&m);
 }

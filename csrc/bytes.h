@@ -54,6 +54,14 @@ inline std::uint64_t LoadLe64(const std::uint8_t* p) {
 #endif
   return word;
 }
+inline std::uint32_t LoadLe32(const std::uint8_t* p) {
+  std::uint32_t word = 0;
+  std::memcpy(&word, p, sizeof word);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  word = __builtin_bswap32(word);
+#endif
+  return word;
+}
 inline std::uint64_t LoadBe64(const std::uint8_t* p) { return __builtin_bswap64(LoadLe64(p)); }
 inline void StoreLe64(std::uint8_t* p, std::uint64_t word) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bytes.h"
+
 namespace pyckpt::bzip2 {
 
 // Every write stores eight bytes, so the output needs that much room behind its
@@ -44,6 +46,58 @@ class BitWriter {
   std::uint8_t* begin_;
   std::uint8_t* out_;
   unsigned used_;
+  std::uint64_t word_ = 0;
+};
+
+// Reads bits from anywhere in bytes; behind their end there are zeros without
+// end, and overrun() tells.
+class BitReader {
+ public:
+  static constexpr unsigned kMostBits = 56;  // in one Peek or Read
+
+  BitReader(Span bytes, std::uint64_t bit) : bytes_(bytes), at_(bit / 8) {
+    Refill();
+    Skip(bit % 8);
+  }
+
+  // Makes kMostBits ready.
+  void Refill() {
+    if (at_ + sizeof word_ <= bytes_.nbytes) {
+      // Bits that are there already come again, and are the same.
+      word_ |= LoadBe64(bytes_.data + at_) >> ready_;
+      at_ += (63 - ready_) >> 3;
+      ready_ |= 56;
+      return;
+    }
+    for (; ready_ <= 56; ready_ += 8, ++at_) {
+      const std::uint64_t byte = at_ < bytes_.nbytes ? bytes_.data[at_] : 0;
+      word_ |= byte << (56 - ready_);
+    }
+  }
+
+  // The next bits, of those that are ready; at least one.
+  std::uint64_t Peek(unsigned length) const { return word_ >> (64 - length); }
+
+  // Of those that are ready; fewer than 64.
+  void Skip(unsigned length) {
+    word_ <<= length;
+    ready_ -= length;
+  }
+
+  std::uint64_t Read(unsigned length) {
+    Refill();
+    const std::uint64_t bits = Peek(length);
+    Skip(length);
+    return bits;
+  }
+
+  std::uint64_t bit() const { return at_ * 8 - ready_; }
+  bool overrun() const { return bit() > std::uint64_t{bytes_.nbytes} * 8; }
+
+ private:
+  Span bytes_;
+  std::uint64_t at_;    // what comes into the word next
+  unsigned ready_ = 0;  // bits in the word, from the top
   std::uint64_t word_ = 0;
 };
 

@@ -10,8 +10,10 @@ namespace pyckpt {
 namespace {
 
 constexpr std::string_view kMagic = "PYCKPTIX";
+constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kBlockNbytes = 512;
 constexpr std::size_t kFixedNbytes = kMagic.size() + 4 + 8 + 8 + 8 + 4 + kMagic.size();
+constexpr std::size_t kTailNbytes = 4 + kMagic.size();
 constexpr std::size_t kLongestEntry = 6;  // 42 bits
 constexpr std::size_t kMostEntries =
     (kMostIndexNbytes - kBlockNbytes - kFixedNbytes) / kLongestEntry;
@@ -22,6 +24,21 @@ void AppendVarint(std::string* out, std::uint64_t value) {
   out->push_back(static_cast<char>(value));
 }
 
+// The next varint before end; none where there is none of at most 63 bits.
+std::optional<std::uint64_t> ReadVarint(const std::uint8_t** at, const std::uint8_t* end) {
+  std::uint64_t value = 0;
+  for (unsigned shift = 0; *at != end && shift < 63; shift += 7) {
+    const std::uint8_t byte = *(*at)++;
+    value |= std::uint64_t{byte & 0x7FU} << shift;
+    if (byte < 0x80) return value;
+  }
+  return std::nullopt;
+}
+
+bool HasMagic(const std::uint8_t* at) {
+  return std::equal(kMagic.begin(), kMagic.end(), reinterpret_cast<const char*>(at));
+}
+
 }  // namespace
 
 std::string EncodeChunkIndex(std::uint64_t first_offset, std::uint64_t raw_nbytes,
@@ -30,7 +47,7 @@ std::string EncodeChunkIndex(std::uint64_t first_offset, std::uint64_t raw_nbyte
       std::max<std::size_t>(1, (code_nbytes.size() + kMostEntries - 1) / kMostEntries);
   const std::size_t entries = (code_nbytes.size() + chunks_per_entry - 1) / chunks_per_entry;
   std::string out(kMagic);
-  AppendLe32(&out, 1);  // version
+  AppendLe32(&out, kVersion);
   AppendLe64(&out, first_offset);
   AppendLe64(&out, raw_nbytes * chunks_per_entry);
   AppendLe64(&out, entries);
@@ -41,11 +58,36 @@ std::string EncodeChunkIndex(std::uint64_t first_offset, std::uint64_t raw_nbyte
     AppendVarint(&out, std::accumulate(begin, end, std::uint64_t{0}));
   }
   // Readers come from the end: size and magic are the last things there.
-  constexpr std::size_t kTailNbytes = 4 + kMagic.size();
   out.append(PaddingTo(out.size() + kTailNbytes, kBlockNbytes), '\0');
   AppendLe32(&out, static_cast<std::uint32_t>(out.size() + kTailNbytes));
   out.append(kMagic);
   return out;
+}
+
+std::optional<ChunkIndex> DecodeChunkIndex(Span raw) {
+  if (raw.nbytes < kFixedNbytes) return std::nullopt;
+  const std::uint8_t* end = raw.data + raw.nbytes - kTailNbytes;
+  ChunkIndex index;
+  index.nbytes = LoadLe32(end);
+  if (index.nbytes < kFixedNbytes || index.nbytes > raw.nbytes || !HasMagic(end + 4)) {
+    return std::nullopt;
+  }
+  const std::uint8_t* at = raw.data + raw.nbytes - index.nbytes;
+  if (!HasMagic(at) || LoadLe32(at + kMagic.size()) != kVersion) return std::nullopt;
+  at += kMagic.size() + 4;
+  index.first_offset = LoadLe64(at);
+  index.raw_nbytes = LoadLe64(at + 8);
+  const std::uint64_t entries = LoadLe64(at + 16);
+  at += 24;
+  if (entries > static_cast<std::uint64_t>(end - at)) return std::nullopt;
+  index.code_nbytes.reserve(entries);
+  std::uint64_t sum = 0;
+  for (std::uint64_t i = 0; i < entries; ++i) {
+    const std::optional<std::uint64_t> nbytes = ReadVarint(&at, end);
+    if (!nbytes || __builtin_add_overflow(sum, *nbytes, &sum)) return std::nullopt;
+    index.code_nbytes.push_back(*nbytes);
+  }
+  return index;
 }
 
 }  // namespace pyckpt

@@ -6,8 +6,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "bytes.h"
 
 namespace pyckpt {
 
@@ -20,6 +23,17 @@ inline constexpr std::size_t kMostIndexNbytes = 65'535;
 // many that they would not fit, an entry stands for several.
 std::string EncodeChunkIndex(std::uint64_t first_offset, std::uint64_t raw_nbytes,
                              const std::vector<std::uint64_t>& code_nbytes);
+
+struct ChunkIndex {
+  std::uint64_t first_offset = 0;          // in the file, of the first chunk's code
+  std::uint64_t raw_nbytes = 0;            // of a chunk; the last may be shorter
+  std::vector<std::uint64_t> code_nbytes;  // of each chunk; their sum does not overflow
+  std::uint64_t nbytes = 0;                // of the index itself
+};
+
+// The index that raw bytes end with; none where there is none, or one that
+// EncodeChunkIndex() does not write. Reads nothing else of them.
+std::optional<ChunkIndex> DecodeChunkIndex(Span raw);
 
 }  // namespace pyckpt
 

@@ -4,13 +4,11 @@
 
 #include "bzip2_bits.h"
 #include "bzip2_block.h"
+#include "bzip2_decoder.h"
 
 namespace pyckpt::bzip2 {
 namespace {
 
-constexpr std::uint64_t kEndMagic = 0x177245385090;  // the square root of pi
-constexpr int kMagicBits = 48;
-constexpr int kCrcBits = 32;
 // Every header must say 9: the stream has one, and it bounds all its blocks.
 constexpr int kHeaderLevel = 9;
 // After run-length coding a block may hold this much less than its nominal size.

@@ -23,6 +23,10 @@ namespace pyckpt {
 
 inline constexpr std::uint64_t kUnknownNbytes = ~std::uint64_t{0};
 
+// No block is larger: files that have larger ones are decoded from start to end,
+// so a worker's memory has this bound.
+inline constexpr std::uint64_t kMostBlockNbytes = std::uint64_t{256} << 20;
+
 // A piece of code that refers to no other.
 struct CodeBlock {
   std::uint64_t code_bit = 0;    // where its code begins, in bits from the file's start
@@ -98,7 +102,7 @@ class BlockStream {
   BlockStream& operator=(const BlockStream&) = delete;
   virtual ~BlockStream() = default;
 
-  // In stream order. At most 8 times as much memory as the file.
+  // In stream order. At most ten times as much memory as the file.
   virtual const std::vector<CodeBlock>& blocks() const = 0;
   virtual std::unique_ptr<BlockDecoder> NewDecoder() const = 0;
   virtual std::unique_ptr<StreamChecker> NewChecker() const = 0;
@@ -128,7 +132,8 @@ class Decompressor {
   virtual const char* name() const = 0;  // "gzip": what messages call it
   // Whether the file begins as the format does.
   virtual bool Recognizes(Span file) const = 0;
-  // None where the file tells nothing of its blocks, or has but one.
+  // None where the file tells nothing of its blocks, has but one, or has one of
+  // more than kMostBlockNbytes.
   virtual std::unique_ptr<BlockStream> OpenBlocks(Span file) const = 0;
   virtual std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const = 0;
 };

@@ -1,5 +1,6 @@
 """The compiled part. Private: use pyckpt.archive."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 class Format:
@@ -50,3 +51,64 @@ class ArchiveWriter:
     def abandon(self) -> None: ...
 
 def formats() -> list[Format]: ...
+
+class CorruptError(RuntimeError):
+    """A file's bytes are none that a writer writes; the message ends with where."""
+
+class ImageBytes:
+    """Writable memory with bytes of an image, which is given back when this goes."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class ZipEntry:
+    """A record as the central directory has it; offsets are the stream's."""
+
+    @property
+    def name(self) -> bytes: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def crc(self) -> int: ...
+    @property
+    def stored(self) -> bool: ...
+    @property
+    def header_offset(self) -> int: ...
+
+class StreamImage:
+    """The decompressed bytes of a file; a range is (offset, nbytes)."""
+
+    def __init__(
+        self,
+        path: bytes,
+        *,
+        threads: int,
+        mapped: bool,
+        progress: Callable[[int], None] | None,
+    ) -> None: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def nbytes(self) -> int | None: ...
+    def code_nbytes(self, range: tuple[int, int], /) -> int: ...
+    def require(self, range: tuple[int, int], /) -> bool: ...
+    def skip(self, offset: int, /) -> None: ...
+    def fill(
+        self, ranges: Sequence[tuple[int, int]], *, keep: bool, checksums: bool
+    ) -> tuple[list[int], list[tuple[int, int, int, str]]]: ...
+    def finish(self) -> list[tuple[int, int, int, str]]: ...
+    def read(self, range: tuple[int, int], /) -> bytes:
+        """A copy of bytes that were required."""
+    def take(self, range: tuple[int, int], /) -> ImageBytes:
+        """The bytes themselves, once for each range; they are lost when the result goes."""
+
+class TarReader:
+    def __init__(self, image: StreamImage, /) -> None: ...
+    @property
+    def offset(self) -> int: ...
+    def next(self) -> tuple[bytes, str, int, int, int] | None:
+        """(name, type, header_offset, offset, nbytes)"""
+
+def read_zip_directory(image: StreamImage, range: tuple[int, int], /) -> list[ZipEntry]: ...
+def locate_zip_data(
+    image: StreamImage, entries: Sequence[ZipEntry], /
+) -> list[tuple[int, int]]: ...
