@@ -1,6 +1,6 @@
 """Training checkpoints as standard archives, fast, and all or nothing."""
 
-from pyckpt.archive import load, save
+from pyckpt.archive import save
 from pyckpt.checkpoint import save_checkpoint
 from pyckpt.errors import (
     CheckpointError,
@@ -10,6 +10,7 @@ from pyckpt.errors import (
     OptionError,
     StateMismatchError,
 )
+from pyckpt.loading import load
 from pyckpt.resume import load_checkpoint
 from pyckpt.state import RestorableState, State, Timestamp, TrainingState
 

@@ -1,33 +1,20 @@
-"""Archives of any object: save, load, and the two-step writer that save_checkpoint builds on."""
+"""Archives of any object: save, and the two-step writer that save_checkpoint builds on."""
 
 from __future__ import annotations
 
-import datetime
-import errno
-import lzma
 import os
-import shutil
 import stat
-import struct
-import tarfile
-import tempfile
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import Any
 
 from pyckpt import _core
-from pyckpt.errors import CheckpointError, CorruptArchiveError, FilenameError, OptionError
+from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.naming import match_suffix
 from pyckpt.options import WriteOptions, default_threads
 from pyckpt.serialization import Record, serialize
 
-__all__ = ["STATES_MEMBER", "ArchiveWriter", "archive_format", "load", "save", "tar_suffixes"]
+__all__ = ["STATES_MEMBER", "ArchiveWriter", "archive_format", "save", "tar_suffixes"]
 
 STATES_MEMBER = "composer_states.pt"
 """The member that holds the object, as Composer names it."""
@@ -35,8 +22,6 @@ STATES_MEMBER = "composer_states.pt"
 _FOLDER_MODE = 0o755
 _ROOT_MODE = 0o700  # what Composer's archives have: its temporary folder's
 _FILE_MODE = 0o644
-
-_COPY_NBYTES = 1 << 20
 
 
 def tar_suffixes() -> list[str]:
@@ -232,180 +217,3 @@ def _check_member(member: str) -> None:
     parts = member.split("/")
     if not member or "\0" in member or any(part in ("", ".", "..") for part in parts):
         raise OptionError(f"member {member!r} is not a relative path without '.', '..' or NUL")
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    map_location: Any = "cpu",
-    weights_only: bool = True,
-    member: str = STATES_MEMBER,
-) -> Any:
-    """Loads the object from a file that pyckpt, Composer or torch.save wrote.
-
-    The contents decide how it is read, not the suffix.
-
-    Args:
-        map_location: As in torch.load.
-        weights_only: As in torch.load; besides what torch allows, the plain types that a training
-            state holds are admitted (numpy arrays of random states, time deltas).
-        member: The name inside a tar.
-
-    Raises:
-        CorruptArchiveError: The file is neither a tar nor torch's, has no such member, or is
-            damaged: checksums, which torch.load passes over, are checked.
-        OSError: The file cannot be read.
-        pickle.UnpicklingError: ``weights_only`` forbids something in the file.
-    """
-    path = Path(path)
-    with ExitStack() as stack:
-        with _as_corrupt(path, _BROKEN):
-            file = stack.enter_context(_torch_file(path, member))
-            _check_records(file)
-        # By now the records are whole: what is wrong with them is not damage.
-        with _as_corrupt(path, ()), _allowed_types(weights_only):
-            return torch.load(file, map_location=map_location, weights_only=weights_only)
-
-
-# What tarfile, zipfile and the decoders raise over broken contents.
-_BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-)
-
-
-@contextmanager
-def _as_corrupt(path: Path, broken: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turns what readers raise over broken contents into CorruptArchiveError."""
-    try:
-        yield
-    except CorruptArchiveError:
-        raise
-    except broken as error:
-        cause: Exception = error
-    except OSError as error:
-        # The system's are passed on. The decoders' have no number, and an offset that damage
-        # made up is an invalid argument.
-        if error.errno not in (None, errno.EINVAL):
-            raise
-        cause = error
-    except RuntimeError as error:
-        if "PytorchStreamReader" not in str(error):  # torch's zip reader
-            raise
-        cause = error
-    else:
-        return
-    raise CorruptArchiveError(
-        f"{path} is damaged, or neither a tar nor a file of torch.save: {cause}", path=str(path)
-    ) from cause
-
-
-@contextmanager
-def _torch_file(path: Path, member: str) -> Iterator[IO[bytes]]:
-    """The file of torch.save, or the member that is one, open and to be seeked in."""
-    with path.open("rb") as file:
-        if _is_torch_file(file):
-            yield file
-            return
-    with tarfile.open(path, "r:*") as tar:
-        # One pass: to look a name up would decompress everything first.
-        source = next((tar.extractfile(info) for info in tar if info.name == member), None)
-        if source is None:
-            raise CorruptArchiveError(f"{path} has no member {member!r}", path=str(path))
-        if _is_plain_tar(path):
-            _require_torch_file(source, member, path)
-            yield source
-            return
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(source, copy, _COPY_NBYTES)
-            _read_to_end(tar)
-            _require_torch_file(copy, member, path)
-            yield copy
-
-
-def _require_torch_file(file: IO[bytes], member: str, path: Path) -> None:
-    if not _is_torch_file(file):
-        raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
-
-
-def _read_to_end(tar: tarfile.TarFile) -> None:
-    """Makes the decompressor compare its checksum, which stands behind everything."""
-    assert tar.fileobj is not None
-    while tar.fileobj.read(_COPY_NBYTES):
-        pass
-
-
-def _is_torch_file(file: IO[bytes]) -> bool:
-    """Whether torch.save wrote the file, in its zip format or in the one before that."""
-    # A tar of a zip file ends like a zip file does, but does not start like one.
-    is_zip = zipfile.is_zipfile(file)
-    file.seek(0)
-    start = file.read(64)
-    file.seek(0)
-    if start.startswith(b"PK\3\4"):
-        return is_zip
-    return torch.serialization.MAGIC_NUMBER.to_bytes(10, "little") in start
-
-
-def _check_records(file: IO[bytes]) -> None:
-    """Compares the records of a zip file with their checksums; leaves the file at its start.
-
-    Raises:
-        zipfile.BadZipFile: One differs, or this is not a zip file of torch.
-    """
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                raise zipfile.BadZipFile("a zip file without data.pkl")
-            for info in archive.infolist():
-                # 0 is what torch writes when it is told not to take checksums.
-                if info.CRC != 0:
-                    with archive.open(info) as record:
-                        while record.read(_COPY_NBYTES):
-                            pass
-    file.seek(0)
-
-
-def _is_plain_tar(path: Path) -> bool:
-    """Whether the file is a tar without compression."""
-    try:
-        tarfile.open(path, "r:").close()
-    except tarfile.TarError:
-        return False
-    return True
-
-
-@contextmanager
-def _allowed_types(weights_only: bool) -> Iterator[None]:
-    if not weights_only or not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
-        yield
-        return
-    with torch.serialization.safe_globals(_state_types()):
-        yield
-
-
-def _state_types() -> list[Any]:
-    # Composer's metadata holds torch's version, a kind of str.
-    types: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
-    try:
-        import numpy as np
-    except ImportError:
-        return types
-    reconstruct = np.ndarray(0).__reduce__()[0]
-    # The pickle names the module of the numpy that wrote it; it moved in numpy 2.
-    names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-    return [
-        *types,
-        np.ndarray,
-        np.dtype,
-        type(np.dtype(np.uint32)),
-        *((reconstruct, name) for name in names),
-    ]

@@ -11,10 +11,7 @@ engine for what they hold, so it is shown a folder of empty files that are calle
 
 from __future__ import annotations
 
-import lzma
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +20,11 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
-from pyckpt.archive import STATES_MEMBER, ArchiveWriter, load
+from pyckpt.archive import STATES_MEMBER, ArchiveWriter
+from pyckpt.archive_reader import ArchiveReader
 from pyckpt.distributed import Ranks, together
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
+from pyckpt.loading import load
 from pyckpt.sharing import Source, read_shared
 
 __all__ = ["TAG", "EngineStates", "check_can_load", "collect_engine_states"]
@@ -269,27 +268,15 @@ def _needed(engine: Any, load_weights_only: bool) -> list[str]:
     return names
 
 
-# What tarfile and the decoders raise over broken contents.
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
-
-
 def _state_members(path: Path) -> list[str]:
-    """The states in an archive, by names that stay inside whatever folder they are put in.
+    """The states in an archive.
 
     Raises:
         CorruptArchiveError: It is no tar, is damaged, or has a name that leads elsewhere.
         OSError: The file cannot be read.
     """
-    try:
-        with tarfile.open(path, "r:*") as tar:
-            names = [tarfile.data_filter(info, ".").name for info in tar if info.isfile()]
-    except (*_BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise CorruptArchiveError(
-            f"{path} is damaged, or not a tar: {error}", path=str(path)
-        ) from error
     folder = f"{TAG}/"
+    names = [member.inner_name(path) for member in ArchiveReader(path).members()]
     return [n for n in names if n == STATES_MEMBER or (n.startswith(folder) and n.endswith(".pt"))]
 
 

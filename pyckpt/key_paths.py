@@ -1,4 +1,4 @@
-"""Paths through nested dicts and lists (``state/model/fc.weight``), and removal by glob."""
+"""Paths through nested dicts and lists (``state/model/fc.weight``), and choice by glob."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pyckpt.errors import OptionError
 
-__all__ = ["IgnoreKeys", "without_ignored"]
+__all__ = ["IgnoreKeys", "matches", "only", "without_ignored"]
 
 IgnoreKeys = str | Sequence[str] | Callable[[dict[str, Any]], Any] | None
 
@@ -47,6 +47,35 @@ def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, 
         removed.update(matches)
     left: dict[str, Any] = _copy_without(tree, removed)
     return left
+
+
+def matches(path: str, globs: Sequence[str]) -> bool:
+    """Whether a glob matches the path, or one that it lies below."""
+    parts = path.split("/")
+    above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    return any(fnmatch.fnmatchcase(one, glob) for glob in globs for one in above)
+
+
+def only(tree: Any, globs: Sequence[str]) -> Any:
+    """What globs name of ``tree``, in the dicts and lists that hold it. ``tree`` stays as it is.
+
+    Globs are as in :func:`without_ignored`; lists lose what is not named.
+
+    Raises:
+        OptionError: A glob matches nothing.
+    """
+    paths = list(_paths(tree))
+    kept: set[str] = set()
+    for glob in globs:
+        named = fnmatch.filter(paths, glob)
+        if not named:
+            raise OptionError(f"keys: nothing matches {glob!r}")
+        kept.update(named)
+    left = {path for path in paths if matches(path, globs)}
+    for path in kept:
+        parts = path.split("/")
+        left.update("/".join(parts[:n]) for n in range(1, len(parts)))
+    return _copy_without(tree, set(paths) - left)
 
 
 def _paths(node: Any, prefix: str = "") -> Iterator[str]:

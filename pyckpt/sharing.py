@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyckpt.archive import load, save
+from pyckpt.archive import save
 from pyckpt.distributed import Ranks, together
 from pyckpt.errors import CheckpointError
 from pyckpt.file_identity import file_identity, machine
+from pyckpt.loading import load
 
 __all__ = ["Source", "read_shared"]
 

@@ -1,0 +1,136 @@
+"""load: any file that pyckpt, Composer or torch.save wrote in, the object out."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyckpt.archive import STATES_MEMBER
+from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile, describe
+from pyckpt.deserialization import allowed_types, can_deserialize, deserialize
+from pyckpt.errors import CorruptArchiveError, OptionError
+from pyckpt.key_paths import only
+from pyckpt.options import WriteOptions
+
+__all__ = ["load"]
+
+_COPY_NBYTES = 1 << 20
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    mmap: bool | None = None,
+    verify: bool = True,
+    num_threads: int | None = None,
+    keys: str | Sequence[str] | None = None,
+    member: str = STATES_MEMBER,
+) -> Any:
+    """Loads the object from a file that pyckpt, Composer or torch.save wrote.
+
+    The contents decide how it is read, not the suffix. Tensors are decoded to where they stay: no
+    temporary file, no second copy.
+
+    Args:
+        map_location: As in torch.load.
+        weights_only: As in torch.load; besides what torch allows, the plain types that a training
+            state holds are admitted (numpy arrays of random states, time deltas).
+        mmap: Whether tensors of a file without compression stay in the file until they are read;
+            writes to them go to a copy. None is False.
+        verify: Compare the checksum of whatever is loaded, and where it is all that the file has,
+            those of the whole. torch.load compares none.
+        num_threads: Decoding threads; None takes the CPUs that this process may use.
+        keys: Globs over key paths such as ``state/model/*``, where ``*`` also matches across
+            ``/``, and a match takes all that lies below. What matches none is left out, and not
+            decoded where the format allows it: see docs/reading.md.
+        member: The name inside a tar.
+
+    Raises:
+        CorruptArchiveError: The file is neither a tar nor torch's, has no such member, or is
+            damaged; then the message names the tensors.
+        OptionError: An argument is wrong, or a glob of ``keys`` matches nothing.
+        OSError: The file cannot be read.
+        pickle.UnpicklingError: ``weights_only`` forbids something in the file.
+    """
+    path = Path(path)
+    WriteOptions(num_threads=num_threads)
+    globs = [keys] if isinstance(keys, str) else keys
+    if globs is not None and not all(isinstance(glob, str) for glob in globs):
+        raise OptionError(f"keys takes globs, not {keys!r}")
+    reader = ArchiveReader(path, num_threads=num_threads, mapped=bool(mmap))
+    found = reader.find(member) if reader.is_tar else reader.whole()
+    contents = reader.contents(found.offset)
+    if contents is Contents.OTHER:
+        raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
+    file = TorchFile(reader, found) if contents is Contents.TORCH_ZIP else None
+    if file is not None and can_deserialize(file):
+        obj = deserialize(
+            file,
+            map_location=map_location,
+            weights_only=weights_only,
+            verify=verify,
+            keys=globs,
+        )
+    else:
+        obj = _load_by_torch(reader, found, map_location, weights_only, verify)
+    if verify and globs is None and reader.ends_here():
+        damages = reader.finish()
+        if damages:
+            raise CorruptArchiveError(f"{path} is damaged: {describe(damages[0])}", path=str(path))
+    return obj if globs is None else only(obj, globs)
+
+
+def _load_by_torch(
+    reader: ArchiveReader, member: Member, map_location: Any, weights_only: bool, verify: bool
+) -> Any:
+    """What torch.save seldom writes: its format before 1.6, TorchScript, another byte order."""
+    path = reader.path
+    file = io.BufferedReader(_MemberFile(reader, member), _COPY_NBYTES)
+    if verify and reader.contents(member.offset) is Contents.TORCH_ZIP:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
+        if damaged is not None:
+            raise CorruptArchiveError(f"{path} is damaged in record {damaged!r}", path=str(path))
+        file.seek(0)
+    with allowed_types(weights_only):
+        return torch.load(file, map_location=map_location, weights_only=weights_only)
+
+
+class _MemberFile(io.RawIOBase):
+    """A member as a file to read."""
+
+    def __init__(self, reader: ArchiveReader, member: Member) -> None:
+        # Decoded once, all of it, for as long as the file is there.
+        with reader.corruption():
+            reader.image.require((member.offset, member.nbytes))
+        self._bytes = memoryview(reader.image.take((member.offset, member.nbytes)))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._bytes)}
+        self._position = max(0, start[whence] + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._bytes[self._position : self._position + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
