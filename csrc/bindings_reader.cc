@@ -6,10 +6,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "chunk_index.h"
 #include "decoder.h"
 #include "stream_image.h"
 #include "tar_reader.h"
@@ -168,6 +170,12 @@ void BindReader(py::module_* m) {
       .def_property_readonly("offset", &TarReader::offset)
       .def("next", &Next);
 
+  m->def("is_chunk_index", [](const py::bytes& bytes) {
+    const auto view = bytes.cast<std::string_view>();
+    const Span raw = {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
+    const std::optional<ChunkIndex> index = DecodeChunkIndex(raw);
+    return index && index->nbytes == raw.nbytes;
+  });
   m->def("read_zip_directory", &Directory);
   m->def("locate_zip_data", &Locate);
 }

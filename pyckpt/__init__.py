@@ -10,23 +10,30 @@ from pyckpt.errors import (
     OptionError,
     StateMismatchError,
 )
+from pyckpt.inspection import ArchiveInfo, inspect
 from pyckpt.loading import load
 from pyckpt.resume import load_checkpoint
 from pyckpt.state import RestorableState, State, Timestamp, TrainingState
+from pyckpt.verification import Problem, Report, verify
 
 __all__ = [
+    "ArchiveInfo",
     "CheckpointError",
     "CorruptArchiveError",
     "DuplicateFileError",
     "FilenameError",
     "OptionError",
+    "Problem",
+    "Report",
     "RestorableState",
     "State",
     "StateMismatchError",
     "Timestamp",
     "TrainingState",
+    "inspect",
     "load",
     "load_checkpoint",
     "save",
     "save_checkpoint",
+    "verify",
 ]

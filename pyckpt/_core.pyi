@@ -108,6 +108,7 @@ class TarReader:
     def next(self) -> tuple[bytes, str, int, int, int] | None:
         """(name, type, header_offset, offset, nbytes)"""
 
+def is_chunk_index(raw: bytes, /) -> bool: ...
 def read_zip_directory(image: StreamImage, range: tuple[int, int], /) -> list[ZipEntry]: ...
 def locate_zip_data(
     image: StreamImage, entries: Sequence[ZipEntry], /

@@ -222,6 +222,27 @@ class ArchiveReader:
         with self.corruption():
             return self._tar.next() is None
 
+    def tar_end(self) -> int:
+        """What offset the tar ends at, behind its first block of zeros, once all members are
+        told."""
+        assert self._tar is not None
+        return self._tar.offset
+
+    def read_up_to(self, offset: int, nbytes: int) -> bytes:
+        """Bytes of the decompressed stream; fewer where it ends."""
+        with self.corruption():
+            if not self.image.require((offset, nbytes)):
+                assert self.image.nbytes is not None  # known, now that the end was reached
+                nbytes = max(0, self.image.nbytes - offset)
+                self.image.require((offset, nbytes))
+        return self.image.read((offset, nbytes))
+
+    def code_nbytes(self, record: StoredRecord) -> int | None:
+        """About how many bytes of the file hold a record; None where blocks have no places."""
+        offset = record.entry.header_offset
+        nbytes = self.image.code_nbytes((offset, record.nbytes))
+        return nbytes if nbytes or not record.nbytes else None
+
     @contextmanager
     def corruption(self, what: str = "is damaged") -> Iterator[None]:
         """Turns the core's error over broken contents into CorruptArchiveError."""

@@ -24,7 +24,13 @@ from pyckpt.errors import CorruptArchiveError
 from pyckpt.key_paths import matches
 from pyckpt.tensor_index import TensorInfo, tensors_in
 
-__all__ = ["allowed_types", "can_deserialize", "damage_report", "deserialize"]
+__all__ = [
+    "BrokenRecord",
+    "allowed_types",
+    "broken_records",
+    "can_deserialize",
+    "deserialize",
+]
 
 _PICKLE = "data.pkl"
 _STORAGES = "data/"
@@ -99,9 +105,9 @@ def _read_storages(
     """Storages by their keys in the pickle."""
     places = file.locate(records)
     crcs, damages = file.reader.fill(places, keep=True, checksums=verify)
-    broken = damaged_records(places, crcs if verify else None, records, damages)
+    broken = broken_records(places, crcs if verify else None, records, damages)
     if broken:
-        report = damage_report(broken, data)
+        report = _damage_report(broken, data)
         path = file.reader.path
         raise CorruptArchiveError(f"{path} is damaged: {report}", path=str(path))
     return {
@@ -136,7 +142,7 @@ class BrokenRecord:
         return "its checksum is another" if self.damage is None else describe(self.damage)
 
 
-def damaged_records(
+def broken_records(
     places: Sequence[tuple[int, int]],
     crcs: Sequence[int] | None,
     records: Sequence[StoredRecord],
@@ -155,7 +161,7 @@ def damaged_records(
     return broken
 
 
-def damage_report(broken: Sequence[BrokenRecord], data: bytes) -> str:
+def _damage_report(broken: Sequence[BrokenRecord], data: bytes) -> str:
     """Names the tensors in broken records, as far as ``data``, the pickle, tells them."""
     try:
         tensors = tensors_in(data)

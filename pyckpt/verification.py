@@ -1,0 +1,188 @@
+"""verify: every checksum that a file has, compared without unpickling anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyckpt import _core
+from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile, describe
+from pyckpt.deserialization import broken_records
+from pyckpt.errors import CorruptArchiveError
+from pyckpt.options import WriteOptions
+from pyckpt.tensor_index import TensorInfo, tensors_in
+
+__all__ = ["Problem", "Report", "verify"]
+
+_PIECE_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a file.
+
+    Attributes:
+        message: What is wrong.
+        member: In which member of the tar; None for the file as a whole.
+        record: In which record of torch's zip file.
+        tensors: Whose bytes are damaged.
+        offset: Where, in the decompressed stream; None where that makes no sense.
+    """
+
+    message: str
+    member: str | None = None
+    record: str | None = None
+    tensors: tuple[TensorInfo, ...] = ()
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        parts = [f"member {self.member!r}"] if self.member else []
+        parts += [f"record {self.record!r}"] if self.record else []
+        parts += [f"tensor {t.key_path!r} ({t.dtype}, {list(t.shape)})" for t in self.tensors]
+        parts += [f"offset {self.offset}"] if self.offset is not None else []
+        return f"{', '.join(parts)}: {self.message}" if parts else self.message
+
+
+@dataclass
+class Report:
+    """What :func:`verify` found.
+
+    Attributes:
+        compression: ``gzip``, ``bzip2``, ``xz``, ``lzma`` or empty.
+        members: How many members there are.
+        records: How many records of torch's were compared with their checksums.
+        nbytes: How many bytes those have.
+        unchecked: Records without a checksum of their own: those of programs that asked torch to
+            take none. Only the compression's checksums, if any, tell of damage in them.
+    """
+
+    path: Path
+    compression: str = ""
+    members: int = 0
+    records: int = 0
+    nbytes: int = 0
+    unchecked: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def raise_if_damaged(self) -> None:
+        """
+        Raises:
+            CorruptArchiveError: Something is wrong; the first problem is in the message.
+        """
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise CorruptArchiveError(
+                f"{self.path} is damaged: {self.problems[0]}{more}", path=str(self.path)
+            )
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    num_threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Compares every checksum of a file: of the compression, of tar headers, of zip records.
+
+    Also found are sizes that do not fit, members and records that are there twice, names that lead
+    out of the archive, and data behind the archive's end. Nothing is unpickled, nothing is kept:
+    see docs/reading.md for the memory.
+
+    Args:
+        path: A file of pyckpt, Composer or torch.save.
+        num_threads: None takes the CPUs that this process may use.
+        progress: Called with the bytes that are compared, now and then; raises to stop.
+
+    Raises:
+        OSError: The file cannot be read. Whatever is wrong with its contents is in the report.
+    """
+    path = Path(path)
+    WriteOptions(num_threads=num_threads)
+    report = Report(path)
+    try:
+        reader = ArchiveReader(path, num_threads=num_threads, progress=progress)
+        report.compression = reader.image.format
+        if reader.is_tar:
+            _verify_tar(reader, report)
+        else:
+            report.members = 1
+            _verify_torch_file(reader, reader.whole(), report)
+        _verify_stream(reader, report)
+    except CorruptArchiveError as error:
+        report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
+    return report
+
+
+def _verify_tar(reader: ArchiveReader, report: Report) -> None:
+    seen: set[str] = set()
+    for member in reader.members():
+        report.members += 1
+        name, at = member.name, member.header_offset
+        if name in seen:
+            report.problems.append(Problem("it is there twice", name, offset=at))
+        seen.add(name)
+        try:
+            member.inner_name(reader.path)
+        except CorruptArchiveError:
+            report.problems.append(Problem("its name leads out of the archive", name, offset=at))
+        if member.type == "0" and reader.contents(member.offset) is Contents.TORCH_ZIP:
+            try:
+                _verify_torch_file(reader, member, report)
+            except CorruptArchiveError as error:
+                message = str(error).removeprefix(f"{reader.path} ")
+                report.problems.append(Problem(message, name, offset=member.offset))
+    _verify_behind_tar(reader, report)
+
+
+def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
+    file = TorchFile(reader, member)
+    records = list(file.records.values())
+    places = file.locate(records)
+    crcs, damages = reader.fill(places, keep=False, checksums=True)
+    broken = broken_records(places, crcs, records, damages)
+    report.records += len(records)
+    report.nbytes += sum(nbytes for _, nbytes in places)
+    report.unchecked += [f"{member.name}:{r.name}" for r in records if not r.has_checksum]
+    tensors = _tensors(file) if broken else []
+    for one in broken:
+        hit = tuple(t for t in tensors if f"data/{t.storage.key}" == one.record.name)
+        report.problems.append(
+            Problem(str(one), member.name or None, one.record.name, hit, one.offset)
+        )
+
+
+def _tensors(file: TorchFile) -> list[TensorInfo]:
+    try:
+        return tensors_in(file.read("data.pkl"))
+    except (CorruptArchiveError, pickle.UnpicklingError):
+        return []
+
+
+def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
+    """Zeros, and in a gzip file perhaps the chunk index."""
+    at = reader.tar_end()
+    while piece := reader.read_up_to(at, _PIECE_NBYTES):
+        stripped = piece.lstrip(b"\0")
+        at += len(piece) - len(stripped)
+        if stripped:
+            rest = reader.read_up_to(at, _PIECE_NBYTES)
+            is_index = reader.image.format == "gzip" and _core.is_chunk_index(rest)
+            if not is_index:
+                report.problems.append(Problem("data behind the end of the tar", offset=at))
+            return
+
+
+def _verify_stream(reader: ArchiveReader, report: Report) -> None:
+    known = {problem.message for problem in report.problems}
+    for damage in reader.finish():
+        message = describe(damage)
+        if message not in known:
+            report.problems.append(Problem(message))
