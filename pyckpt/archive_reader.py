@@ -13,6 +13,7 @@ import torch
 
 from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
+from pyckpt.memory import require_memory
 from pyckpt.options import default_threads
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
 _START_NBYTES = 32
 _ZIP_MAGIC = b"PK\3\4"
 _LEGACY_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
+_HEADER_NBYTES = 30  # of a zip record's local header, before the name
 # More than any file has, and less than what overflows when something is added.
 _END = 1 << 60
 
@@ -89,6 +91,10 @@ class Damage:
     nbytes: int
     file_offset: int
     message: str
+
+    def hits(self, offset: int, nbytes: int) -> bool:
+        """Whether it is among those bytes."""
+        return self.offset < offset + nbytes and offset < self.offset + self.nbytes
 
 
 @dataclass(frozen=True)
@@ -262,10 +268,14 @@ class TorchFile:
 
     Raises:
         CorruptArchiveError: It is no zip file, or a damaged one.
+        CheckpointError: It needs more memory than there is.
     """
 
     def __init__(self, reader: ArchiveReader, member: Member) -> None:
         self.reader = reader
+        if reader.image.nbytes is None:
+            # The directory of the records is at their end, and what lies before has to be kept.
+            require_memory(member.nbytes, reader.path)
         with reader.corruption():
             entries = _core.read_zip_directory(reader.image, (member.offset, member.nbytes))
         names = [entry.name.decode("utf-8", "surrogateescape") for entry in entries]
@@ -291,6 +301,24 @@ class TorchFile:
         """Where the bytes of records lie in the stream: (offset, nbytes)."""
         with self.reader.corruption():
             return _core.locate_zip_data(self.reader.image, [record.entry for record in records])
+
+    def locate_whole(
+        self, records: Sequence[StoredRecord]
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+        """Where the bytes of records lie, by name; and what is wrong with the others' headers."""
+        headers = [(r.entry.header_offset, _HEADER_NBYTES + len(r.entry.name)) for r in records]
+        _, damages = self.reader.fill(headers, keep=True, checksums=False)
+        places, wrong = {}, {}
+        for record, header in zip(records, headers, strict=True):
+            hit = next((d for d in damages if d.hits(*header)), None)
+            try:
+                if hit is None:
+                    [places[record.name]] = self.locate([record])
+                else:
+                    wrong[record.name] = describe(hit)
+            except CorruptArchiveError as error:
+                wrong[record.name] = str(error).removeprefix(f"{self.reader.path} ")
+        return places, wrong
 
     def read(self, name: str, *, verify: bool = True) -> bytes:
         """A small record's bytes.

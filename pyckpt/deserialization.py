@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import io
 import pickle
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.serialization import default_restore_location
 from pyckpt.archive_reader import ArchiveReader, Damage, StoredRecord, TorchFile, describe
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.key_paths import matches
+from pyckpt.memory import require_memory
 from pyckpt.tensor_index import TensorInfo, tensors_in
 
 __all__ = [
@@ -88,7 +90,28 @@ def deserialize(
         raise pickle.UnpicklingError(
             f"{file.reader.path}: {error} (weights_only=False admits it, and runs what it says)"
         ) from error
+    except _BROKEN as error:
+        # Checksums are those of what was written: this was no pickle of torch.save to begin with.
+        if not weights_only or error is storage_of.error:
+            raise
+        path = file.reader.path
+        raise CorruptArchiveError(
+            f"{path} has a broken pickle: {type(error).__name__}: {error}", path=str(path)
+        ) from error
     return obj
+
+
+# What torch's machine raises over a pickle that makes no sense.
+_BROKEN = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 def _tensors(file: TorchFile, data: bytes) -> list[TensorInfo]:
@@ -104,6 +127,7 @@ def _read_storages(
 ) -> dict[str, torch.UntypedStorage]:
     """Storages by their keys in the pickle."""
     places = file.locate(records)
+    require_memory(sum(nbytes for _, nbytes in places), file.reader.path)
     crcs, damages = file.reader.fill(places, keep=True, checksums=verify)
     broken = broken_records(places, crcs if verify else None, records, damages)
     if broken:
@@ -151,10 +175,7 @@ def broken_records(
     """What of the records is damaged, from what ArchiveReader.fill returned."""
     broken = []
     for index, (record, (offset, nbytes)) in enumerate(zip(records, places, strict=True)):
-        hit = next(
-            (d for d in damages if d.offset < offset + nbytes and offset < d.offset + d.nbytes),
-            None,
-        )
+        hit = next((d for d in damages if d.hits(offset, nbytes)), None)
         differs = crcs is not None and record.has_checksum and crcs[index] != record.crc
         if hit is not None or differs:
             broken.append(BrokenRecord(record, offset, hit))
@@ -202,7 +223,13 @@ def _restorer(map_location: Any) -> Restorer:
 
 
 class _StorageOf:
-    """What a persistent id stands for."""
+    """What a persistent id stands for.
+
+    Attributes:
+        error: What taking a storage to its device has raised.
+    """
+
+    error: Exception | None = None
 
     def __init__(
         self,
@@ -236,7 +263,11 @@ class _StorageOf:
                 path=str(self._path),
             )
         else:
-            restored = self._restore(storage, location)
+            try:
+                restored = self._restore(storage, location)
+            except Exception as error:
+                self.error = error
+                raise
         typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         self._done[key] = typed
         return typed

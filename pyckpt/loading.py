@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -99,13 +100,31 @@ def _load_by_torch(
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        except _BROKEN as error:
             raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
         if damaged is not None:
             raise CorruptArchiveError(f"{path} is damaged in record {damaged!r}", path=str(path))
         file.seek(0)
-    with allowed_types(weights_only):
-        return torch.load(file, map_location=map_location, weights_only=weights_only)
+    try:
+        with allowed_types(weights_only):
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):  # torch's zip reader
+            raise
+        raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
+
+
+# What zipfile raises over broken contents.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class _MemberFile(io.RawIOBase):

@@ -98,6 +98,9 @@ class _Inert:
     def __init__(self, *args: Any, **_: Any) -> None:
         pass
 
+    def __call__(self, *args: Any, **_: Any) -> _Inert:
+        return _Inert(self, *args)  # as an attribute that getattr found would be
+
     def __setstate__(self, state: Any) -> None:
         self.state = state
 

@@ -144,19 +144,22 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
 
 def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
     file = TorchFile(reader, member)
-    records = list(file.records.values())
-    places = file.locate(records)
+    located, wrong = file.locate_whole(list(file.records.values()))
+    records = [file.records[name] for name in located]
+    places = list(located.values())
     crcs, damages = reader.fill(places, keep=False, checksums=True)
     broken = broken_records(places, crcs, records, damages)
     report.records += len(records)
     report.nbytes += sum(nbytes for _, nbytes in places)
     report.unchecked += [f"{member.name}:{r.name}" for r in records if not r.has_checksum]
-    tensors = _tensors(file) if broken else []
-    for one in broken:
-        hit = tuple(t for t in tensors if f"data/{t.storage.key}" == one.record.name)
-        report.problems.append(
-            Problem(str(one), member.name or None, one.record.name, hit, one.offset)
-        )
+    found: list[tuple[str, str, int | None]] = [
+        (name, message, None) for name, message in wrong.items()
+    ]
+    found += [(one.record.name, str(one), one.offset) for one in broken]
+    tensors = _tensors(file) if found else []
+    for name, message, offset in found:
+        hit = tuple(t for t in tensors if f"data/{t.storage.key}" == name)
+        report.problems.append(Problem(message, member.name or None, name, hit, offset))
 
 
 def _tensors(file: TorchFile) -> list[TensorInfo]:

@@ -1,9 +1,7 @@
 """pyckpt.save and pyckpt.load in every format, read by the programs that people have."""
 
 import bz2
-import gzip
 import io
-import itertools
 import lzma
 import os
 import random
@@ -18,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import pyckpt
 from pyckpt import _core, archive
 from pyckpt.options import WriteOptions
+from tests.states import assert_equal, mixed_state
 
 STATES = archive.STATES_MEMBER
 TAR_SUFFIXES = archive.tar_suffixes()
@@ -46,29 +43,6 @@ PYTHON_MODES = {"tar": "", "tar.gz": "gz", "tar.bz2": "bz2", "tar.xz": "xz"}
 
 FORMATS = pytest.mark.parametrize("row", _core.formats(), ids=lambda row: row.name)
 COMPRESSED_FORMATS = pytest.mark.parametrize("row", COMPRESSED, ids=lambda row: row.name)
-
-
-def mixed_state() -> dict[str, Any]:
-    """Noise, zeros and text, over several chunks of every format."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "floats": torch.randn(400_000, generator=generator),
-        "doubles": torch.randn(60_000, dtype=torch.float64, generator=generator),
-        "bf16": torch.randn(200_000, generator=generator).bfloat16(),
-        "zeros": torch.zeros(200_000),
-        "text": "to be or not to be, " * 5_000,
-        "step": 7,
-    }
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    assert list(a) == list(b)
-    for key, value in b.items():
-        if isinstance(value, torch.Tensor):
-            assert a[key].dtype == value.dtype
-            assert torch.equal(a[key], value)
-        else:
-            assert a[key] == value
 
 
 def run(command: str, path: Path, *more: str) -> subprocess.CompletedProcess[bytes]:
@@ -609,190 +583,3 @@ def test_no_file_descriptor_is_left_open(tmp_path: Path) -> None:
     with pytest.raises(pyckpt.CheckpointError):
         pyckpt.save(lambda: 0, tmp_path / "x.tar")
     assert count() == before
-
-
-# Loading what others wrote.
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".tar", ".bin"])
-@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("weights_only", [True, False])
-def test_load_of_torch_save(
-    tmp_path: Path, suffix: str, new_format: bool, weights_only: bool
-) -> None:
-    """Whatever its name."""
-    path = tmp_path / f"x{suffix}"
-    torch.save(mixed_state(), path, _use_new_zipfile_serialization=new_format)
-    assert_equal(pyckpt.load(path, weights_only=weights_only), mixed_state())
-
-
-def write_as_composer_does(path: Path, mode: str, new_format: bool) -> None:
-    folder = path.parent / "to-pack"
-    folder.mkdir(mode=0o700)
-    torch.save(mixed_state(), folder / STATES, _use_new_zipfile_serialization=new_format)
-    with tarfile.open(path, mode) as tar:
-        tar.add(folder, arcname="")
-
-
-@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize(
-    ("suffix", "mode"),
-    [(".tar", "w"), (".tar.gz", "w:gz"), (".tar.bz2", "w:bz2"), (".tar.lzma", "w:xz")],
-)
-def test_load_of_composers_archives(
-    tmp_path: Path, suffix: str, mode: str, new_format: bool
-) -> None:
-    path = tmp_path / f"x{suffix}"
-    write_as_composer_does(path, mode, new_format)
-    assert_equal(pyckpt.load(path), mixed_state())
-
-
-def test_load_of_the_old_lzma_format(tmp_path: Path) -> None:
-    pyckpt.save([1, torch.ones(3)], tmp_path / "x.tar")
-    data = lzma.compress((tmp_path / "x.tar").read_bytes(), format=lzma.FORMAT_ALONE)
-    (tmp_path / "y.tar.lzma").write_bytes(data)
-    assert pyckpt.load(tmp_path / "y.tar.lzma")[0] == 1
-
-
-def test_load_passes_its_options_on(tmp_path: Path) -> None:
-    pyckpt.save({"t": torch.ones(3)}, tmp_path / "x.tar.gz")
-    assert pyckpt.load(tmp_path / "x.tar.gz", map_location="meta")["t"].device.type == "meta"
-    pyckpt.save({"t": itertools.count()}, tmp_path / "y.tar.gz")
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
-        pyckpt.load(tmp_path / "y.tar.gz")
-    assert next(pyckpt.load(tmp_path / "y.tar.gz", weights_only=False)["t"]) == 0
-
-
-# Loading what is broken.
-
-
-@pytest.mark.parametrize("name", ["no.tar", "no.pt", "no/such/folder.tar.gz"])
-def test_load_of_a_missing_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=name):
-        pyckpt.load(tmp_path / name)
-
-
-def test_load_of_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError):
-        pyckpt.load(tmp_path)
-
-
-def test_load_of_a_missing_member(folder: Path) -> None:
-    for suffix in TAR_SUFFIXES:
-        with pytest.raises(pyckpt.CorruptArchiveError, match="no member 'other'") as caught:
-            pyckpt.load(folder / f"x{suffix}", member="other")
-        assert caught.value.path == str(folder / f"x{suffix}")
-
-
-def assert_corrupt(path: Path) -> None:
-    with pytest.raises(pyckpt.CorruptArchiveError, match="x") as caught:
-        pyckpt.load(path)
-    assert caught.value.path == str(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".pt"])
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"",
-        b"\0",
-        b"hello",
-        bytes(2000),
-        b"PK\3\4",
-        b"PK\3\4" + bytes(100),
-        b"\x1f\x8b",
-        b"\x1f\x8b\x08" + bytes(100),
-        b"BZh9",
-        b"BZh9" + b"\xaa" * 100,
-        b"\xfd7zXZ\0",
-        b"\xfd7zXZ\0" + b"\xaa" * 100,
-        b"\x80\x02garbage",
-        random.Random(6).randbytes(5000),
-        gzip.compress(b""),
-        gzip.compress(b"not a tar"),
-        lzma.compress(b"not a tar"),
-    ],
-    ids=lambda data: repr(data[:8]),
-)
-def test_load_of_garbage(tmp_path: Path, suffix: str, garbage: bytes) -> None:
-    path = tmp_path / f"x{suffix}"
-    path.write_bytes(garbage)
-    assert_corrupt(path)
-
-
-@pytest.mark.parametrize("suffix", [*FORMAT_SUFFIXES, ".pt"])
-@pytest.mark.parametrize("part", [0.0001, 0.1, 0.5, 0.9, 0.995])
-def test_load_of_a_truncated_file(folder: Path, tmp_path: Path, suffix: str, part: float) -> None:
-    data = (folder / f"x{suffix}").read_bytes()
-    path = tmp_path / f"x{suffix}"
-    path.write_bytes(data[: int(part * len(data))])
-    assert_corrupt(path)
-
-
-@pytest.mark.parametrize("suffix", [row.suffixes[0] for row in COMPRESSED])
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_load_of_a_compressed_file_with_flipped_bits(
-    folder: Path, tmp_path: Path, suffix: str, part: float
-) -> None:
-    data = bytearray((folder / f"x{suffix}").read_bytes())
-    at = int(part * len(data))
-    data[at : at + 4] = bytes(b ^ 0xA5 for b in data[at : at + 4])
-    path = tmp_path / f"x{suffix}"
-    path.write_bytes(data)
-    assert_corrupt(path)
-
-
-def test_load_of_a_damaged_zip(folder: Path, tmp_path: Path) -> None:
-    data = bytearray((folder / "x.pt").read_bytes())
-    data[:4] = b"PK\3\4"
-    data[0x30:0x100] = bytes(0x100 - 0x30)  # the pickle's beginning
-    (tmp_path / "x.pt").write_bytes(data)
-    assert_corrupt(tmp_path / "x.pt")
-
-
-@pytest.mark.parametrize("suffix", FORMAT_SUFFIXES)
-def test_load_of_a_member_that_torch_did_not_write(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"x{suffix}"
-    (tmp_path / "note").write_text("hello")
-    with archive.ArchiveWriter(path, WriteOptions()) as writer:
-        writer.add_file(STATES, tmp_path / "note")
-        writer.write()
-        writer.commit()
-    assert_corrupt(path)
-
-
-@pytest.fixture(scope="module")
-def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small")
-    for suffix in [*FORMAT_SUFFIXES, ".pt"]:
-        pyckpt.save(SMALL_STATE, folder / f"x{suffix}", fsync=False)
-    return folder
-
-
-SMALL_STATE = {"t": torch.arange(2000, dtype=torch.float32), "text": "abc" * 50}
-
-
-@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 255))
-@settings(max_examples=150, deadline=None)
-@pytest.mark.parametrize("suffix", [*FORMAT_SUFFIXES, ".pt"])
-def test_damage_is_never_wrong_data(
-    small_files: Path, suffix: str, place: float, flip: int
-) -> None:
-    """Anywhere in the file: right data, or an error that names the file."""
-    contents = bytearray((small_files / f"x{suffix}").read_bytes())
-    at = int(place * len(contents))
-    if flip == 0:
-        del contents[at:]
-    else:
-        contents[at] ^= flip
-    path = small_files / f"damaged{suffix}"
-    path.write_bytes(contents)
-    try:
-        loaded = pyckpt.load(path)
-    except pyckpt.CorruptArchiveError as caught:
-        error = caught
-    else:
-        assert_equal(loaded, SMALL_STATE)
-        return
-    assert str(path) in str(error)
