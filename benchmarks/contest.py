@@ -1,23 +1,23 @@
-"""Ways to write one state, measured in turn."""
+"""Ways to write one state, or to read one file, measured in turn."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rivals import Writer
 
-__all__ = ["Result", "measure"]
+__all__ = ["Result", "measure", "measure_reads"]
 
 
 @dataclass
 class Result:
-    """What one way took to write the state, in seconds a run, and the size of its file."""
+    """What one way took, in seconds a run, and the size of the file that it wrote."""
 
     seconds: list[float] = field(default_factory=list)
     file_nbytes: int = 0
@@ -51,4 +51,22 @@ def measure(
             results[name].file_nbytes = paths[name].stat().st_size
             if round_ + 1 < repeat:
                 paths[name].unlink()
+    return results
+
+
+def measure_reads(readers: Mapping[str, Callable[[], Any]], *, repeat: int) -> dict[str, Result]:
+    """Runs the readers one after another, ``repeat`` times; every other round goes backwards.
+
+    What a reader returns is gone before the next one starts. Files are in the page cache, since a
+    round before the first is not counted.
+    """
+    results = {name: Result() for name in readers}
+    for round_ in range(-1, repeat):
+        for name in list(readers) if round_ % 2 == 0 else reversed(list(readers)):
+            start = time.perf_counter()
+            obj = readers[name]()
+            seconds = time.perf_counter() - start
+            del obj
+            if round_ >= 0:
+                results[name].seconds.append(seconds)
     return results

@@ -1,0 +1,205 @@
+"""How long reading takes: pyckpt.load and verify, tarfile with torch.load, torch.load alone.
+
+    python -m benchmarks.load [--help]
+
+All readers read the same files in turn, out of the page cache; medians are compared. The state is
+the trained one of benchmarks/states.py. bzip2 and xz are measured on a smaller one. Files of
+Composer's way are read too: those of other programs cannot be decoded in parallel, or not as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyckpt
+from benchmarks.contest import Result, measure_reads
+from benchmarks.equality import differences
+from benchmarks.machine import describe_machine
+from benchmarks.rivals import composers_way
+from benchmarks.states import STATES, tensors_of
+from benchmarks.table import format_table
+
+__all__ = ["main"]
+
+FORMATS = (".tar", ".tar.gz", ".tar.bz2", ".tar.lzma")
+_LARGE = (".tar", ".tar.gz")
+
+# How many times as fast as tarfile and torch.load pyckpt means to be on two cores.
+TARGETS = {".tar": 20.0, ".tar.gz": 4.0, ".tar.bz2": 2.0, ".tar.lzma": 2.0}
+VERIFY_GIGABYTES_PER_SECOND = 5.0
+ONE_TENSOR_SHARE = 0.05
+
+_MEMBER = "composer_states.pt"
+_LOAD = "pyckpt.load"
+_MAPPED = "pyckpt.load, mmap=True"
+_MAPPED_UNCHECKED = "pyckpt.load, mmap=True, verify=False"
+_ONE = "pyckpt.load, one tensor"
+_VERIFY = "pyckpt.verify"
+_TARFILE = "tarfile, torch.load"
+_TORCH = "torch.load of a .pt"
+_OURS_PT = "pyckpt.load of a .pt"
+
+
+def tarfile_and_torch(path: Path) -> Any:
+    """What Composer's load_checkpoint does: extract to a temporary folder, then torch.load."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+        return torch.load(Path(folder) / _MEMBER, map_location="cpu", weights_only=False)
+
+
+class Bench:
+    """The contests of one run of this program."""
+
+    def __init__(self, folder: Path, threads: int | None, repeat: int) -> None:
+        self._folder = folder
+        self._threads = threads
+        self._repeat = repeat
+        self.verdicts: list[tuple[str, str, str]] = []
+        self.failures: list[str] = []
+
+    def run(self, state: Any, suffix: str) -> None:
+        """All readers of one file."""
+        path = self._folder / f"x{suffix}"
+        pyckpt.save(state, path, num_threads=self._threads, fsync=False)
+        key = _largest(state)
+        readers: dict[str, Callable[[], Any]] = {
+            _LOAD: lambda: self._load(path),
+            _ONE: lambda: self._load(path, keys=key),
+            _VERIFY: lambda: pyckpt.verify(path, num_threads=self._threads),
+            _TARFILE: lambda: tarfile_and_torch(path),
+        }
+        plain = self._folder / "x.pt"
+        if suffix == ".tar":
+            pyckpt.save(state, plain, num_threads=self._threads, fsync=False)
+            readers |= {
+                _MAPPED: lambda: self._load(path, mmap=True),
+                _MAPPED_UNCHECKED: lambda: self._load(path, mmap=True, verify=False),
+                _OURS_PT: lambda: self._load(plain),
+                _TORCH: lambda: torch.load(plain, weights_only=False),
+            }
+        results = measure_reads(readers, repeat=self._repeat)
+        nbytes = sum(tensor.nbytes for tensor in tensors_of(state))
+        self._print(f"{suffix} by pyckpt", nbytes, results)
+        self._judge(suffix, nbytes, results)
+        for wrong in differences(state, self._load(path)):
+            self.failures.append(f"{suffix}: {wrong}")
+        path.unlink()
+        plain.unlink(missing_ok=True)
+
+    def run_foreign(self, state: Any, suffix: str) -> None:
+        """A file of Composer's way."""
+        path = self._folder / f"x{suffix}"
+        composers_way(state, path, False)
+        readers: dict[str, Callable[[], Any]] = {
+            _LOAD: lambda: self._load(path),
+            _TARFILE: lambda: tarfile_and_torch(path),
+        }
+        results = measure_reads(readers, repeat=self._repeat)
+        nbytes = sum(tensor.nbytes for tensor in tensors_of(state))
+        self._print(f"{suffix} by Composer's way", nbytes, results)
+        path.unlink()
+
+    def _load(self, path: Path, **options: Any) -> Any:
+        return pyckpt.load(path, weights_only=False, num_threads=self._threads, **options)
+
+    def _print(self, title: str, nbytes: int, results: Mapping[str, Result]) -> None:
+        _say(f"\n{title}, {nbytes:,} bytes of tensors; {self._repeat} runs each\n")
+        base = results[_TARFILE].median
+        rows = [
+            (
+                name,
+                f"{result.median:.4f}",
+                f"{min(result.seconds):.4f}",
+                f"{nbytes / result.median / 1e6:.0f}",
+                f"{base / result.median:.1f}x",
+            )
+            for name, result in results.items()
+        ]
+        _say(format_table(("", "median s", "fastest", "MB/s", "of tarfile"), rows))
+
+    def _judge(self, suffix: str, nbytes: int, results: Mapping[str, Result]) -> None:
+        way = _MAPPED_UNCHECKED if suffix == ".tar" else _LOAD
+        ratio = results[_TARFILE].median / results[way].median
+        self._verdict(f"{suffix}: {way} against {_TARFILE}", ratio, TARGETS[suffix], "x")
+        if suffix == ".tar":
+            speed = nbytes / results[_VERIFY].median / 1e9
+            self._verdict(f"{suffix}: {_VERIFY}", speed, VERIFY_GIGABYTES_PER_SECOND, " GB/s")
+            ratio = results[_TORCH].median / results[_LOAD].median
+            self._verdict(f"{suffix}: {_LOAD}, checked, against {_TORCH}", ratio, 1.0, "x")
+        if suffix == ".tar.gz":
+            share = results[_ONE].median / results[_LOAD].median
+            met = "met" if share <= ONE_TENSOR_SHARE else "missed"
+            self.verdicts.append((f"{suffix}: {_ONE} of {_LOAD}", f"{share:.1%}", f"<= 5% {met}"))
+
+    def _verdict(self, what: str, value: float, target: float, unit: str) -> None:
+        met = "met" if value >= target else "missed"
+        self.verdicts.append((what, f"{value:.2f}{unit}", f">= {target:g}{unit} {met}"))
+
+
+def _largest(state: Any) -> str:
+    """The key path of a block's first weight of the model."""
+    names = [name for name in state["model"] if name.endswith("linear1.weight")]
+    return f"model/{names[0]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; 1 when something else is read than was saved."""
+    options = _parse(arguments)
+    with tempfile.TemporaryDirectory(prefix="pyckpt-benchmark-", dir=options.folder) as name:
+        folder = Path(name)
+        for key, value in describe_machine(folder).items():
+            _say(f"{key + ':':8} {value}")
+        bench = Bench(folder, options.threads, options.repeat)
+        kind = STATES[0]
+        large = kind.build(options.nbytes)
+        for suffix in options.formats:
+            if suffix in _LARGE:
+                bench.run(large, suffix)
+        del large
+        small = kind.build(options.slow_nbytes)
+        for suffix in options.formats:
+            if suffix not in _LARGE:
+                bench.run(small, suffix)
+        for suffix in options.formats:
+            bench.run_foreign(small, suffix)
+    _say("\nRatios of medians, and what pyckpt means to reach on two cores\n")
+    _say(format_table(("", "measured", "target"), bench.verdicts))
+    for failure in bench.failures:
+        _say(f"FAILED: {failure}")
+    return 1 if bench.failures else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.load", description=(__doc__ or "").partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("--nbytes", type=int, default=800_000_000, help="of the large state, about (%(default)s)")
+    add(
+        "--slow-nbytes",
+        type=int,
+        default=48_000_000,
+        help="of the state for bzip2 and xz, about (%(default)s)",
+    )
+    add("--repeat", type=int, default=5, help="runs of each reader (%(default)s)")
+    add("--folder", type=Path, default=Path(), help="where to write (the current directory)")
+    add("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
+    add("--threads", type=int, help="of pyckpt (as many as there are usable CPUs)")
+    return parser.parse_args(arguments)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
