@@ -44,6 +44,17 @@ void ArchiveWriter::AddFile(const std::string& name, std::uint32_t mode,
   PadTar();
 }
 
+void ArchiveWriter::AddSegments(const std::string& name, std::uint32_t mode,
+                                const std::vector<Segment>& segments) {
+  std::uint64_t nbytes = 0;
+  for (const Segment& s : segments) nbytes += s.nbytes;
+  AddTarHeader(name, TarType::kFile, mode, nbytes);
+  for (const Segment& s : segments) {
+    plan_.AddSource(s.source, s.nbytes, s.element_nbytes, StreamPlan::kNoChecksum);
+  }
+  PadTar();
+}
+
 void ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
                                  const std::vector<TensorRecord>& records) {
   std::vector<ZipRecord> placed;

@@ -25,6 +25,13 @@ struct TensorRecord {
   std::uint32_t element_nbytes = 1;
 };
 
+// A part of a member that is written as it is.
+struct Segment {
+  std::shared_ptr<Source> source;
+  std::uint64_t nbytes = 0;
+  std::uint32_t element_nbytes = 1;
+};
+
 struct ArchiveOptions {
   const Format* format = nullptr;  // null: no tar, one torch zip file is all
   int level = 0;
@@ -47,6 +54,8 @@ class ArchiveWriter {
 
   void AddDirectory(const std::string& name, std::uint32_t mode);
   void AddFile(const std::string& name, std::uint32_t mode, const std::string& source_path);
+  void AddSegments(const std::string& name, std::uint32_t mode,
+                   const std::vector<Segment>& segments);
   void AddTorchFile(const std::string& name, std::uint32_t mode,
                     const std::vector<TensorRecord>& records);
 

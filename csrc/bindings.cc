@@ -50,6 +50,19 @@ TensorRecord ToRecord(const RecordArguments& arguments) {
   return record;
 }
 
+// (nbytes, element_nbytes, reader)
+using SegmentArguments = std::tuple<std::uint64_t, std::uint32_t, py::object>;
+
+void AddSegments(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
+                 const std::vector<SegmentArguments>& arguments) {
+  std::vector<Segment> segments;
+  segments.reserve(arguments.size());
+  for (const auto& [nbytes, element_nbytes, reader] : arguments) {
+    segments.push_back({std::make_shared<PythonSource>(reader), nbytes, element_nbytes});
+  }
+  writer->AddSegments(name, mode, segments);
+}
+
 void AddTorchFile(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
                   const std::vector<RecordArguments>& arguments) {
   std::vector<TensorRecord> records;
@@ -134,6 +147,8 @@ PYBIND11_MODULE(_core, m) {
       .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
       .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),
            py::arg("source_path"))
+      .def("add_segments", &pyckpt::AddSegments, py::arg("name"), py::arg("mode"),
+           py::arg("segments"))
       .def("add_torch_file", &pyckpt::AddTorchFile, py::arg("name"), py::arg("mode"),
            py::arg("records"))
       .def_property_readonly("planned_nbytes", &ArchiveWriter::planned_nbytes)

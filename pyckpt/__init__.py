@@ -37,3 +37,5 @@ __all__ = [
     "save_checkpoint",
     "verify",
 ]
+
+__version__ = "0.1.0"

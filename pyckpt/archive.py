@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from pyckpt import _core
 from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.naming import match_suffix
 from pyckpt.options import WriteOptions, default_threads
-from pyckpt.serialization import Record, serialize
+from pyckpt.serialization import Reader, Record, serialize
 
-__all__ = ["STATES_MEMBER", "ArchiveWriter", "archive_format", "save", "tar_suffixes"]
+__all__ = ["STATES_MEMBER", "ArchiveWriter", "Segment", "archive_format", "save", "tar_suffixes"]
 
 STATES_MEMBER = "composer_states.pt"
 """The member that holds the object, as Composer names it."""
@@ -42,6 +44,26 @@ def archive_format(path: Path) -> _core.Format | None:
     return None
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Bytes of a member.
+
+    Attributes:
+        reader: Fetches them; its offsets count from the segment's start.
+        nbytes: How many there are.
+        element_nbytes: Size of the numbers in them, which tells compressors where to look.
+    """
+
+    reader: Reader
+    nbytes: int
+    element_nbytes: int = 1
+
+
+# Records become torch's zip file, segments are written as they are, a path is that of a file, and
+# None is a folder.
+Content = list[Record] | tuple[Segment, ...] | Path | None
+
+
 class ArchiveWriter:
     """Writes one archive in two steps: everything to a hidden file, then the name.
 
@@ -64,7 +86,7 @@ class ArchiveWriter:
         # A link stays a link: the file that it leads to is replaced.
         self._target = Path(os.path.realpath(path))
         self._check_target()
-        self._members: dict[str, tuple[int, list[Record] | Path | None]] = {}
+        self._members: dict[str, tuple[int, Content]] = {}
         self._is_tar = row is not None
         self._writer = _core.ArchiveWriter(
             os.fsencode(self._target),
@@ -94,6 +116,10 @@ class ArchiveWriter:
         """A member with the bytes of the file at ``path``, read while writing."""
         self._members[name] = (stat.S_IMODE(path.stat().st_mode), path)
 
+    def add_segments(self, name: str, segments: Sequence[Segment]) -> None:
+        """A member with the bytes of segments, one after another, read while writing."""
+        self._members[name] = (_FILE_MODE, tuple(segments))
+
     def add_directory(self, name: str) -> None:
         """A folder; those of other members are added by themselves."""
         self._members[name] = (_FOLDER_MODE, None)
@@ -112,6 +138,10 @@ class ArchiveWriter:
                 self._writer.add_directory(name, mode)
             elif isinstance(content, Path):
                 self._writer.add_file(name, mode, os.fspath(content))
+            elif isinstance(content, tuple):
+                self._writer.add_segments(
+                    name, mode, [(s.nbytes, s.element_nbytes, s.reader) for s in content]
+                )
             else:
                 self._writer.add_torch_file(name, mode, [_arguments(r) for r in content])
         return self._writer.write()
@@ -132,7 +162,7 @@ class ArchiveWriter:
         """Removes what was written, unless it was committed and kept."""
         self._writer.abandon()
 
-    def _in_order(self) -> list[tuple[str, tuple[int, list[Record] | Path | None]]]:
+    def _in_order(self) -> list[tuple[str, tuple[int, Content]]]:
         folders = {
             folder.as_posix(): (_FOLDER_MODE, None)
             for name in self._members

@@ -195,11 +195,21 @@ class ArchiveReader:
         return Contents.TORCH_LEGACY if _LEGACY_MAGIC in start else Contents.OTHER
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Bytes of the decompressed stream."""
+        """A copy of bytes of the decompressed stream."""
         with self.corruption():
             if not self.image.require((offset, nbytes)):
                 raise _core.CorruptError(f"it ends before its byte {offset + nbytes}")
         return self.image.read((offset, nbytes))
+
+    def take(self, offset: int, nbytes: int) -> _core.ImageBytes:
+        """Bytes of the decompressed stream, to be asked for once.
+
+        When the result goes, so do they.
+        """
+        with self.corruption():
+            if not self.image.require((offset, nbytes)):
+                raise _core.CorruptError(f"it ends before its byte {offset + nbytes}")
+        return self.image.take((offset, nbytes))
 
     def fill(
         self, ranges: Sequence[tuple[int, int]], *, keep: bool, checksums: bool

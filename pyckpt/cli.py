@@ -1,0 +1,278 @@
+"""The command ``pyckpt``: thin over the API, for people and for scripts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyckpt
+from pyckpt.conversion import convert, pack
+from pyckpt.errors import CheckpointError, CorruptArchiveError
+from pyckpt.extraction import extract, extract_tensor, write_tensor
+from pyckpt.inspection import ArchiveInfo, MemberInfo, inspect
+from pyckpt.trial import measure
+from pyckpt.verification import Report, verify
+
+__all__ = ["main"]
+
+_DAMAGED = 1
+_FAILED = 2
+_STOPPED = 130  # by Ctrl-C, as shells have it
+
+_EPILOG = """\
+exit codes:
+  0    all went well
+  1    a file is damaged
+  2    anything else: wrong arguments, a missing file, a full disk
+  130  stopped by Ctrl-C
+
+examples:
+  pyckpt ls -t ckpts/ba000042-rank0.tar.gz
+  pyckpt verify ckpts/*.tar.gz && echo all whole
+  pyckpt cat-tensor ckpts/ba000042-rank0.tar.gz state/model/head.weight -o head.npy
+  pyckpt extract ckpts/ba000042-rank0.tar.gz -C folder
+  pyckpt convert ckpts/ba000042-rank0.tar.gz archive/ba000042-rank0.tar.lzma
+  pyckpt save weights.pt weights.tar.bz2
+  pyckpt bench --nbytes 200000000
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except CorruptArchiveError as error:
+        return _complain(error, _DAMAGED)
+    except (CheckpointError, OSError) as error:
+        return _complain(error, _FAILED)
+    except KeyboardInterrupt:
+        return _complain("stopped", _STOPPED)
+    return code
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"pyckpt: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyckpt",
+        description="Checkpoints as standard archives: look into them, check and change them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pyckpt {pyckpt.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        sub.set_defaults(run=run)
+        sub.add_argument("--threads", type=int, help="default: the CPUs that it may use")
+        return sub.add_argument
+
+    add = command("save", _save, "pack a file of torch.save, or a folder, into an archive")
+    add("source", type=Path)
+    add("archive", type=Path, help="its suffix decides the format")
+    add("--level", type=int, help="compression level of the format")
+
+    add = command("ls", _ls, "list members, or tensors, without unpickling")
+    add("archive", type=Path)
+    add("-t", "--tensors", action="store_true", help="key path, type, shape, bytes, bytes in file")
+    add("--json", action="store_true")
+
+    add = command("verify", _verify, "compare every checksum; name the damaged tensors")
+    add("archives", type=Path, nargs="+")
+    add("--json", action="store_true")
+
+    add = command("extract", _extract, "write members as files, never over others")
+    add("archive", type=Path)
+    add("members", nargs="*", help="default: all")
+    add("-C", "--folder", type=Path, default=Path())
+
+    add = command("cat-tensor", _cat_tensor, "write one tensor: raw, or as .npy or .pt by suffix")
+    add("archive", type=Path)
+    add("key", help="its key path, as ls -t prints it")
+    add("-m", "--member", help="default: composer_states.pt")
+    add("-o", "--out", type=Path, help="default: the standard output, raw")
+
+    add = command("convert", _convert, "write an archive in another format, in bounded memory")
+    add("source", type=Path)
+    add("archive", type=Path, help="its suffix decides the format")
+    add("--level", type=int, help="compression level of the format")
+
+    add = command("bench", _bench, "time every format on this machine")
+    add("--nbytes", type=int, default=100_000_000, help="of float32 noise (%(default)s)")
+    add("--folder", type=Path, default=Path(), help="where to write (the current one)")
+    add("--json", action="store_true")
+    return parser
+
+
+@contextmanager
+def _progress(what: str, nbytes: int) -> Iterator[Callable[[int], None] | None]:
+    """A bar on a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=nbytes, desc=what, unit="B", unit_scale=True, leave=False) as bar:
+        yield lambda done: bar.update(max(0, done - bar.n)) and None
+
+
+def _save(options: argparse.Namespace) -> int:
+    pack(
+        options.source,
+        options.archive,
+        compression_level=options.level,
+        num_threads=options.threads,
+    )
+    return 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    info = inspect(options.archive, num_threads=options.threads)
+    if options.json:
+        print(json.dumps(_as_json(info), indent=1))
+        return 0
+    for member in info.members:
+        if options.tensors:
+            _print_tensors(member)
+        else:
+            kind = "d" if member.is_directory else "-"
+            print(f"{kind} {member.nbytes:>16,} {len(member.tensors):>8,} tensors  {member.name}")
+    return 0
+
+
+def _print_tensors(member: MemberInfo) -> None:
+    for entry in member.tensors:
+        tensor = entry.info
+        code = "?" if entry.code_nbytes is None else f"{entry.code_nbytes:,}"
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        print(f"{dtype:>10} {shape:>20} {tensor.nbytes:>15,} {code:>15}  {tensor.key_path}")
+
+
+def _as_json(info: ArchiveInfo) -> dict[str, Any]:
+    return {
+        "path": str(info.path),
+        "compression": info.compression,
+        "file_nbytes": info.file_nbytes,
+        "members": [
+            {
+                "name": member.name,
+                "is_directory": member.is_directory,
+                "nbytes": member.nbytes,
+                "records": [
+                    {"name": r.name, "nbytes": r.nbytes, "crc32": r.crc} for r in member.records
+                ],
+                "tensors": [
+                    {
+                        "key_path": entry.info.key_path,
+                        "dtype": str(entry.info.dtype).removeprefix("torch."),
+                        "shape": list(entry.info.shape),
+                        "nbytes": entry.info.nbytes,
+                        "record": entry.record,
+                        "code_nbytes": entry.code_nbytes,
+                    }
+                    for entry in member.tensors
+                ],
+            }
+            for member in info.members
+        ],
+    }
+
+
+def _verify(options: argparse.Namespace) -> int:
+    reports = []
+    for path in options.archives:
+        with _progress(path.name, path.stat().st_size) as progress:
+            report = verify(path, num_threads=options.threads, progress=progress)
+        reports.append(report)
+        if not options.json:
+            _print_report(report)
+    if options.json:
+        print(json.dumps([_report_as_json(report) for report in reports], indent=1))
+    return 0 if all(report.ok for report in reports) else _DAMAGED
+
+
+def _print_report(report: Report) -> None:
+    if report.ok:
+        print(
+            f"{report.path}: whole ({report.members} members, {report.records} records, "
+            f"{report.nbytes:,} bytes)"
+        )
+    for problem in report.problems:
+        print(f"{report.path}: {problem}")
+    if report.unchecked:
+        print(f"{report.path}: {len(report.unchecked)} records have no checksum of their own")
+
+
+def _report_as_json(report: Report) -> dict[str, Any]:
+    return {
+        "path": str(report.path),
+        "ok": report.ok,
+        "compression": report.compression,
+        "members": report.members,
+        "records": report.records,
+        "nbytes": report.nbytes,
+        "unchecked": report.unchecked,
+        "problems": [
+            {
+                "message": problem.message,
+                "member": problem.member,
+                "record": problem.record,
+                "tensors": [tensor.key_path for tensor in problem.tensors],
+                "offset": problem.offset,
+            }
+            for problem in report.problems
+        ],
+    }
+
+
+def _extract(options: argparse.Namespace) -> int:
+    for path in extract(
+        options.archive,
+        options.folder,
+        members=options.members or None,
+        num_threads=options.threads,
+    ):
+        print(path)
+    return 0
+
+
+def _cat_tensor(options: argparse.Namespace) -> int:
+    tensor = extract_tensor(
+        options.archive, options.key, member=options.member, num_threads=options.threads
+    )
+    write_tensor(tensor, options.out)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    convert(
+        options.source,
+        options.archive,
+        compression_level=options.level,
+        num_threads=options.threads,
+    )
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    results = measure(options.folder, options.nbytes, num_threads=options.threads)
+    if options.json:
+        print(json.dumps(results, indent=1))
+        return 0
+    for name, result in results.items():
+        print(
+            f"{name:12} save {result['save_seconds']:8.3f} s  load {result['load_seconds']:8.3f} s"
+            f"  {result['file_nbytes'] / options.nbytes:7.1%} of {options.nbytes:,} bytes"
+        )
+    return 0

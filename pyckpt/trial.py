@@ -1,0 +1,53 @@
+"""How fast this machine saves and loads, format by format, for ``pyckpt bench``."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from pyckpt import _core
+from pyckpt.archive import save
+from pyckpt.loading import load
+
+__all__ = ["measure"]
+
+_TENSORS = 8
+
+
+def measure(
+    folder: Path, nbytes: int, *, num_threads: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Saves and loads ``nbytes`` of float32 noise in every format, once, without fsync.
+
+    Returns:
+        By suffix, and for torch.save and torch.load as ``"torch"``: ``save_seconds``,
+        ``load_seconds`` and ``file_nbytes``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    numel = max(1, nbytes // (4 * _TENSORS))
+    state = {str(n): 0.02 * torch.randn(numel, generator=generator) for n in range(_TENSORS)}
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="pyckpt-bench-", dir=folder) as name:
+        for suffix in ["torch", *(row.suffixes[0] for row in _core.formats())]:
+            path = Path(name) / f"x{suffix}"
+            start = time.perf_counter()
+            if suffix == "torch":
+                torch.save(state, path)
+            else:
+                save(state, path, num_threads=num_threads, fsync=False)
+            saved = time.perf_counter()
+            if suffix == "torch":
+                torch.load(path, weights_only=True)
+            else:
+                load(path, num_threads=num_threads)
+            loaded = time.perf_counter()
+            results[suffix] = {
+                "save_seconds": saved - start,
+                "load_seconds": loaded - saved,
+                "file_nbytes": float(path.stat().st_size),
+            }
+            path.unlink()
+    return results

@@ -1,0 +1,169 @@
+"""The command pyckpt, as a program: what it prints, writes and returns."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pyckpt
+from pyckpt.cli import main
+from tests.states import assert_equal, mixed_state
+
+SUFFIXES = [".tar", ".tar.gz", ".tar.bz2", ".tar.lzma", ".pt"]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    pyckpt.save({"state": {"model": mixed_state()}}, tmp_path / "x.tar.gz")
+    return tmp_path / "x.tar.gz"
+
+
+def test_as_a_program(archive: Path) -> None:
+    command = [sys.executable, "-m", "pyckpt"]
+    done = subprocess.run([*command, "verify", archive], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{archive}: whole (2 members, 10 records, ")
+    assert done.stderr == ""
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "exit codes:" in done.stdout
+    assert "examples:" in done.stdout
+    failed = subprocess.run([*command, "ls", "/no/such.tar"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "No such file" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.timeout(120)
+def test_a_bar_on_a_terminal(archive: Path) -> None:
+    leader, follower = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "pyckpt", "verify", archive],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        check=True,
+    )
+    assert b"whole" in done.stdout
+    assert b"x.tar.gz" in os.read(leader, 10_000)
+    os.close(follower)
+    os.close(leader)
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_ls(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output(capsys, "ls", archive).splitlines()
+    assert [line.split()[0] for line in lines] == ["d", "-"]
+    assert lines[1].endswith("4 tensors  composer_states.pt")
+    floats = output(capsys, "ls", "-t", archive).splitlines()[0].split()
+    assert floats[:3] == ["float32", "400000", "1,600,000"]
+    assert 1_300_000 < int(floats[3].replace(",", "")) < 1_600_000
+    assert floats[4] == "state/model/floats"
+    info = json.loads(output(capsys, "ls", "--json", archive))
+    assert info["compression"] == "gzip"
+    tensor = info["members"][1]["tensors"][2]
+    assert (tensor["key_path"], tensor["dtype"], tensor["shape"]) == (
+        "state/model/bf16",
+        "bfloat16",
+        [200_000],
+    )
+
+
+def test_verify_tells_by_its_exit_code(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = bytearray(archive.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    broken = tmp_path / "broken.tar.gz"
+    broken.write_bytes(contents)
+    assert main(["verify", str(archive), str(broken)]) == 1
+    printed = capsys.readouterr().out
+    assert f"{archive}: whole" in printed
+    assert f"{broken}: " in printed
+    assert main(["verify", "--json", str(archive), str(broken)]) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["ok"], second["ok"]) == (True, False)
+    assert second["problems"]
+    assert main(["extract", str(broken), "-C", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+    assert main(["verify", str(tmp_path / "none.tar")]) == 2
+
+
+@pytest.mark.parametrize("source", SUFFIXES)
+@pytest.mark.parametrize("target", SUFFIXES)
+def test_convert(tmp_path: Path, source: str, target: str) -> None:
+    pyckpt.save(mixed_state(), tmp_path / f"a{source}")
+    assert main(["convert", str(tmp_path / f"a{source}"), str(tmp_path / f"b{target}")]) == 0
+    assert_equal(pyckpt.load(tmp_path / f"b{target}"), mixed_state())
+    assert pyckpt.verify(tmp_path / f"b{target}").ok
+    pyckpt.save(mixed_state(), tmp_path / f"c{target}")
+    size = (tmp_path / f"b{target}").stat().st_size
+    assert size < 1.02 * (tmp_path / f"c{target}").stat().st_size
+
+
+def test_save_and_extract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(mixed_state(), tmp_path / "x.pt")
+    output(capsys, "save", tmp_path / "x.pt", tmp_path / "x.tar.lzma")
+    assert_equal(pyckpt.load(tmp_path / "x.tar.lzma"), mixed_state())
+    folder = tmp_path / "in"
+    (folder / "deep" / "empty").mkdir(parents=True)
+    (folder / "deep" / "note").write_text("hello")
+    (folder / "nothing").write_text("")
+    torch.save(mixed_state(), folder / "composer_states.pt")
+    output(capsys, "save", folder, tmp_path / "folder.tar.gz", "--level", "9", "--threads", "1")
+    printed = output(capsys, "extract", tmp_path / "folder.tar.gz", "-C", tmp_path / "out")
+    assert len(printed.splitlines()) == 3
+    for name in ["composer_states.pt", "deep/note", "nothing"]:
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    assert (tmp_path / "out" / "deep" / "empty").is_dir()
+    assert main(["extract", str(tmp_path / "folder.tar.gz"), "-C", str(tmp_path / "out")]) == 2
+    assert "File exists" in capsys.readouterr().err
+    one = tmp_path / "one"
+    output(capsys, "extract", tmp_path / "folder.tar.gz", "deep/note", "-C", one)
+    assert [path.name for path in one.rglob("*")] == ["deep", "note"]
+    assert main(["extract", str(tmp_path / "folder.tar.gz"), "other", "-C", str(one)]) == 1
+    assert main(["save", str(folder / "deep" / "note"), str(tmp_path / "y.tar")]) == 1
+    assert main(["save", str(folder), str(tmp_path / "y.pt")]) == 2
+
+
+@pytest.mark.parametrize("out", [None, "t.bin", "t.npy", "t.pt"])
+def test_cat_tensor(
+    archive: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], out: str | None
+) -> None:
+    expected = mixed_state()["doubles"]
+    arguments = ["cat-tensor", str(archive), "state/model/doubles"]
+    path = tmp_path / (out or "")
+    assert main([*arguments, *(["-o", str(path)] if out else [])]) == 0
+    read: dict[str | None, Any] = {
+        None: lambda: torch.frombuffer(
+            bytearray(capfdbinary.readouterr().out), dtype=torch.float64
+        ),
+        "t.bin": lambda: torch.from_numpy(np.fromfile(path, np.float64)),
+        "t.npy": lambda: torch.from_numpy(np.load(path)),
+        "t.pt": lambda: torch.load(path),
+    }
+    assert torch.equal(read[out](), expected)
+
+
+def test_cat_tensor_of_no_tensor(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cat-tensor", str(archive), "state/model/text"]) == 2
+    assert "is no tensor" in capsys.readouterr().err
+    assert main(["cat-tensor", str(archive), "state/*"]) == 2
+    assert "nothing matches" in capsys.readouterr().err
+
+
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(
+        output(capsys, "bench", "--nbytes", 400_000, "--folder", tmp_path, "--json")
+    )
+    assert list(result) == ["torch", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
+    assert 300_000 < result[".tar.gz"]["file_nbytes"] < 400_000
+    assert list(tmp_path.iterdir()) == []
