@@ -57,6 +57,8 @@ class ReadImage final : public StreamImage {
  protected:
   std::uint8_t* base() const override { return map_->data(); }
 
+  void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
+
   Loader NewLoader() override {
     const auto buffer = std::make_shared<Buffer>();
     return [this, buffer](std::size_t unit, bool keep) -> const std::uint8_t* {
@@ -133,6 +135,8 @@ class BlockImage final : public StreamImage {
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
+
+  void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
 
   std::size_t UnitAt(std::uint64_t offset) const override {
     const auto& blocks = stream_->blocks();
@@ -402,7 +406,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
       result.damages.push_back({extents[i], error.offset(), error.what()});
       continue;
     }
-    if (keep) PreferHugePages(base() + offset, nbytes);
+    if (keep) Expect(extents[i]);
     const std::size_t last = UnitAt(offset + nbytes - 1);
     for (std::size_t unit = UnitAt(offset); unit <= last; ++unit) pieces.push_back({unit, i, 0});
   }

@@ -104,6 +104,8 @@ class StreamImage {
   virtual std::uint8_t* base() const = 0;
   // Whether the stream has so many bytes; decodes as far where nobody knows.
   virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
+  // Tells that the whole extent is about to be brought to its place.
+  virtual void Expect(Extent extent) { (void)extent; }
   // The units are what is decoded at once: their places, and who decodes.
   virtual std::size_t UnitAt(std::uint64_t offset) const;
   virtual Extent UnitExtent(std::size_t unit) const;

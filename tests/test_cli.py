@@ -1,10 +1,13 @@
 """The command pyckpt, as a program: what it prints, writes and returns."""
 
+import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ def test_as_a_program(archive: Path) -> None:
 @pytest.mark.timeout(120)
 def test_a_bar_on_a_terminal(archive: Path) -> None:
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     done = subprocess.run(
         [sys.executable, "-m", "pyckpt", "verify", archive],
         stdout=subprocess.PIPE,
