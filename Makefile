@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev libisal-dev
+BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev
 TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
 CHECK_PACKAGES := clang-format clang-tidy
 

@@ -11,9 +11,6 @@
 namespace pyckpt::bzip2 {
 namespace {
 
-constexpr std::uint64_t kBlockMagic = 0x314159265359;  // pi
-constexpr unsigned kMagicBits = 48;
-
 // A code and how long it is.
 struct Code {
   std::uint32_t bits;

@@ -8,7 +8,6 @@
 namespace pyckpt::bzip2 {
 namespace {
 
-constexpr std::uint32_t kGroup = 50;  // symbols of one code
 constexpr std::uint32_t kMostSelectors = 18'002;
 constexpr std::uint32_t kRunB = 1;  // the greater of the two digits of run lengths
 constexpr std::uint32_t kEqualBytes = 4;

@@ -8,14 +8,10 @@
 
 #include "bytes.h"
 #include "bzip2_bits.h"
+#include "bzip2_format.h"
 #include "bzip2_inverse.h"
 
 namespace pyckpt::bzip2 {
-
-inline constexpr std::uint64_t kBlockMagic = 0x314159265359;  // pi
-inline constexpr std::uint64_t kEndMagic = 0x177245385090;    // the square root of pi
-inline constexpr unsigned kMagicBits = 48;
-inline constexpr unsigned kCrcBits = 32;
 
 // Of a block, before its runs of equal bytes are made as long as they were: what
 // a stream of level 9 may have.

@@ -8,12 +8,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "bzip2_format.h"
 #include "bzip2_mtf.h"
 
 namespace pyckpt::bzip2 {
 
-inline constexpr std::size_t kGroup = 50;
-inline constexpr std::size_t kMostTables = 6;
 // Decoders have to take 20; the reference encoder keeps to 17.
 inline constexpr int kLongestCode = 17;
 

@@ -89,13 +89,12 @@ void BlockUnsorter::Unsort(Span sorted, std::uint32_t origin,
                            const std::array<std::uint32_t, 256>& counts, std::uint8_t* out) {
   Link(sorted, counts);
   const auto nbytes = static_cast<std::uint32_t>(sorted.nbytes);
-  const std::uint32_t first = origin;
   const std::uint32_t wanted = std::clamp(nbytes / kSegmentNbytes, 1U, kMostSegments);
   const std::uint32_t stride = (nbytes + wanted - 1) / wanted;
   segments_.assign(1, {});
-  segments_[0].start = first;
+  segments_[0].start = origin;
   for (std::uint32_t rank = 0; rank < nbytes; rank += stride) {
-    if (rank != first) segments_.push_back({rank, 0, 0, 0});
+    if (rank != origin) segments_.push_back({rank, 0, 0, 0});
   }
   for (const Segment& segment : segments_) links_[segment.start] |= kMark;
   // Every segment has one piece that is not full.
@@ -106,7 +105,7 @@ void BlockUnsorter::Unsort(Span sorted, std::uint32_t origin,
 
   std::sort(segments_.begin(), segments_.end(),
             [](const Segment& a, const Segment& b) { return a.start < b.start; });
-  std::uint32_t start = first;
+  std::uint32_t start = origin;
   for (std::uint32_t left = nbytes; left != 0;) {
     const auto segment =
         std::lower_bound(segments_.begin(), segments_.end(), start,

@@ -69,7 +69,8 @@ std::optional<ChunkIndex> DecodeChunkIndex(Span raw) {
   const std::uint8_t* end = raw.data + raw.nbytes - kTailNbytes;
   ChunkIndex index;
   index.nbytes = LoadLe32(end);
-  if (index.nbytes < kFixedNbytes || index.nbytes > raw.nbytes || !HasMagic(end + 4)) {
+  if (index.nbytes < kFixedNbytes || index.nbytes > std::min(raw.nbytes, kMostIndexNbytes) ||
+      !HasMagic(end + 4)) {
     return std::nullopt;
   }
   const std::uint8_t* at = raw.data + raw.nbytes - index.nbytes;

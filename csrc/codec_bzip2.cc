@@ -4,7 +4,7 @@
 
 #include "bzip2_bits.h"
 #include "bzip2_block.h"
-#include "bzip2_decoder.h"
+#include "bzip2_format.h"
 
 namespace pyckpt::bzip2 {
 namespace {

@@ -5,7 +5,9 @@
 #include <string_view>
 #include <utility>
 
+#include "bzip2_bits.h"
 #include "bzip2_decoder.h"
+#include "bzip2_format.h"
 #include "crc32.h"
 #include "error.h"
 
@@ -51,7 +53,7 @@ std::vector<std::uint64_t> FindMagics(Span file) {
 // Goes through a file's streams, from block to block.
 class Bzip2Checker final : public StreamChecker {
  public:
-  explicit Bzip2Checker(Span file) : file_(file) { StartStream(0); }
+  explicit Bzip2Checker(Span file) : file_(file) { Continue(StartStream(0)); }
 
   // Where the next block begins; behind the file's end there is none.
   std::uint64_t next_bit() const { return next_bit_; }
@@ -74,28 +76,33 @@ class Bzip2Checker final : public StreamChecker {
   }
 
  private:
-  // Looks at what follows a block or a header: another block or the stream's end.
+  // Goes from behind a block or a header to the next block, over the ends of
+  // streams, or to the file's end.
   void Continue(std::uint64_t bit) {
-    BitReader bits(file_, bit);
-    const std::uint64_t magic = bits.Read(kMagicBits);
-    next_bit_ = bit;
-    if (magic == kBlockMagic) return;
-    if (magic != kEndMagic) {
-      throw Error::Corrupt("bzip2: neither a block nor the end", bit / 8);
+    for (;;) {
+      next_bit_ = bit;
+      BitReader bits(file_, bit);
+      const std::uint64_t magic = bits.Read(kMagicBits);
+      if (magic == kBlockMagic) return;
+      if (magic != kEndMagic) {
+        throw Error::Corrupt("bzip2: neither a block nor the end", bit / 8);
+      }
+      const std::uint64_t crc = bits.Read(kCrcBits);
+      if (bits.overrun()) throw Error::Corrupt("bzip2: the file is cut off", file_.nbytes);
+      if (crc != crc_) throw Error::Corrupt("bzip2: a stream's checksum is another", bit / 8);
+      const std::uint64_t end = (bits.bit() + 7) / 8;
+      ended_ = std::all_of(file_.data + end, file_.data + file_.nbytes,
+                           [](std::uint8_t byte) { return byte == 0; });
+      if (ended_) return;
+      bit = StartStream(end);
     }
-    const std::uint64_t crc = bits.Read(kCrcBits);
-    if (bits.overrun()) throw Error::Corrupt("bzip2: the file is cut off", file_.nbytes);
-    if (crc != crc_) throw Error::Corrupt("bzip2: a stream's checksum is another", bit / 8);
-    StartStream((bits.bit() + 7) / 8);
   }
 
-  void StartStream(std::uint64_t at) {
-    crc_ = 0;
-    ended_ = at != 0 && std::all_of(file_.data + at, file_.data + file_.nbytes,
-                                    [](std::uint8_t byte) { return byte == 0; });
-    if (ended_) return;
+  // Returns where the code of the stream begins whose header is here.
+  std::uint64_t StartStream(std::uint64_t at) {
     if (!HasHeader(file_, at)) throw Error::Corrupt("bzip2: no stream begins here", at);
-    Continue((at + kHeaderNbytes) * 8);
+    crc_ = 0;
+    return (at + kHeaderNbytes) * 8;
   }
 
   Span file_;

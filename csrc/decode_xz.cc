@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <new>
 #include <string>
 #include <utility>
@@ -53,7 +54,9 @@ struct Filters {
   Filters() { chain.fill({LZMA_VLI_UNKNOWN, nullptr}); }
   Filters(const Filters&) = delete;
   Filters& operator=(const Filters&) = delete;
-  ~Filters() { lzma_filters_free(chain.data(), nullptr); }
+  ~Filters() {
+    for (const lzma_filter& filter : chain) std::free(filter.options);
+  }
 
   std::array<lzma_filter, LZMA_FILTERS_MAX + 1> chain{};
 };
@@ -145,7 +148,8 @@ using Index = std::unique_ptr<lzma_index, void (*)(lzma_index*)>;
 // The index that ends at *end, where the stream's footer begins, which says its size.
 Index ReadIndex(Span file, std::uint64_t begin, std::uint64_t end) {
   lzma_index* index = nullptr;
-  std::uint64_t memory = UINT64_MAX;  // an entry takes two bytes in the file and 16 in memory
+  // An entry takes at least two bytes in the file; it may claim any number of them.
+  std::uint64_t memory = lzma_index_memusage(1, (end - begin) / 2);
   std::size_t at = begin;
   Require(lzma_index_buffer_decode(&index, &memory, nullptr, file.data, &at, end), "an index",
           begin);

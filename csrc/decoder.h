@@ -102,7 +102,7 @@ class BlockStream {
   BlockStream& operator=(const BlockStream&) = delete;
   virtual ~BlockStream() = default;
 
-  // In stream order. At most ten times as much memory as the file.
+  // In stream order. At most ten times as much memory as the file, or 4 MB.
   virtual const std::vector<CodeBlock>& blocks() const = 0;
   virtual std::unique_ptr<BlockDecoder> NewDecoder() const = 0;
   virtual std::unique_ptr<StreamChecker> NewChecker() const = 0;

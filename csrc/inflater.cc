@@ -1,8 +1,9 @@
 #include "inflater.h"
 
-#include <isa-l/igzip_lib.h>
+#include <zlib.h>
 
 #include <algorithm>
+#include <new>
 
 #include "error.h"
 
@@ -10,56 +11,48 @@ namespace pyckpt {
 namespace {
 
 constexpr std::uint64_t kMostAtOnce = std::uint64_t{1} << 30;  // the library counts in 32 bits
+constexpr int kRawDeflate = -15;                               // neither zlib's nor gzip's header
 
 }  // namespace
 
-Inflater::Inflater() : state_(std::make_unique<inflate_state>()) {}
+Inflater::Inflater() : state_(std::make_unique<z_stream_s>()) {
+  if (inflateInit2(state_.get(), kRawDeflate) != Z_OK) throw std::bad_alloc();
+}
 
-Inflater::~Inflater() = default;
+Inflater::~Inflater() { inflateEnd(state_.get()); }
 
-void Inflater::Start(Span file, std::uint64_t begin, std::uint64_t end) {
-  isal_inflate_init(state_.get());
+void Inflater::Start(Span file, std::uint64_t begin) {
+  inflateReset(state_.get());
   state_->avail_in = 0;
   file_ = file;
   given_ = begin;
-  end_ = end;
+  ended_ = false;
 }
 
 std::size_t Inflater::Inflate(std::uint8_t* out, std::size_t nbytes) {
   std::size_t done = 0;
-  while (done < nbytes && !ended()) {
+  while (done < nbytes && !ended_) {
     if (state_->avail_in == 0) {
-      state_->avail_in = static_cast<std::uint32_t>(std::min(end_ - given_, kMostAtOnce));
+      state_->avail_in = static_cast<uInt>(std::min(file_.nbytes - given_, kMostAtOnce));
+      if (state_->avail_in == 0) break;
       // The library's field lacks the const.
       state_->next_in = const_cast<std::uint8_t*>(file_.data + given_);
       given_ += state_->avail_in;
     }
-    const auto room =
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(nbytes - done, kMostAtOnce));
-    const std::uint32_t code = state_->avail_in;
+    const auto room = static_cast<uInt>(std::min<std::uint64_t>(nbytes - done, kMostAtOnce));
     state_->next_out = out + done;
     state_->avail_out = room;
-    if (isal_inflate(state_.get()) != ISAL_DECOMP_OK) {
+    const int result = inflate(state_.get(), Z_NO_FLUSH);
+    done += room - state_->avail_out;
+    ended_ = result == Z_STREAM_END;
+    // Z_BUF_ERROR: the code's last bytes gave nothing, and there are no more.
+    if (result != Z_OK && result != Z_STREAM_END && result != Z_BUF_ERROR) {
       throw Error::Corrupt("gzip: its code is damaged", offset());
     }
-    done += room - state_->avail_out;
-    if (state_->avail_out == room && state_->avail_in == code && given_ == end_) break;
   }
   return done;
 }
 
-bool Inflater::ended() const { return state_->block_state == ISAL_BLOCK_FINISH; }
-
-bool Inflater::between_blocks() const {
-  // ISAL_BLOCK_HDR: the library has looked for the next header and found not a byte of it.
-  return (state_->block_state == ISAL_BLOCK_NEW_HDR || state_->block_state == ISAL_BLOCK_HDR) &&
-         state_->read_in_length == 0 && state_->tmp_in_size == 0 && state_->avail_in == 0 &&
-         given_ == end_;
-}
-
-std::uint64_t Inflater::offset() const {
-  return given_ - state_->avail_in -
-         static_cast<std::uint64_t>(std::max(state_->read_in_length, 0)) / 8;
-}
+std::uint64_t Inflater::offset() const { return given_ - state_->avail_in; }
 
 }  // namespace pyckpt

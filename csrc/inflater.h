@@ -1,5 +1,4 @@
-// Decodes deflate streams without a wrapper (RFC 1951), piece by piece: ISA-L's
-// igzip, which picks the CPU's kernel at run time.
+// Decodes one stream of deflate, in pieces of any size.
 #ifndef PYCKPT_INFLATER_H_
 #define PYCKPT_INFLATER_H_
 
@@ -9,11 +8,11 @@
 
 #include "bytes.h"
 
-struct inflate_state;
+struct z_stream_s;
 
 namespace pyckpt {
 
-// Needs some 90 kB. Used by one thread at a time.
+// May be started again, which costs little.
 class Inflater {
  public:
   Inflater();
@@ -21,26 +20,22 @@ class Inflater {
   Inflater& operator=(const Inflater&) = delete;
   ~Inflater();
 
-  // A stream that begins at file's byte begin and whose code ends before byte
-  // end. The bytes have to stay valid.
-  void Start(Span file, std::uint64_t begin, std::uint64_t end);
+  // The code begins at byte begin of file, whose bytes have to stay valid.
+  void Start(Span file, std::uint64_t begin);
 
-  // Writes the next nbytes to out; fewer only where the stream or the code ends.
-  // Throws Error::Corrupt.
+  // Decodes the next bytes to out; fewer than nbytes at the end of the stream
+  // or of the file alone. Throws Error::Corrupt.
   std::size_t Inflate(std::uint8_t* out, std::size_t nbytes);
 
-  // The last block is decoded, and Inflate() has handed out all of it.
-  bool ended() const;
-  // No block is under way and all the code is used up: another could go on here.
-  bool between_blocks() const;
-  // Where in the file the code goes on; behind the stream's last byte once ended().
-  std::uint64_t offset() const;
+  // Whether the stream's last block has ended; offset() is then behind it.
+  bool ended() const { return ended_; }
+  std::uint64_t offset() const;  // in the file
 
  private:
-  std::unique_ptr<inflate_state> state_;
+  std::unique_ptr<z_stream_s> state_;
   Span file_;
-  std::uint64_t given_ = 0;  // up to where the state has been given code
-  std::uint64_t end_ = 0;
+  std::uint64_t given_ = 0;  // up to where the library has been shown the file
+  bool ended_ = false;
 };
 
 }  // namespace pyckpt

@@ -1,0 +1,286 @@
+"""Every compressed file gives back its bytes, or an error that says where it is damaged."""
+
+import bz2
+import gzip
+import lzma
+import random
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pyckpt
+from pyckpt import _core
+
+pytestmark = [pytest.mark.usefixtures("frozen_time"), pytest.mark.timeout(120)]
+
+CHUNK_NBYTES = 1 << 20
+BLOCK_NBYTES = 900_000
+
+
+def decompress(file: bytes, threads: int = 2) -> bytes:
+    """As the reader does it, and the checksums of the whole."""
+    with tempfile.NamedTemporaryFile() as place:
+        place.write(file)
+        place.flush()
+        image = _core.StreamImage(place.name.encode(), threads=threads, mapped=False, progress=None)
+        if image.format == "":
+            raise ValueError("not a compressed file")
+        if image.nbytes is None:
+            image.require((0, 1 << 60))
+        assert image.nbytes is not None
+        _, damages = image.fill([(0, image.nbytes)], keep=True, checksums=False)
+        damages += image.finish()
+        if damages:
+            _, _, file_offset, message = damages[0]
+            raise _core.CorruptError(f"{message}, at byte {file_offset}")
+        return image.read((0, image.nbytes))
+
+
+def mixed(nbytes: int, seed: int = 0) -> bytes:
+    """Floats, text, runs and noise."""
+    rng = random.Random(seed)
+    out = bytearray()
+    while len(out) < nbytes:
+        n = rng.choice([1, 3, 1_000, 40_000, 300_000])
+        floats = torch.randn(n // 4 + 1, generator=torch.Generator().manual_seed(seed))
+        out += rng.choice(
+            [
+                floats.view(torch.uint8).numpy().tobytes(),
+                bytes([rng.randrange(256)]) * n,
+                rng.randbytes(n),
+                b"the same words again and again, %d times " % n * (n // 40),
+            ]
+        )
+        seed += 1
+    return bytes(out[:nbytes])
+
+
+RAW = mixed(3_000_000)
+
+TOOLS = {
+    "gzip": ["gzip", "-c"],
+    "gzip -1": ["gzip", "-1c"],
+    "gzip -9, with a name": ["gzip", "-9", "-N", "-c"],
+    "pigz": ["pigz", "-p2", "-c"],
+    "pigz, independent blocks": ["pigz", "-p2", "-i", "-c"],
+    "pigz, zopfli": ["pigz", "-11", "-p2", "-b512", "-I1", "-c"],
+    "igzip": ["igzip", "-c"],
+    "bzip2": ["bzip2", "-c"],
+    "bzip2 -1": ["bzip2", "-1c"],
+    "lbzip2": ["lbzip2", "-n2", "-c"],
+    "pbzip2": ["pbzip2", "-p2", "-c"],
+    "xz": ["xz", "-1", "-c"],
+    "xz, blocks": ["xz", "-1", "-T2", "--block-size=500000", "-c"],
+    "xz, blocks of unstated sizes": ["xz", "-1", "-T1", "--block-size=500000", "-c"],
+    "xz, no check": ["xz", "-1", "--check=none", "-c"],
+    "xz, CRC-32": ["xz", "-1", "--check=crc32", "--block-size=900000", "-c"],
+    "xz, SHA-256": ["xz", "-1", "--check=sha256", "--block-size=900000", "-c"],
+    "xz, filters": ["xz", "--x86", "--delta=dist=4", "--lzma2=preset=1", "-T2", "-c"],
+    "lzma": ["xz", "-1", "--format=lzma", "-c"],
+}
+LIBRARIES: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda raw: gzip.compress(raw, mtime=0),
+    "bzip2": bz2.compress,
+    "xz": lambda raw: lzma.compress(raw, preset=0),
+}
+LIBRARIES_READ = {"gzip": gzip.decompress, "bzip2": bz2.decompress, "xz": lzma.decompress}
+SUFFIXES = {"gzip": ".tar.gz", "bzip2": ".tar.bz2", "xz": ".tar.xz"}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_other_tools_write(tmp_path: Path, tool: str) -> None:
+    path = tmp_path / "raw.bin"
+    path.write_bytes(RAW)
+    done = subprocess.run([*TOOLS[tool], path], capture_output=True, check=True)
+    for threads in (1, 3):
+        assert decompress(done.stdout, threads) == RAW
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_python_writes(library: str) -> None:
+    assert decompress(LIBRARIES[library](RAW)) == RAW
+
+
+def saved(state: object, folder: Path, name: str, level: int | None = None) -> bytes:
+    path = folder / f"x{SUFFIXES[name]}"
+    pyckpt.save(state, path, compression_level=level, fsync=False, num_threads=2)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("level", [0, 1, 6, 9])
+@pytest.mark.parametrize("name", SUFFIXES)
+def test_what_pyckpt_writes(tmp_path: Path, name: str, level: int) -> None:
+    if name == "bzip2":
+        level = max(level, 1)
+    state = torch.frombuffer(bytearray(RAW), dtype=torch.uint8)
+    file = saved(state, tmp_path, name, level)
+    want = LIBRARIES_READ[name](file)
+    for threads in (1, 3):
+        assert decompress(file, threads) == want
+
+
+SIZES = [0, 1, 2, 65_535, CHUNK_NBYTES, 2 * BLOCK_NBYTES]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("nbytes", [n + d for n in SIZES for d in (-1, 0, 1) if n + d >= 0])
+def test_sizes_around_limits(library: str, nbytes: int) -> None:
+    raw = mixed(nbytes, seed=nbytes)
+    assert decompress(LIBRARIES[library](raw)) == raw
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_one_after_the_other(library: str) -> None:
+    """Members and streams follow one another, empty ones too."""
+    pieces = [mixed(n, seed=n) for n in (0, 1_000_000, 0, 0, 5, 70_000)]
+    whole = b"".join(map(LIBRARIES[library], pieces))
+    assert decompress(whole) == b"".join(pieces)
+    assert decompress(whole + bytes(512)) == b"".join(pieces)
+    for behind in (b"x", bytes(512) + b"x" * 4, LIBRARIES[library](b"y")[:-1]):
+        with pytest.raises(RuntimeError, match=r", at byte \d+$"):
+            decompress(whole + behind)
+
+
+@pytest.mark.parametrize("library", ["gzip", "bzip2"])
+def test_streams_without_number(library: str) -> None:
+    assert decompress(LIBRARIES[library](b"") * 300_000) == b""
+
+
+def test_magics_behind_the_end() -> None:
+    """They look like blocks, but nothing leads there."""
+    with pytest.raises(RuntimeError, match="no stream begins here, at byte"):
+        decompress(bz2.compress(RAW, 1) + bytes.fromhex("314159265359") * 3)
+
+
+@pytest.mark.parametrize("file", [b"", b"\x1f", b"BZ", b"\xfd7zXZ", b"PK\3\4" + bytes(60), RAW])
+def test_what_is_not_compressed(file: bytes) -> None:
+    with pytest.raises(ValueError, match="not a compressed file"):
+        decompress(file)
+
+
+def damaged(file: bytes, kind: str, at: int, rng: random.Random) -> bytes:
+    broken = bytearray(file)
+    if kind == "flip":
+        broken[at] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        del broken[at:]
+    elif kind == "zeros":
+        n = min(rng.choice([1, 8, 512, 5_000]), len(file) - at)
+        broken[at : at + n] = bytes(n)
+    elif kind == "swap":
+        other = rng.randrange(len(file))
+        broken[at], broken[other] = broken[other], broken[at]
+    elif kind == "noise":
+        n = min(rng.choice([1, 8, 512]), len(file) - at)
+        broken[at : at + n] = rng.randbytes(n)
+    elif kind == "drop":
+        del broken[at : at + rng.choice([1, 4, 1_000])]
+    else:
+        broken[at:at] = rng.randbytes(rng.choice([1, 4, 1_000]))
+    return bytes(broken)
+
+
+DAMAGES = ["flip", "cut", "zeros", "swap", "noise", "drop", "insert"]
+
+
+def check_damaged(file: bytes, *want: bytes) -> None:
+    try:
+        got = decompress(file)
+    except RuntimeError as error:
+        assert ", at byte " in str(error)  # noqa: PT017
+    except ValueError as error:
+        assert str(error) == "not a compressed file"  # noqa: PT017
+    else:
+        assert got in want
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, bytes]]:
+    """Compressed files of several kinds, and what they hold."""
+    folder = tmp_path_factory.mktemp("samples")
+    raw = mixed(1_500_000, seed=9)
+    (folder / "raw.bin").write_bytes(raw)
+    state = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    found = {}
+    for name in SUFFIXES:
+        file = saved(state, folder, name)
+        found[f"pyckpt, {name}"] = file, LIBRARIES_READ[name](file)
+    for name in ("pigz", "bzip2 -1", "xz", "xz, blocks", "xz, SHA-256"):
+        done = subprocess.run([*TOOLS[name], folder / "raw.bin"], capture_output=True, check=True)
+        found[name] = done.stdout, raw
+    for name, compress in LIBRARIES.items():
+        small = mixed(5_000, seed=3)
+        found[f"small, {name}"] = compress(small), small
+        found[f"two, {name}"] = compress(small) + compress(raw[:9_000]), small + raw[:9_000]
+    return found
+
+
+@settings(max_examples=400)
+@given(data=st.data())
+def test_damage_is_an_error(samples: dict[str, tuple[bytes, bytes]], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(samples)))
+    file, want = samples[name]
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+    # Headers, indexes and trailers are where damage has most ways to go.
+    where = data.draw(st.sampled_from(["begin", "end", "anywhere"]))
+    near = min(len(file), 2_000)
+    at = {
+        "begin": rng.randrange(min(near, 64)),
+        "end": len(file) - 1 - rng.randrange(min(near, 1_500)),
+        "anywhere": rng.randrange(len(file)),
+    }[where]
+    broken = damaged(file, data.draw(st.sampled_from(DAMAGES)), at, rng)
+    # Behind a whole member or stream the file may be cut, or filled with zeros, and is one still.
+    check_damaged(broken, want, mixed(5_000, seed=3) if name.startswith("two") else want)
+
+
+@settings(max_examples=200)
+@given(
+    head=st.sampled_from(
+        [
+            b"\x1f\x8b\x08\x00" + bytes(6),
+            b"\x1f\x8b\x08\x1e" + bytes(6),
+            b"BZh91AY&SY",
+            b"BZh9\x17\x72\x45\x38\x50\x90",
+            b"\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46",
+            b"\x5d\x00\x00\x80\x00" + b"\xff" * 8,
+        ]
+    ),
+    rest=st.binary(max_size=400),
+)
+def test_made_up_files(head: bytes, rest: bytes) -> None:
+    try:
+        decompress(head + rest)
+    except RuntimeError as error:
+        assert ", at byte " in str(error)  # noqa: PT017
+
+
+def test_every_byte_of_a_small_file_matters() -> None:
+    raw = mixed(300, seed=5)
+    for library, compress in LIBRARIES.items():
+        file = compress(raw)
+        for at in range(len(file)):
+            for bit in range(8):
+                broken = bytearray(file)
+                broken[at] ^= 1 << bit
+                check_damaged(bytes(broken), raw)
+            with pytest.raises((RuntimeError, ValueError)):
+                decompress(file[:at])
+        assert decompress(file) == raw, library
+
+
+def test_an_index_of_claims_without_number() -> None:
+    """The index of an xz file may claim 2^60 blocks; memory is not taken for them."""
+    claims = b"\x00" + b"\xff" * 8 + b"\x0f" + b"\x00" * 2
+    index = claims + zlib.crc32(claims).to_bytes(4, "little")
+    flags = (len(index) // 4 - 1).to_bytes(4, "little") + b"\x00\x04"
+    footer = zlib.crc32(flags).to_bytes(4, "little") + flags + b"YZ"
+    with pytest.raises(RuntimeError, match="an index"):
+        decompress(b"\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46" + index + footer)
