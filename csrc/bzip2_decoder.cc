@@ -5,6 +5,10 @@
 
 #include "error.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace pyckpt::bzip2 {
 namespace {
 
@@ -16,8 +20,9 @@ Error Damaged(const char* what, std::uint64_t bit) {
   return Error::Corrupt(std::string("bzip2: a block has ") + what, bit / 8);
 }
 
-// The move-to-front list. In noise any rank is as likely as any other, so bytes
-// move by sixteen.
+// The move-to-front list. In noise any rank is as likely as any other: a loop as
+// long as the rank would be mispredicted each time, and one that goes byte by
+// byte would be long. So bytes move by sixteen, in one of three fixed widths.
 class FrontList {
  public:
   explicit FrontList(const std::array<std::uint8_t, 256>& bytes) {
@@ -28,31 +33,46 @@ class FrontList {
 
   // Moves the byte at rank, below 256, to the front and returns it.
   std::uint8_t Take(std::uint32_t rank) {
-    const std::uint32_t last = rank / sizeof(Lane);
-    const std::uint8_t byte = reinterpret_cast<const std::uint8_t*>(lanes_.data())[rank];
-    Lane before = Lane{} + byte;
-    for (std::uint32_t i = 0; i < last; ++i) {
-      const Lane lane = lanes_[i];
-      lanes_[i] = ShiftIn(before, lane);
-      before = lane;
-    }
-    constexpr Lane kPlaces = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const auto moves = kPlaces <= static_cast<std::uint8_t>(rank % sizeof(Lane));
-    const Lane lane = lanes_[last];
-    lanes_[last] = (ShiftIn(before, lane) & moves) | (lane & ~moves);
-    return byte;
+    if (rank < sizeof(Lane)) return TakeAmong<1>(rank);
+    if (rank < 4 * sizeof(Lane)) return TakeAmong<4>(rank);
+    return TakeAmong<kLanes>(rank);
   }
 
  private:
   using Lane = std::uint8_t __attribute__((vector_size(16)));
+  static constexpr std::uint32_t kLanes = 256 / sizeof(Lane);
+
+  // The byte is in the first so many lanes; those alone are written.
+  template <std::uint32_t kAmong>
+  std::uint8_t TakeAmong(std::uint32_t rank) {
+    constexpr Lane kPlaces = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const std::uint8_t byte = reinterpret_cast<const std::uint8_t*>(lanes_.data())[rank];
+    const Lane last = Lane{} + static_cast<std::uint8_t>(rank);
+    Lane before = Lane{} + byte;
+    for (std::uint32_t i = 0; i < kAmong; ++i) {
+      const Lane lane = lanes_[i];
+      const Lane places = kPlaces + static_cast<std::uint8_t>(i * sizeof(Lane));
+      const auto moves = reinterpret_cast<Lane>(places <= last);
+      lanes_[i] = (ShiftIn(before, lane) & moves) | (lane & ~moves);
+      before = lane;
+    }
+    return byte;
+  }
 
   // lane, moved one place back, behind the last of before.
   static Lane ShiftIn(Lane before, Lane lane) {
+#if defined(__SSE2__)
+    // What compilers make of a shuffle without SSSE3 goes byte by byte.
+    return reinterpret_cast<Lane>(
+        _mm_or_si128(_mm_slli_si128(reinterpret_cast<__m128i>(lane), 1),
+                     _mm_srli_si128(reinterpret_cast<__m128i>(before), sizeof(Lane) - 1)));
+#else
     return __builtin_shufflevector(before, lane, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27,
                                    28, 29, 30);
+#endif
   }
 
-  std::array<Lane, 256 / sizeof(Lane)> lanes_;
+  std::array<Lane, kLanes> lanes_;
 };
 
 // Whether two neighbours among the nine bytes from here are equal.
