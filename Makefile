@@ -8,10 +8,10 @@ BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev
 TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
 CHECK_PACKAGES := clang-format clang-tidy
 
-.PHONY: help demo test test-nvme test-asan test-tsan check bench clean
+.PHONY: help demo test test-nvme test-asan test-tsan fuzz check bench clean
 
 help:
-	@echo "make demo | test | test-nvme | test-asan | test-tsan | check | bench | clean"
+	@echo "make demo | test | test-nvme | test-asan | test-tsan | fuzz | check | bench | clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
@@ -35,7 +35,8 @@ check: .venv/installed-check
 
 # The core with sanitizers in it, under the tests that work it hardest; the next target
 # builds the ordinary one again.
-SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_serialization.py
+SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_serialization.py \
+    tests/test_decoders.py tests/test_loading.py tests/test_verification.py
 sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done)
 
 test-asan:
@@ -53,6 +54,23 @@ test-tsan:
 	    TSAN_OPTIONS="suppressions=$(CURDIR)/tests/thread-sanitizer.supp halt_on_error=1" \
 	    setarch -R $(BIN)/python -m pytest $(SANITIZED_TESTS)
 
+# The reader alone, which needs no Python. What crashes it is left in build/fuzz.
+FUZZ_SECONDS ?= 120
+FUZZED := $(filter-out csrc/bindings%.cc,$(wildcard csrc/*.cc))
+
+fuzz: build/fuzz/fuzz_reader
+	mkdir -p build/fuzz/corpus
+	build/fuzz/fuzz_reader -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 \
+	    -max_len=65536 -artifact_prefix=build/fuzz/ build/fuzz/corpus fuzz/corpus
+
+build/fuzz/fuzz_reader: fuzz/fuzz_reader.cc $(wildcard csrc/*)
+	sh scripts/system-packages $(BUILD_PACKAGES) clang
+	mkdir -p build/fuzz
+	printf '%s\n' fuzz/fuzz_reader.cc $(FUZZED) | xargs -P $$(nproc) -I {} sh -c 'clang++ -std=c++17 \
+	    -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -Icsrc \
+	    -D_FILE_OFFSET_BITS=64 -c {} -o build/fuzz/$$(basename {} .cc).o'
+	clang++ -fsanitize=fuzzer,address,undefined build/fuzz/*.o -lz -llzma -ldeflate -lpthread -o $@
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.save
 
@@ -68,7 +86,7 @@ clean:
 .venv/requirements: .venv/bin/python constraints.txt
 	sh scripts/system-packages $(BUILD_PACKAGES)
 	$(PIP) torch==2.13.0
-	$(PIP) numpy cmake ninja pybind11 scikit-build-core
+	$(PIP) numpy tqdm cmake ninja pybind11 scikit-build-core
 	touch $@
 
 .venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(wildcard csrc/*)

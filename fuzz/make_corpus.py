@@ -1,0 +1,44 @@
+"""Writes the files that fuzzing starts from: small archives of every kind.
+
+python -m fuzz.make_corpus
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from pathlib import Path
+
+import torch
+
+import pyckpt
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def main() -> None:
+    """Replaces the corpus."""
+    state = {"t": torch.arange(40.0), "u": torch.zeros(3, dtype=torch.bfloat16), "n": 1}
+    for suffix in [".pt", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]:
+        pyckpt.save(state, CORPUS / f"pyckpt{suffix}", fsync=False)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    for name, mode in [("pax", tarfile.PAX_FORMAT), ("gnu", tarfile.GNU_FORMAT)]:
+        with tarfile.open(CORPUS / f"{name}.tar", "w", format=mode) as tar:
+            for member in ["composer_states.pt", f"{'folder/' * 30}a.pt"]:
+                info = tarfile.TarInfo(member)
+                info.size = len(buffer.getvalue())
+                tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    raw = (CORPUS / "pax.tar").read_bytes()
+    (CORPUS / "foreign.gz").write_bytes(gzip.compress(raw, mtime=0))
+    (CORPUS / "two.gz").write_bytes(gzip.compress(raw[:700], mtime=0) * 2)
+    (CORPUS / "foreign.bz2").write_bytes(bz2.compress(raw))
+    (CORPUS / "foreign.xz").write_bytes(lzma.compress(raw))
+    (CORPUS / "foreign.lzma").write_bytes(lzma.compress(raw, format=lzma.FORMAT_ALONE))
+
+
+if __name__ == "__main__":
+    main()
