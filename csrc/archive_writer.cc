@@ -27,12 +27,19 @@ void ArchiveWriter::AddTarHeader(const std::string& name, TarType type, std::uin
   plan_.AddBytes(TarHeader(entry));
 }
 
-void ArchiveWriter::PadTar() {
+void ArchiveWriter::EndMember() {
   if (options_.format != nullptr) plan_.AddZeros(PaddingTo(plan_.nbytes(), kTarBlockNbytes));
+  total_nbytes_ = plan_.nbytes() + TarEndNbytes();
+}
+
+std::uint64_t ArchiveWriter::TarEndNbytes() const {
+  if (options_.format == nullptr) return 0;
+  return kTarEndNbytes + PaddingTo(plan_.nbytes() + kTarEndNbytes, kTarRecordNbytes);
 }
 
 void ArchiveWriter::AddDirectory(const std::string& name, std::uint32_t mode) {
   AddTarHeader(name, TarType::kDirectory, mode, 0);
+  EndMember();
 }
 
 void ArchiveWriter::AddFile(const std::string& name, std::uint32_t mode,
@@ -41,7 +48,7 @@ void ArchiveWriter::AddFile(const std::string& name, std::uint32_t mode,
   const std::uint64_t nbytes = source->nbytes();
   AddTarHeader(name, TarType::kFile, mode, nbytes);
   plan_.AddSource(std::move(source), nbytes, 1, StreamPlan::kNoChecksum);
-  PadTar();
+  EndMember();
 }
 
 void ArchiveWriter::AddSegments(const std::string& name, std::uint32_t mode,
@@ -52,7 +59,7 @@ void ArchiveWriter::AddSegments(const std::string& name, std::uint32_t mode,
   for (const Segment& s : segments) {
     plan_.AddSource(s.source, s.nbytes, s.element_nbytes, StreamPlan::kNoChecksum);
   }
-  PadTar();
+  EndMember();
 }
 
 void ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
@@ -90,20 +97,18 @@ void ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
                       for (const auto id : checksums) crcs.push_back(plan_.checksum(id));
                       return ZipDirectory(placed, crcs);
                     });
-  PadTar();
+  EndMember();
 }
 
 std::uint64_t ArchiveWriter::Write(const Poll& poll) {
-  if (options_.format != nullptr) {
-    plan_.AddZeros(kTarEndNbytes);
-    plan_.AddZeros(PaddingTo(plan_.nbytes(), kTarRecordNbytes));
-  }
+  plan_.AddZeros(TarEndNbytes());
+  total_nbytes_ = plan_.nbytes();
   const Codec& codec = options_.format == nullptr ? StoreCodec() : *options_.format->codec;
   sink_ = std::make_unique<FileSink>(path_, options_.durable);
   try {
     if (codec.stores()) sink_->Reserve(plan_.nbytes());
-    const std::uint64_t nbytes =
-        RunPipeline(&plan_, codec, options_.level, options_.threads, sink_.get(), poll);
+    const std::uint64_t nbytes = RunPipeline(&plan_, codec, options_.level, options_.threads,
+                                             sink_.get(), poll, &written_nbytes_);
     sink_->Seal(nbytes);
     return nbytes;
   } catch (...) {

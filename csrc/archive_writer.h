@@ -3,6 +3,7 @@
 #ifndef PYCKPT_ARCHIVE_WRITER_H_
 #define PYCKPT_ARCHIVE_WRITER_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -44,7 +45,8 @@ struct ArchiveOptions {
 
 // Add members in the order in which they shall stand; then Write; then Commit
 // or Abandon. Nothing is created on disk before Write. Memory that records
-// point to must stay valid and unchanged until Write returns. Not thread-safe.
+// point to must stay valid and unchanged until Write returns. Not thread-safe,
+// but for progress().
 class ArchiveWriter {
  public:
   ArchiveWriter(std::string path, const ArchiveOptions& options);
@@ -59,8 +61,13 @@ class ArchiveWriter {
   void AddTorchFile(const std::string& name, std::uint32_t mode,
                     const std::vector<TensorRecord>& records);
 
-  // Raw bytes planned so far, headers included.
-  std::uint64_t planned_nbytes() const { return plan_.nbytes(); }
+  // How far Write has come, in bytes before compression, headers included. Both
+  // numbers only grow, and the total is final once the last member is added.
+  struct Progress {
+    std::uint64_t written_nbytes;
+    std::uint64_t total_nbytes;
+  };
+  Progress progress() const { return {written_nbytes_, total_nbytes_}; }
 
   // Writes everything to the temporary file, durably if asked. Returns the
   // file's size. On an error nothing is left on disk.
@@ -78,12 +85,15 @@ class ArchiveWriter {
   FileSink& sink();
   void AddTarHeader(const std::string& name, TarType type, std::uint32_t mode,
                     std::uint64_t nbytes);
-  void PadTar();
+  void EndMember();
+  std::uint64_t TarEndNbytes() const;
 
   std::string path_;
   ArchiveOptions options_;
   StreamPlan plan_;
   std::unique_ptr<FileSink> sink_;
+  std::atomic<std::uint64_t> written_nbytes_{0};
+  std::atomic<std::uint64_t> total_nbytes_{0};
 };
 
 }  // namespace pyckpt

@@ -14,6 +14,8 @@
 #include "bindings_reader.h"
 #include "codec.h"
 #include "error.h"
+#include "live_memory.h"
+#include "parallel_copy.h"
 
 namespace py = pybind11;
 
@@ -34,6 +36,15 @@ class PythonSource final : public Source {
   py::object reader_;
 };
 
+// NOLINTNEXTLINE(performance-no-int-to-ptr): torch hands out addresses as integers.
+std::uint8_t* ToPointer(std::uintptr_t address) { return reinterpret_cast<std::uint8_t*>(address); }
+
+// A Source of ours, or an object that a PythonSource takes.
+std::shared_ptr<Source> ToSource(const py::object& reader) {
+  if (py::isinstance<Source>(reader)) return reader.cast<std::shared_ptr<Source>>();
+  return std::make_shared<PythonSource>(reader);
+}
+
 // (name, address, nbytes, element_nbytes, reader or None)
 using RecordArguments =
     std::tuple<std::string, std::uintptr_t, std::uint64_t, std::uint32_t, py::object>;
@@ -42,11 +53,10 @@ TensorRecord ToRecord(const RecordArguments& arguments) {
   const auto& [name, address, nbytes, element_nbytes, reader] = arguments;
   TensorRecord record;
   record.name = name;
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): torch hands out addresses as integers.
-  record.memory = {reinterpret_cast<const std::uint8_t*>(address), nbytes};
+  record.memory = {ToPointer(address), nbytes};
   record.nbytes = nbytes;
   record.element_nbytes = element_nbytes;
-  if (!reader.is_none()) record.source = std::make_shared<PythonSource>(reader);
+  if (!reader.is_none()) record.source = ToSource(reader);
   return record;
 }
 
@@ -58,7 +68,7 @@ void AddSegments(ArchiveWriter* writer, const std::string& name, std::uint32_t m
   std::vector<Segment> segments;
   segments.reserve(arguments.size());
   for (const auto& [nbytes, element_nbytes, reader] : arguments) {
-    segments.push_back({std::make_shared<PythonSource>(reader), nbytes, element_nbytes});
+    segments.push_back({ToSource(reader), nbytes, element_nbytes});
   }
   writer->AddSegments(name, mode, segments);
 }
@@ -84,6 +94,38 @@ py::handle CorruptError() {
   static const py::handle type =
       PyErr_NewException("pyckpt._core.CorruptError", PyExc_RuntimeError, nullptr);
   return type;
+}
+
+py::tuple WriterProgress(const ArchiveWriter& writer) {
+  const ArchiveWriter::Progress progress = writer.progress();
+  return py::make_tuple(progress.written_nbytes, progress.total_nbytes);
+}
+
+// (to, from, nbytes)
+using CopyArguments = std::tuple<std::uintptr_t, std::uintptr_t, std::uint64_t>;
+
+void CopyInParallel(const std::vector<CopyArguments>& arguments, int threads) {
+  std::vector<Copy> copies;
+  copies.reserve(arguments.size());
+  for (const auto& [to, from, nbytes] : arguments) {
+    copies.push_back({ToPointer(to), {ToPointer(from), nbytes}});
+  }
+  ParallelCopy(copies, threads);
+}
+
+std::shared_ptr<Source> AddLive(const std::shared_ptr<LiveMemory>& memory, std::uintptr_t address,
+                                std::uint64_t nbytes, const py::object& reader) {
+  const std::size_t range = reader.is_none() ? memory->AddMemory({ToPointer(address), nbytes})
+                                             : memory->AddSource(ToSource(reader), nbytes);
+  return std::make_shared<LiveSource>(memory, range);
+}
+
+void ReadSource(Source* source, std::uint64_t offset, std::size_t nbytes, std::uintptr_t address) {
+  source->Read(offset, nbytes, ToPointer(address));
+}
+
+void StageLive(LiveMemory* memory, std::uintptr_t buffer, int threads) {
+  memory->Stage(ToPointer(buffer), threads);
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): the signature is pybind11's.
@@ -122,6 +164,7 @@ void ToPython(std::exception_ptr thrown) {
 PYBIND11_MODULE(_core, m) {
   using pyckpt::ArchiveWriter;
   using pyckpt::Format;
+  using pyckpt::LiveMemory;
   py::register_exception_translator(&pyckpt::ToPython);
   m.attr("CorruptError") = pyckpt::CorruptError();
 
@@ -151,13 +194,27 @@ PYBIND11_MODULE(_core, m) {
            py::arg("segments"))
       .def("add_torch_file", &pyckpt::AddTorchFile, py::arg("name"), py::arg("mode"),
            py::arg("records"))
-      .def_property_readonly("planned_nbytes", &ArchiveWriter::planned_nbytes)
+      .def_property_readonly("progress", &pyckpt::WriterProgress)
       .def("write", &pyckpt::Write)
       .def("commit", &ArchiveWriter::Commit, py::arg("keep_previous"),
            py::call_guard<py::gil_scoped_release>())
       .def("keep", &ArchiveWriter::Keep)
       .def("restore", &ArchiveWriter::Restore)
       .def("abandon", &ArchiveWriter::Abandon);
+
+  m.def("parallel_copy", &pyckpt::CopyInParallel, py::arg("copies"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
+
+  py::class_<pyckpt::Source, std::shared_ptr<pyckpt::Source>>(m, "Source")
+      .def("read", &pyckpt::ReadSource, py::arg("offset"), py::arg("nbytes"), py::arg("address"),
+           py::call_guard<py::gil_scoped_release>());
+  py::class_<LiveMemory, std::shared_ptr<LiveMemory>>(m, "LiveMemory")
+      .def(py::init<>())
+      .def("add", &pyckpt::AddLive, py::arg("address"), py::arg("nbytes"), py::arg("reader"))
+      .def_property_readonly("staging_nbytes", &LiveMemory::staging_nbytes)
+      .def("stage", &pyckpt::StageLive, py::arg("buffer"), py::arg("threads"),
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("released", &LiveMemory::released);
 
   pyckpt::BindReader(&m);
 }

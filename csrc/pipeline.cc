@@ -17,11 +17,13 @@ constexpr std::chrono::milliseconds kPollEvery{50};
 
 class Pipeline {
  public:
-  Pipeline(StreamPlan* plan, const Codec& codec, int level, int threads, FileSink* sink)
+  Pipeline(StreamPlan* plan, const Codec& codec, int level, int threads, FileSink* sink,
+           std::atomic<std::uint64_t>* written_nbytes)
       : plan_(plan),
         codec_(codec),
         level_(level),
         sink_(sink),
+        written_nbytes_(written_nbytes),
         joiner_(codec.NewJoiner()),
         chunks_((plan->nbytes() + codec.chunk_nbytes() - 1) / codec.chunk_nbytes()),
         threads_(std::min<std::uint64_t>(static_cast<std::uint64_t>(threads), chunks_)),
@@ -134,6 +136,7 @@ class Pipeline {
     lock->unlock();
     joiner_->Settle(&slot->code);
     sink_->WriteAt(slot->file_offset, slot->code.spans);
+    *written_nbytes_ += slot->chunk.nbytes;
     lock->lock();
     slot->state = State::kFree;
     ++written_;
@@ -174,6 +177,7 @@ class Pipeline {
   const Codec& codec_;
   int level_;
   FileSink* sink_;
+  std::atomic<std::uint64_t>* written_nbytes_;
   std::unique_ptr<StreamJoiner> joiner_;
   const std::uint64_t chunks_;
   const std::uint64_t threads_;
@@ -194,8 +198,9 @@ class Pipeline {
 }  // namespace
 
 std::uint64_t RunPipeline(StreamPlan* plan, const Codec& codec, int level, int threads,
-                          FileSink* sink, const Poll& poll) {
-  return Pipeline(plan, codec, level, threads, sink).Run(poll);
+                          FileSink* sink, const Poll& poll,
+                          std::atomic<std::uint64_t>* written_nbytes) {
+  return Pipeline(plan, codec, level, threads, sink, written_nbytes).Run(poll);
 }
 
 }  // namespace pyckpt

@@ -28,10 +28,12 @@ namespace pyckpt {
 using Poll = std::function<void()>;
 
 // Writes all of plan through codec to sink, and returns how many bytes the file
-// has. Throws the first error of any worker, or what poll threw; no worker
-// runs any more then.
+// has. Adds to written_nbytes, as the file grows, the bytes of plan that are in it.
+// Throws the first error of any worker, or what poll threw; no worker runs any
+// more then.
 std::uint64_t RunPipeline(StreamPlan* plan, const Codec& codec, int level, int threads,
-                          FileSink* sink, const Poll& poll);
+                          FileSink* sink, const Poll& poll,
+                          std::atomic<std::uint64_t>* written_nbytes);
 
 }  // namespace pyckpt
 

@@ -1,0 +1,150 @@
+#include "live_memory.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "parallel.h"
+
+namespace pyckpt {
+namespace {
+
+constexpr std::uint64_t kPieceNbytes = std::uint64_t{1} << 20;
+constexpr std::uint64_t kAlignment = 64;  // of copies
+
+}  // namespace
+
+void LiveMemory::Range::Fetch(std::uint64_t offset, std::size_t wanted, std::uint8_t* out) const {
+  if (source) {
+    source->Read(offset, wanted, out);
+  } else {
+    std::memcpy(out, memory + offset, wanted);
+  }
+}
+
+std::size_t LiveMemory::AddMemory(Span memory) {
+  Range range;
+  range.memory = memory.data;
+  range.nbytes = memory.nbytes;
+  return Add(std::move(range));
+}
+
+std::size_t LiveMemory::AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes) {
+  Range range;
+  range.source = std::move(source);
+  range.nbytes = nbytes;
+  return Add(std::move(range));
+}
+
+std::size_t LiveMemory::Add(Range range) {
+  for (std::uint64_t at = 0; at < range.nbytes; at += kPieceNbytes) {
+    range.pieces.push_back({std::min(kPieceNbytes, range.nbytes - at), nullptr});
+  }
+  unread_ += range.nbytes;
+  ranges_.push_back(std::move(range));
+  return ranges_.size() - 1;
+}
+
+void LiveMemory::Read(std::size_t range, std::uint64_t offset, std::size_t nbytes,
+                      std::uint8_t* out) {
+  while (nbytes != 0) {
+    const std::size_t length =
+        std::min<std::uint64_t>(nbytes, kPieceNbytes - offset % kPieceNbytes);
+    ReadPiece(&ranges_[range], offset, length, out);
+    offset += length;
+    out += length;
+    nbytes -= length;
+  }
+}
+
+void LiveMemory::ReadPiece(Range* range, std::uint64_t offset, std::size_t nbytes,
+                           std::uint8_t* out) {
+  Piece& piece = range->pieces[offset / kPieceNbytes];
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (piece.staged != nullptr) {
+    const std::uint8_t* const from = piece.staged + offset % kPieceNbytes;
+    lock.unlock();
+    std::memcpy(out, from, nbytes);
+    return;
+  }
+  ++readers_;
+  lock.unlock();
+  try {
+    range->Fetch(offset, nbytes, out);
+  } catch (...) {
+    lock.lock();
+    --readers_;
+    left_.notify_all();
+    throw;
+  }
+  lock.lock();
+  --readers_;
+  piece.unread -= nbytes;
+  // A copy that was made in the meantime is one of bytes that nobody needs.
+  if (piece.staged == nullptr) unread_ -= nbytes;
+  left_.notify_all();
+}
+
+std::uint64_t LiveMemory::staging_nbytes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::uint64_t nbytes = 0;
+  for (const Range& range : ranges_) {
+    for (std::size_t i = 0; i < range.pieces.size(); ++i) {
+      if (range.pieces[i].unread == 0 || range.pieces[i].staged != nullptr) continue;
+      const std::uint64_t length = std::min(kPieceNbytes, range.nbytes - i * kPieceNbytes);
+      nbytes += length + PaddingTo(length, kAlignment);
+    }
+  }
+  return nbytes;
+}
+
+void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
+  struct Job {
+    Range* range;
+    std::size_t piece;
+    std::uint64_t offset;
+    std::size_t nbytes;
+    std::uint8_t* to;
+  };
+  std::vector<Job> jobs;
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (Range& range : ranges_) {
+    for (std::size_t i = 0; i < range.pieces.size(); ++i) {
+      if (range.pieces[i].unread == 0 || range.pieces[i].staged != nullptr) continue;
+      const std::uint64_t offset = i * kPieceNbytes;
+      const std::size_t length = std::min(kPieceNbytes, range.nbytes - offset);
+      jobs.push_back({&range, i, offset, length, buffer});
+      buffer += length + PaddingTo(length, kAlignment);
+    }
+  }
+  lock.unlock();
+
+  Task copy = [&jobs](std::size_t index) {
+    const Job& job = jobs[index];
+    job.range->Fetch(job.offset, job.nbytes, job.to);
+  };
+  RunParallel(
+      jobs.size(), threads, [&copy] { return copy; }, [] {});
+
+  lock.lock();
+  for (const Job& job : jobs) {
+    Piece& piece = job.range->pieces[job.piece];
+    unread_ -= piece.unread;
+    piece.staged = job.to;
+  }
+  left_.wait(lock, [this] { return readers_ == 0; });
+}
+
+bool LiveMemory::released() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return unread_ == 0 && readers_ == 0;
+}
+
+LiveSource::LiveSource(std::shared_ptr<LiveMemory> memory, std::size_t range)
+    : memory_(std::move(memory)), range_(range) {}
+
+void LiveSource::Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) {
+  memory_->Read(range_, offset, nbytes, out);
+}
+
+}  // namespace pyckpt

@@ -1,0 +1,87 @@
+// Memory that is written to a file while its owner goes on using it, and that
+// the owner changes only after a word of warning.
+//
+//   workers: Read, in place ───────────────┐
+//   owner:   about to change: Stage ─▶ copies what nobody has read yet, and
+//            waits for those who are reading in place ─▶ free to change
+//   workers: Read, from the copies ────────┘
+//
+// Ranges are cut into pieces, and each piece knows how many of its bytes are
+// still to be read. Every byte is read once. Stage only reads the memory too, so
+// workers need not stop for it.
+#ifndef PYCKPT_LIVE_MEMORY_H_
+#define PYCKPT_LIVE_MEMORY_H_
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "bytes.h"
+#include "stream_plan.h"
+
+namespace pyckpt {
+
+// Everything but Add is thread-safe; Stage may run once, or again after it threw.
+class LiveMemory {
+ public:
+  // Adds a range, before anything is read, and returns its index. The memory
+  // stays valid until this object is released.
+  std::size_t AddMemory(Span memory);
+  std::size_t AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes);
+
+  // Copies [offset, offset + nbytes) of a range to out. Throws what its source
+  // throws.
+  void Read(std::size_t range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
+
+  // Bytes of buffer that Stage needs; they only become fewer.
+  std::uint64_t staging_nbytes() const;
+
+  // Copies what is unread to buffer, which must then stay valid as long as there
+  // are reads. When it returns, no read touches the ranges any more.
+  void Stage(std::uint8_t* buffer, int threads);
+
+  // Whether the owner may change the ranges: all is read, or staged.
+  bool released() const;
+
+ private:
+  struct Piece {
+    std::uint64_t unread = 0;              // bytes
+    const std::uint8_t* staged = nullptr;  // the copy of the whole piece
+  };
+  struct Range {
+    const std::uint8_t* memory = nullptr;  // or source
+    std::shared_ptr<Source> source;
+    std::uint64_t nbytes = 0;
+    std::vector<Piece> pieces;  // guarded by mutex_
+
+    void Fetch(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) const;
+  };
+
+  std::size_t Add(Range range);
+  void ReadPiece(Range* range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
+
+  std::vector<Range> ranges_;  // fixed once reading has begun, but for the pieces
+
+  mutable std::mutex mutex_;  // guards the pieces and all below
+  std::condition_variable left_;
+  std::uint64_t unread_ = 0;   // bytes of all pieces without a copy
+  std::uint64_t readers_ = 0;  // that read a range in place just now
+};
+
+// One range as a source of the stream.
+class LiveSource final : public Source {
+ public:
+  LiveSource(std::shared_ptr<LiveMemory> memory, std::size_t range);
+  void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) override;
+
+ private:
+  std::shared_ptr<LiveMemory> memory_;
+  std::size_t range_;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_LIVE_MEMORY_H_

@@ -1,0 +1,22 @@
+// Copies of host memory on several threads.
+#ifndef PYCKPT_PARALLEL_COPY_H_
+#define PYCKPT_PARALLEL_COPY_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "bytes.h"
+
+namespace pyckpt {
+
+struct Copy {
+  std::uint8_t* to = nullptr;
+  Span from;
+};
+
+// Makes all copies, large ones by several threads. The calling thread waits.
+void ParallelCopy(const std::vector<Copy>& copies, int threads);
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_PARALLEL_COPY_H_
