@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from pyckpt import _core
 from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.naming import match_suffix
-from pyckpt.options import WriteOptions, default_threads
+from pyckpt.options import WriteOptions
 from pyckpt.serialization import Reader, Record, serialize
 
 __all__ = ["STATES_MEMBER", "ArchiveWriter", "Segment", "archive_format", "save", "tar_suffixes"]
@@ -68,7 +68,7 @@ class ArchiveWriter:
     """Writes one archive in two steps: everything to a hidden file, then the name.
 
     Add members; ``write()``; then ``commit()``, or ``abandon()`` at any time before. Used as a
-    context manager, it abandons what was not committed.
+    context manager, it abandons what was not committed. One thread at a time, but for ``progress``.
 
     Args:
         path: The file; its suffix decides the format. Its folder is created by ``write()``.
@@ -88,11 +88,12 @@ class ArchiveWriter:
         self._check_target()
         self._members: dict[str, tuple[int, Content]] = {}
         self._is_tar = row is not None
+        self._planned = False
         self._writer = _core.ArchiveWriter(
             os.fsencode(self._target),
             row,
             level=_level(row, options.compression_level),
-            threads=options.num_threads or default_threads(writers_on_node),
+            threads=options.threads(writers_on_node),
             durable=options.fsync,
             mtime=int(time.time()),
             uid=os.geteuid(),
@@ -124,13 +125,35 @@ class ArchiveWriter:
         """A folder; those of other members are added by themselves."""
         self._members[name] = (_FOLDER_MODE, None)
 
-    def write(self) -> int:
-        """Writes all members, sorted, to a hidden file beside the target; returns its size.
+    def state_records(self) -> list[Record]:
+        """Of all members the records that lie in the objects' own memory."""
+        return [
+            record
+            for _, content in self._members.values()
+            if isinstance(content, list)
+            for record in content
+            if record.is_storage
+        ]
 
-        Raises:
-            OSError: The file cannot be written; nothing is left of it.
+    def replace_state_records(self, records: Iterable[Record]) -> None:
+        """Reads those of ``state_records()`` from elsewhere; order and sizes are the same."""
+        following = iter(records)
+        for name, (mode, content) in self._members.items():
+            if isinstance(content, list):
+                replaced = [next(following) if r.is_storage else r for r in content]
+                self._members[name] = (mode, replaced)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many bytes, before compression, are written and how many there are; any thread.
+
+        The second number is 0 before ``plan()``, and then final.
         """
-        self._target.parent.mkdir(parents=True, exist_ok=True)
+        return self._writer.progress
+
+    def plan(self) -> None:
+        """Gives every member, sorted, its place; none can be added any more."""
+        self._planned = True
         if self._is_tar:
             self._writer.add_directory("", _ROOT_MODE)
         for name, (mode, content) in self._in_order():
@@ -144,6 +167,16 @@ class ArchiveWriter:
                 )
             else:
                 self._writer.add_torch_file(name, mode, [_arguments(r) for r in content])
+
+    def write(self) -> int:
+        """Writes all members, sorted, to a hidden file beside the target; returns its size.
+
+        Raises:
+            OSError: The file cannot be written; nothing is left of it.
+        """
+        if not self._planned:
+            self.plan()
+        self._target.parent.mkdir(parents=True, exist_ok=True)
         return self._writer.write()
 
     def commit(self, *, keep_previous: bool = False) -> None:
@@ -159,8 +192,9 @@ class ArchiveWriter:
         self._writer.restore()
 
     def abandon(self) -> None:
-        """Removes what was written, unless it was committed and kept."""
+        """Removes what was written, unless it was committed and kept; lets go of the objects."""
         self._writer.abandon()
+        self._members.clear()
 
     def _in_order(self) -> list[tuple[str, tuple[int, Content]]]:
         folders = {

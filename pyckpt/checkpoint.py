@@ -1,23 +1,28 @@
-"""save_checkpoint: a training state in, the paths of all ranks out."""
+"""save_checkpoint: a training state in, the paths of all ranks out.
+
+Save is one such call in its two halves: collecting the state, and writing it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from pyckpt.archive import STATES_MEMBER, ArchiveWriter, tar_suffixes
-from pyckpt.distributed import Ranks, current_ranks, together
+from pyckpt.distributed import Channel, Ranks, current_ranks, together, users_channel
 from pyckpt.errors import DuplicateFileError, OptionError
 from pyckpt.file_identity import file_identity
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.naming import add_tar_suffix, render
 from pyckpt.options import WriteOptions
+from pyckpt.pending_saves import raise_uncollected
 from pyckpt.rng import rng_state
 from pyckpt.state import TrainingState, is_deepspeed_engine, model_state_dict
 
-__all__ = ["save_checkpoint"]
+__all__ = ["Save", "save_checkpoint"]
 
 
 def save_checkpoint(
@@ -60,25 +65,21 @@ def save_checkpoint(
     Raises:
         CheckpointError: Some rank failed; its attributes and message name rank and cause, and every
             rank raises it. FilenameError, DuplicateFileError and OptionError, which are
-            ValueErrors, come before anything is written.
+            ValueErrors, come before anything is written. So does the error of an earlier
+            asynchronous save that nobody has asked for.
     """
-    save = _Save(state, filename, weights_only, ignore_keys)
+    save = Save(state, filename, weights_only, ignore_keys)
+    channel = users_channel()
+
+    def make_options() -> WriteOptions:
+        raise_uncollected()
+        return WriteOptions(compression_level, num_threads, fsync)
+
     try:
-        targets = together(
-            "preparing the checkpoint",
-            lambda: save.prepare(compression_level, num_threads, fsync),
-        )
-        _check_distinct(targets)
-        random_states = together("collecting the random states", rng_state)
-        together("collecting the training state", lambda: save.collect_state(random_states))
-        if save.is_deepspeed:
-            together("collecting DeepSpeed's states", save.collect_engine)
-        together("writing the checkpoint", save.write)
-        together("committing the checkpoint", lambda: save.commit(several=save.is_deepspeed))
-        save.keep()
+        save.collect(make_options, channel)
+        return save.write(channel)
     finally:
         save.close()
-    return [t.path for t in (targets if save.is_deepspeed else targets[:1])]
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,11 @@ def _check_distinct(targets: list[_Target]) -> None:
             )
 
 
-class _Save:
-    """One call of save_checkpoint on one rank: the steps between which ranks exchange outcomes."""
+class Save:
+    """One save of a training state on one rank: steps, between which ranks exchange outcomes.
+
+    First ``collect``, then ``write``, and ``close`` in the end, all on every rank.
+    """
 
     def __init__(
         self,
@@ -122,11 +126,55 @@ class _Save:
         self._ignore_keys = ignore_keys
         self._cleanup = ExitStack()
         self._ranks = Ranks()
+        self._targets: list[_Target] = []
         self._writer: ArchiveWriter | None = None
 
-    def prepare(
-        self, compression_level: int | None, num_threads: int | None, fsync: bool
-    ) -> _Target:
+    @property
+    def writer(self) -> ArchiveWriter | None:
+        """What this rank writes with, if it writes."""
+        return self._writer
+
+    def collect(self, make_options: Callable[[], WriteOptions], channel: Channel) -> None:
+        """Gathers all that will be written, without copying tensors.
+
+        Args:
+            make_options: What it raises is raised on all ranks, before anything is looked at.
+        """
+        self._targets = together(
+            "preparing the checkpoint", lambda: self._prepare(make_options()), channel
+        )
+        _check_distinct(self._targets)
+        random_states = together("collecting the random states", rng_state, channel)
+        together(
+            "collecting the training state", lambda: self._collect_state(random_states), channel
+        )
+        if self.is_deepspeed:
+            together("collecting DeepSpeed's states", self._collect_engine, channel)
+
+    def write(
+        self,
+        channel: Channel,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> list[Path]:
+        """Writes and commits; returns the paths of all ranks that write.
+
+        Args:
+            before, after: Called before the bytes are read, and when they are written but have no
+                name yet. If one raises, they get none.
+        """
+        several = self.is_deepspeed
+        together("writing the checkpoint", lambda: self._write(before, after), channel)
+        together("committing the checkpoint", lambda: self._commit(several), channel)
+        if self._writer is not None:
+            self._writer.keep()
+        return [target.path for target in (self._targets if several else self._targets[:1])]
+
+    def close(self) -> None:
+        """Removes what was not kept, and lets go of the state."""
+        self._cleanup.close()
+
+    def _prepare(self, options: WriteOptions) -> _Target:
         """Everything that can be known to be wrong before a byte is written."""
         self._ranks = current_ranks()
         if self._weights_only and self.is_deepspeed:
@@ -138,13 +186,13 @@ class _Save:
         if writes:
             self._writer = ArchiveWriter(
                 path,
-                WriteOptions(compression_level, num_threads, fsync),
+                options,
                 writers_on_node=self._ranks.local_world_size if self.is_deepspeed else 1,
             )
             self._cleanup.callback(self._writer.abandon)
         return _Target(path, writes, file_identity(path))
 
-    def collect_state(self, random_states: list[dict[str, Any]]) -> None:
+    def _collect_state(self, random_states: list[dict[str, Any]]) -> None:
         """Gathers the state on every rank: its state_dict() may itself be collective."""
         state = (
             {"model": model_state_dict(self._state)}
@@ -155,28 +203,21 @@ class _Save:
         if self._writer is not None and self._ranks.rank == 0:
             self._writer.add_object(STATES_MEMBER, contents)
 
-    def collect_engine(self) -> None:
+    def _collect_engine(self) -> None:
         """Lets DeepSpeed save into this rank's archive."""
         from pyckpt.deepspeed import collect_engine_states
 
         assert self._writer is not None
         self._cleanup.enter_context(collect_engine_states(self._state.model, self._writer))
 
-    def write(self) -> None:
+    def _write(self, before: Callable[[], None], after: Callable[[], None]) -> None:
         """The bytes, under a name that nobody sees."""
+        before()
         if self._writer is not None:
             self._writer.write()
+        after()
 
-    def commit(self, *, several: bool) -> None:
-        """The name. Where several ranks commit, each can still go back until keep()."""
+    def _commit(self, several: bool) -> None:
+        """The name. Where several ranks commit, each can go back until all have."""
         if self._writer is not None:
             self._writer.commit(keep_previous=several)
-
-    def keep(self) -> None:
-        """All ranks have committed."""
-        if self._writer is not None:
-            self._writer.keep()
-
-    def close(self) -> None:
-        """Removes what was not kept."""
-        self._cleanup.close()

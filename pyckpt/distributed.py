@@ -5,12 +5,16 @@ The only module that talks to torch.distributed.
 
 from __future__ import annotations
 
+import datetime
 import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 
 from pyckpt.errors import (
@@ -19,10 +23,12 @@ from pyckpt.errors import (
     DuplicateFileError,
     FilenameError,
     OptionError,
+    SaveInProgressError,
     StateMismatchError,
+    TornSaveError,
 )
 
-__all__ = ["Ranks", "current_ranks", "together"]
+__all__ = ["Channel", "Ranks", "current_ranks", "own_channels", "together", "users_channel"]
 
 T = TypeVar("T")
 
@@ -96,20 +102,87 @@ _KINDS: dict[str, type[CheckpointError]] = {
         DuplicateFileError,
         FilenameError,
         OptionError,
+        SaveInProgressError,
         StateMismatchError,
+        TornSaveError,
     )
 }
-# Their messages tell of one rank's files, not of the arguments that all ranks were given.
-_NAME_THE_RANK = (CorruptArchiveError, StateMismatchError)
+# Their messages tell of one rank's files or tensors, not of the arguments that all were given.
+_NAME_THE_RANK = (CorruptArchiveError, StateMismatchError, TornSaveError)
 
 
-def together(doing: str, step: Callable[[], T]) -> list[T]:
+@dataclass(frozen=True)
+class Channel:
+    """How the ranks hear of each other.
+
+    Attributes:
+        rank: This process's.
+        gather: Collective: gives the outcomes of all ranks; None where there is but one process.
+    """
+
+    rank: int = 0
+    gather: Callable[[Any], list[Any]] | None = None
+
+
+def users_channel() -> Channel:
+    """The process group that training uses: between its collectives, in the thread that has them.
+
+    Without torch.distributed there is one rank.
+    """
+    if not _initialized():
+        return Channel()
+    return Channel(dist.get_rank(), _gather_in_default_group)
+
+
+def own_channels(count: int) -> list[Channel]:
+    """So many channels that nobody else uses, each for one thread at a time.
+
+    Made by the first call, which is collective. They work on when the process groups have been
+    destroyed, as long as the processes live.
+    """
+    if not _initialized():
+        return [Channel()] * count
+    groups = _own_groups.setdefault(dist.group.WORLD, [])
+    while len(groups) < count:
+        groups.append(dist.new_group(backend="gloo", timeout=_OWN_TIMEOUT))
+    return [Channel(dist.get_rank(), partial(_gather_in_group, group)) for group in groups[:count]]
+
+
+# A background thread waits for other ranks' writes; a rank that has died is noticed at once.
+_OWN_TIMEOUT = datetime.timedelta(days=1)
+_own_groups: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # by the default group
+
+
+def _gather_in_default_group(outcome: Any) -> list[Any]:
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome)
+    return outcomes
+
+
+def _gather_in_group(group: Any, outcome: Any) -> list[Any]:
+    # By the group's own methods: torch.distributed's functions forget a destroyed group.
+    data = torch.frombuffer(bytearray(pickle.dumps(outcome)), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    group.allgather([sizes], [torch.tensor([len(data)])]).wait()
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded[: len(data)] = data
+    gathered = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+    group.allgather([gathered], [padded]).wait()
+    return [
+        pickle.loads(bytes(one[: int(size)].tolist()))
+        for one, size in zip(gathered, sizes, strict=True)
+    ]
+
+
+def together(doing: str, step: Callable[[], T], channel: Channel | None = None) -> list[T]:
     """Runs ``step`` on every rank, and lets every rank know how it went on all of them.
 
-    Without torch.distributed there is one rank. What ``step`` returns must pickle.
+    What ``step`` returns must pickle.
 
     Args:
         doing: What the step does, for messages: "writing the checkpoint".
+        channel: The same on every rank; None takes ``users_channel()``.
 
     Returns:
         What ``step`` returned, indexed by rank.
@@ -119,26 +192,26 @@ def together(doing: str, step: Callable[[], T]) -> list[T]:
             message; on the failing rank the original exception is the cause. With one rank, what
             is no Exception (KeyboardInterrupt, SystemExit) passes unchanged.
     """
+    channel = channel or users_channel()
     cause: BaseException | None = None
     outcome: T | _Failure
     try:
         outcome = step()
-        if _initialized():
-            pickle.dumps(outcome)  # all_gather_object must not fail on one rank alone
+        if channel.gather is not None:
+            pickle.dumps(outcome)  # the exchange must not fail on one rank alone
     except BaseException as error:
-        if not _initialized() and not isinstance(error, Exception):
+        if channel.gather is None and not isinstance(error, Exception):
             raise
         cause = error
-        outcome = _describe(error)
-    outcomes = _exchange(doing, outcome)
+        outcome = _describe(error, channel.rank)
+    outcomes = _exchange(doing, outcome, channel)
     failures = [o for o in outcomes if isinstance(o, _Failure)]
     if failures:
         raise _as_exception(doing, failures) from cause
     return outcomes
 
 
-def _describe(error: BaseException) -> _Failure:
-    rank = dist.get_rank() if _initialized() else 0
+def _describe(error: BaseException, rank: int) -> _Failure:
     if isinstance(error, CheckpointError):
         kind = type(error).__name__
         return _Failure(rank, kind, str(error), error.path, error.errno)
@@ -152,18 +225,16 @@ def _describe(error: BaseException) -> _Failure:
     )
 
 
-def _exchange(doing: str, outcome: Any) -> list[Any]:
-    if not _initialized():
+def _exchange(doing: str, outcome: Any, channel: Channel) -> list[Any]:
+    if channel.gather is None:
         return [outcome]
-    outcomes: list[Any] = [None] * dist.get_world_size()
     try:
-        dist.all_gather_object(outcomes, outcome)
+        return channel.gather(outcome)
     except Exception as error:
         raise CheckpointError(
             f"{doing} failed: the ranks could not exchange their outcomes, one may have died: "
             f"{error}"
         ) from error
-    return outcomes
 
 
 def _as_exception(doing: str, failures: list[_Failure]) -> CheckpointError:

@@ -5,7 +5,9 @@ CheckpointError (RuntimeError)
 │   └── DuplicateFileError
 ├── OptionError (also ValueError)
 ├── CorruptArchiveError
-└── StateMismatchError (also ValueError)
+├── StateMismatchError (also ValueError)
+├── SaveInProgressError
+└── TornSaveError
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ __all__ = [
     "DuplicateFileError",
     "FilenameError",
     "OptionError",
+    "SaveInProgressError",
     "StateMismatchError",
+    "TornSaveError",
 ]
 
 
@@ -64,3 +68,11 @@ class CorruptArchiveError(CheckpointError):
 
 class StateMismatchError(CheckpointError, ValueError):
     """A whole checkpoint that does not fit the state it is loaded into; the state is unchanged."""
+
+
+class SaveInProgressError(CheckpointError):
+    """As many asynchronous saves are under way as may be."""
+
+
+class TornSaveError(CheckpointError):
+    """A state that was changed while it was saved; nothing was committed."""

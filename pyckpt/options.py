@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pyckpt.errors import OptionError
 
-__all__ = ["WriteOptions", "available_cpus", "default_threads"]
+__all__ = ["BackgroundOptions", "WriteOptions", "available_cpus", "default_threads"]
 
+_HIGHEST_NICE = 19
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -40,6 +41,36 @@ class WriteOptions:
             raise OptionError(f"fsync must be a bool, not {self.fsync!r}")
         if self.num_threads is not None and self.num_threads < 1:
             raise OptionError(f"num_threads must be at least 1, not {self.num_threads}")
+
+    def threads(self, writers_on_node: int = 1) -> int:
+        """How many threads a writer takes where others write as well."""
+        return self.num_threads or default_threads(writers_on_node)
+
+
+@dataclass(frozen=True)
+class BackgroundOptions(WriteOptions):
+    """How an archive is written while training goes on.
+
+    Attributes:
+        num_threads: Or None for half of what a save that blocks takes.
+        nice: By how much the threads' priority is lowered, 0 to 19: see nice(2).
+
+    Raises:
+        OptionError: A value is out of range or of the wrong type.
+    """
+
+    nice: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.nice, int) or isinstance(self.nice, bool):
+            raise OptionError(f"nice must be an int, not {self.nice!r}")
+        if not 0 <= self.nice <= _HIGHEST_NICE:
+            raise OptionError(f"nice must be 0 to {_HIGHEST_NICE}, not {self.nice}")
+
+    def threads(self, writers_on_node: int = 1) -> int:
+        """How many threads a writer takes where others write as well."""
+        return self.num_threads or max(1, default_threads(writers_on_node) // 2)
 
 
 def available_cpus() -> int:

@@ -49,6 +49,7 @@ class Record:
         element_nbytes: Size of the numbers in it: 4 for float32 and for complex64.
         reader: Fetches the bytes when they are not in host memory.
         owner: Keeps the memory alive.
+        is_storage: Whether the bytes are the object's own, and not made for the file.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Record:
     element_nbytes: int = 1
     reader: Reader | None = None
     owner: Any = field(default=None, repr=False)
+    is_storage: bool = False
 
 
 def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
@@ -111,9 +113,13 @@ class _Extent:
         element_nbytes = self.dtype.itemsize // (2 if self.dtype.is_complex else 1)
         if self.storage.device.type == "cpu":
             address = self.storage.data_ptr() + self.start if self.nbytes else 0
-            return Record(name, address, self.nbytes, element_nbytes, owner=self.storage)
-        reader = DeviceReader(self.storage, self.start)
-        return Record(name, 0, self.nbytes, element_nbytes, reader=reader)
+            reader = None
+        else:
+            address = 0
+            reader = DeviceReader(self.storage, self.start)
+        return Record(
+            name, address, self.nbytes, element_nbytes, reader, self.storage, is_storage=True
+        )
 
 
 class _StoragePickler(pickle.Pickler):

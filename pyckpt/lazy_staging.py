@@ -1,0 +1,256 @@
+"""Tensors that are saved in place, and copied only before an optimizer changes them.
+
+Forward and backward leave parameters and the optimizers' state alone; ``optimizer.step()`` changes
+them. So a save in the background may read them where they lie. A hook before each step copies what
+has not been read yet. Everything else is copied when the save begins.
+
+The hooks are torch's for all optimizers of the process, and one around ``engine.step()`` of a
+DeepSpeed engine that is saved. Once there they stay, and do nothing while nothing is saved: to be
+taken away by another thread could hit them in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from pyckpt import _core
+from pyckpt.errors import OptionError, TornSaveError
+from pyckpt.serialization import Record
+from pyckpt.staging import BufferPool, Copies, HostBuffer
+from pyckpt.state import TrainingState, is_deepspeed_engine
+
+__all__ = ["LiveRecords", "check_lazy", "is_lazy_safe"]
+
+
+def check_lazy(state: TrainingState) -> None:
+    """Whether a step of every optimizer of ``state`` can be noticed in time.
+
+    Raises:
+        OptionError: One does not call torch's hooks.
+    """
+    if is_deepspeed_engine(state.model):  # its own step is noticed
+        return
+    for optimizer in _optimizers(state):
+        if not _is_hooked(optimizer):
+            raise OptionError(
+                f"stage='lazy' is not possible with {type(optimizer).__qualname__}, which does not "
+                "call the hooks of torch.optim.Optimizer before a step: use stage='copy'"
+            )
+
+
+def is_lazy_safe(state: TrainingState) -> bool:
+    """Whether nothing is known that changes parameters except the steps of noticed optimizers.
+
+    No for DeepSpeed, whose engines have many ways to move weights about; for Composer's algorithms,
+    some of which swap weights; and for parameters that are trained by an optimizer that ``state``
+    does not name.
+    """
+    optimizers = list(_optimizers(state))
+    if is_deepspeed_engine(state.model) or getattr(state, "algorithms", None):
+        return False
+    if not optimizers or not all(_is_hooked(optimizer) for optimizer in optimizers):
+        return False
+    stepped = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+    return all(id(p) in stepped for p in state.model.parameters() if p.requires_grad)
+
+
+class LiveRecords:
+    """Records that are read in place as long as that is possible.
+
+    The training thread makes it; another reads the records and calls ``settle()``.
+
+    Memory: what lies in other tensors than parameters and optimizer state, at once; and what is
+    unread when the first step comes.
+
+    Attributes:
+        records: The same records, in the same order; valid until ``close()``.
+        staged: Set when nothing is read in place any more.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        state: TrainingState,
+        pool: BufferPool,
+        threads: int,
+        staged: threading.Event,
+    ) -> None:
+        self.staged = staged
+        self._pool = pool
+        self._threads = threads
+        self._memory = _core.LiveMemory()
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._buffer: HostBuffer | None = None
+
+        tensors = _live_tensors(state)
+        storages = {record.owner._cdata for record in records}
+        self._versions = [
+            (name, tensor, tensor._version)
+            for name, tensor in tensors
+            if tensor.untyped_storage()._cdata in storages
+        ]
+        live = {tensor.untyped_storage()._cdata for _, tensor in tensors}
+        self._on_device = any(tensor.is_cuda for _, tensor, _ in self._versions)
+        # In a pool of its own, which goes with it: this is little, the copy before a step much.
+        elsewhere = [r for r in records if r.owner._cdata not in live]
+        self._copies = Copies(elsewhere, BufferPool(), threads)
+        copied = iter(self._copies.records)
+        self.records = [
+            self._in_place(r) if r.owner._cdata in live else next(copied) for r in records
+        ]
+        _watch(self, state)
+
+    def stage(self) -> None:
+        """Copies what is unread, so that the state may change. Never raises: ``settle()`` does."""
+        with self._lock:
+            if self.staged.is_set():
+                return
+            try:
+                self._check_versions()
+                self._buffer = self._pool.take(self._memory.staging_nbytes, pinned=self._on_device)
+                self._memory.stage(self._buffer.bytes.data_ptr(), self._threads)
+                self._check_versions()
+            except BaseException as error:
+                self._error = error
+            self._copies.wait()
+            self._let_go()
+
+    def wait(self) -> None:
+        """Returns when all bytes that are not read in place are copied."""
+        self._copies.wait()
+
+    def settle(self) -> None:
+        """Call it when the records are written.
+
+        Raises:
+            TornSaveError: A tensor was changed while it was read in place.
+            Exception: What a copy before a step came to grief on.
+        """
+        with self._lock:
+            if not self.staged.is_set():
+                try:
+                    self._check_versions()
+                finally:
+                    self._let_go()
+            if self._error is not None:
+                raise self._error
+
+    def close(self) -> None:
+        """Gives the memory back; nobody reads the records any more."""
+        with self._lock:
+            self._let_go()
+            self._copies.close()
+            self.records.clear()
+            if self._buffer is not None:
+                self._pool.give_back(self._buffer)
+                self._buffer = None
+
+    def _in_place(self, record: Record) -> Record:
+        source = self._memory.add(record.address, record.nbytes, record.reader)
+        return replace(record, address=0, reader=source)
+
+    def _check_versions(self) -> None:
+        for name, tensor, version in self._versions:
+            if tensor._version != version:
+                raise TornSaveError(
+                    f"{name} was changed while it was saved, and not by an optimizer's step: "
+                    "use stage='copy', or call wait_staged() first"
+                )
+
+    def _let_go(self) -> None:
+        _unwatch(self)
+        self._versions = []
+        self.staged.set()
+
+
+def _live_tensors(state: TrainingState) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and optimizer state, with names for messages."""
+    buffers = {
+        buffer.untyped_storage()._cdata
+        for buffer in state.model.buffers()
+        if buffer.layout is torch.strided
+    }
+    return [
+        (name, tensor)
+        for name, tensor in _named_tensors(state)
+        if tensor.layout is torch.strided
+        and not tensor.is_inference()  # has no version
+        and tensor.untyped_storage()._cdata not in buffers
+    ]
+
+
+def _named_tensors(state: TrainingState) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in state.model.named_parameters():
+        yield f"parameter {name}", parameter
+    for optimizer in _optimizers(state):
+        kind = type(optimizer).__qualname__
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                yield f"a parameter of {kind}", parameter
+        for of_parameter in optimizer.state.values():
+            for key, value in of_parameter.items():
+                if isinstance(value, torch.Tensor):
+                    yield f"{key!r} of {kind}", value
+
+
+def _optimizers(state: TrainingState) -> Iterator[Any]:
+    if is_deepspeed_engine(state.model):
+        # Inside its own, which hold what they shard: torch's, or one derived from torch's.
+        if state.model.basic_optimizer is not None:
+            yield state.model.basic_optimizer
+        return
+    optimizers = getattr(state, "optimizers", None) or ()
+    yield from optimizers if isinstance(optimizers, Sequence) else (optimizers,)
+
+
+def _is_hooked(optimizer: Any) -> bool:
+    step = getattr(type(optimizer), "step", None)
+    return isinstance(optimizer, torch.optim.Optimizer) and getattr(step, "hooked", False)
+
+
+# The hooks, and whom they call.
+
+_lock = threading.Lock()
+_watching: tuple[LiveRecords, ...] = ()  # replaced under the lock, never changed
+_has_hook = False
+
+
+def _watch(records: LiveRecords, state: TrainingState) -> None:
+    global _watching, _has_hook
+    with _lock:
+        if not _has_hook:
+            register_optimizer_step_pre_hook(_before_step)
+            _has_hook = True
+        engine = state.model
+        if is_deepspeed_engine(engine) and not hasattr(engine.step, "stages_live_records"):
+            engine.step = _hooked_step(engine.step)
+        _watching = (*_watching, records)
+
+
+def _unwatch(records: LiveRecords) -> None:
+    global _watching
+    with _lock:
+        _watching = tuple(one for one in _watching if one is not records)
+
+
+def _before_step(*_: Any) -> None:
+    for records in _watching:
+        records.stage()
+
+
+def _hooked_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def hooked(*arguments: Any, **options: Any) -> Any:
+        _before_step()
+        return step(*arguments, **options)
+
+    hooked.stages_live_records = True  # type: ignore[attr-defined]
+    return hooked

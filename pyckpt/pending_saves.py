@@ -1,0 +1,140 @@
+"""Asynchronous saves that are under way, and errors of those that failed unheard."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+from pyckpt.errors import CheckpointError, SaveInProgressError
+
+__all__ = ["PendingSave", "check_room", "raise_uncollected", "wait_for_room"]
+
+_LOGGER = logging.getLogger("pyckpt")
+
+_changed = threading.Condition()  # guards the lists
+_running: list[PendingSave] = []
+_uncollected: list[PendingSave] = []  # failed, and nobody has asked them yet
+
+
+class PendingSave(Future[list[Path]]):
+    """A save that goes on in the background; its result is what ``save_checkpoint`` returns.
+
+    A Future that cannot be cancelled: other ranks take part. An error is logged when it happens.
+    Whoever asks for ``result()`` or ``exception()`` has collected it; the next save raises those
+    that nobody has collected.
+
+    Attributes:
+        staged: Set when the state may be changed in whatever way. ``optimizer.step()`` need not
+            wait for it.
+    """
+
+    def __init__(
+        self,
+        staged: threading.Event,
+        stage: Callable[[], None],
+        progress: Callable[[], tuple[int, int]],
+    ) -> None:
+        super().__init__()
+        self.staged = staged
+        self._stage = stage
+        self._progress = progress
+        self.set_running_or_notify_cancel()
+        with _changed:
+            _running.append(self)
+
+    def progress(self) -> tuple[int, int]:
+        """Bytes that this rank has written and will write, before compression.
+
+        (0, 0) on a rank that writes nothing.
+        """
+        return self._progress()
+
+    def wait_staged(self) -> None:
+        """Returns as soon as the state may be changed in whatever way: ``staged`` is set.
+
+        With ``stage="lazy"`` that means copying what has not been written yet.
+        """
+        self._stage()
+        self.staged.wait()
+
+    def result(self, timeout: float | None = None) -> list[Path]:
+        """Waits for the paths, or raises the CheckpointError that ended the save."""
+        try:
+            return super().result(timeout)
+        finally:
+            self._collect()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Waits for the end of the save, and returns the error or None."""
+        try:
+            return super().exception(timeout)
+        finally:
+            self._collect()
+
+    def finish(self, outcome: list[Path] | BaseException, progress: tuple[int, int]) -> None:
+        """Ends the save. For the thread that runs it."""
+        # Nothing of the state is kept.
+        self._stage = lambda: None
+        self._progress = lambda: progress
+        self.staged.set()
+        failed = isinstance(outcome, BaseException)
+        if failed:
+            _LOGGER.error("an asynchronous save failed: %s", outcome)
+        with _changed:
+            _running.remove(self)
+            if failed:
+                _uncollected.append(self)
+            _changed.notify_all()
+        # Last, so that whoever waits for the result finds room for the next save.
+        if isinstance(outcome, BaseException):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
+
+    def _collect(self) -> None:
+        if self.done():
+            with _changed:
+                if self in _uncollected:
+                    _uncollected.remove(self)
+
+
+def wait_for_room(max_pending: int) -> None:
+    """Waits until fewer than ``max_pending`` saves are under way."""
+    with _changed:
+        _changed.wait_for(lambda: len(_running) < max_pending)
+
+
+def check_room(max_pending: int) -> None:
+    """Makes sure of the same without waiting.
+
+    Raises:
+        SaveInProgressError: There are as many.
+    """
+    with _changed:
+        running = len(_running)
+    if running >= max_pending:
+        raise SaveInProgressError(
+            f"{running} asynchronous saves are under way, and max_pending is {max_pending}"
+        )
+
+
+def raise_uncollected() -> None:
+    """Raises the error of a save that failed and that nobody has asked for its result.
+
+    Raises:
+        CheckpointError: Of the same type as the error, which is its cause.
+    """
+    with _changed:
+        failed = list(_uncollected)
+        _uncollected.clear()
+    if not failed:
+        return
+    error = Future.exception(failed[0])
+    more = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
+    message = f"an earlier asynchronous save failed{more}: {error}"
+    if isinstance(error, CheckpointError):
+        raise type(error)(message, rank=error.rank, path=error.path, errno=error.errno) from error
+    raise CheckpointError(message) from error

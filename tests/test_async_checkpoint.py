@@ -1,0 +1,419 @@
+"""Saves while training goes on: on one process, on torchrun ranks, at the interpreter's end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import nn
+
+import pyckpt
+from pyckpt import async_checkpoint, pending_saves
+from pyckpt.staging import BufferPool
+from tests.launch import private_mounts
+
+pytestmark = pytest.mark.timeout(120)
+
+WORKERS = Path(__file__).parent / "workers"
+SUFFIXES = ["", ".pt", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
+Stage = Literal["copy", "lazy"] | None
+STAGES: list[Stage] = ["copy", "lazy", None]
+WIDTH = 300
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
+
+class Training:
+    """A small model with statistics that forward changes, and a training loop."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        torch.manual_seed(1)
+        random.seed(1)
+        self.device = device
+        self.model = nn.Sequential(
+            nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.1), nn.Linear(WIDTH, WIDTH)
+        ).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
+        self.state = pyckpt.State(self.model, self.optimizer, self.scheduler)
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            loss = self.model(torch.randn(8, WIDTH).to(self.device)).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            self.state.timestamp.batch += 1
+            random.random()
+
+
+@pytest.fixture(params=DEVICES)
+def training(request: pytest.FixtureRequest) -> Training:
+    training = Training(request.param)
+    training.train(3)
+    return training
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    yield
+    pending_saves.raise_uncollected()
+    pending_saves.check_room(1)
+
+
+class Gate:
+    """Stands for an earlier save that is still being written: the next ones wait behind it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._opened = threading.Event()
+        thread = threading.Thread(target=self._opened.wait)
+        thread.start()
+        monkeypatch.setattr(async_checkpoint, "_last_thread", thread)
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.open()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.usefixtures("frozen_time")
+def test_the_file_is_that_of_a_blocking_save(
+    training: Training, tmp_path: Path, stage: Stage, suffix: str
+) -> None:
+    blocking, asynchronous = f"{tmp_path}/blocking{suffix}", f"{tmp_path}/async{suffix}"
+    for _ in range(3):
+        pyckpt.save_checkpoint(training.state, blocking)
+        pending = pyckpt.async_save_checkpoint(training.state, asynchronous, stage=stage)
+        training.train(3)
+        assert pending.result() == [Path(asynchronous)]
+        assert Path(asynchronous).read_bytes() == Path(blocking).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["", ".tar.gz"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.usefixtures("frozen_time")
+def test_a_write_that_begins_late_still_finds_the_state(
+    training: Training, tmp_path: Path, gate: Gate, stage: Stage, suffix: str
+) -> None:
+    blocking, asynchronous = f"{tmp_path}/blocking{suffix}", f"{tmp_path}/async{suffix}"
+    pyckpt.save_checkpoint(training.state, blocking)
+    pending = pyckpt.async_save_checkpoint(training.state, asynchronous, stage=stage)
+    done, total = pending.progress()
+    assert done == 0
+    assert total > 12 * WIDTH * WIDTH
+    training.train(3)
+    assert not Path(asynchronous).exists()
+    gate.open()
+    pending.result()
+    assert pending.progress() == (total, total)
+    assert Path(asynchronous).read_bytes() == Path(blocking).read_bytes()
+
+
+@pytest.mark.usefixtures("frozen_time")
+def test_wait_staged_frees_the_state_for_any_change(
+    training: Training, tmp_path: Path, gate: Gate
+) -> None:
+    pyckpt.save_checkpoint(training.state, tmp_path / "blocking.tar")
+    pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "async.tar", stage="lazy")
+    assert not pending.staged.is_set()
+    pending.wait_staged()
+    assert pending.staged.is_set()
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            parameter.fill_(7)
+    gate.open()
+    pending.result()
+    assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
+
+
+def test_a_copy_is_staged_when_the_call_returns(training: Training, tmp_path: Path) -> None:
+    pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "x", stage="copy")
+    if training.device == "cpu":
+        assert pending.staged.is_set()
+    pending.wait_staged()
+    pending.result()
+
+
+# Torn saves
+
+
+def add_one(training: Training) -> None:
+    with torch.no_grad():
+        training.model[3].weight.add_(1)
+
+
+def decay_moments(training: Training) -> None:
+    training.optimizer.state[training.model[0].bias]["exp_avg"].mul_(0.5)
+
+
+def add_one_and_step(training: Training) -> None:
+    add_one(training)
+    training.train(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (add_one, r"parameter 3\.weight"),
+        (add_one_and_step, r"parameter 3\.weight"),
+        (decay_moments, "'exp_avg' of AdamW"),
+    ],
+)
+def test_a_change_behind_lazys_back_commits_nothing(
+    training: Training, tmp_path: Path, gate: Gate, change: Callable[[Training], None], name: str
+) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"old")
+    pending = pyckpt.async_save_checkpoint(training.state, path, stage="lazy")
+    change(training)
+    gate.open()
+    error = pending.exception()
+    assert isinstance(error, pyckpt.TornSaveError)
+    assert error.rank == 0
+    with pytest.raises(pyckpt.TornSaveError, match=f"{name} was changed"):
+        pending.result()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.tar"]
+
+
+def test_without_its_hook_lazy_is_caught(
+    training: Training, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyckpt.lazy_staging._watch", lambda *_: None)
+    pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "x.tar", stage="lazy")
+    training.train(1)
+    gate.open()
+    with pytest.raises(pyckpt.TornSaveError):
+        pending.result()
+    assert not any(tmp_path.iterdir())
+
+
+# Errors
+
+
+def full_disk_script(stage: str) -> str:
+    return (
+        "mkdir -p $OUT/x; mount -t tmpfs -o size=1m none $OUT/x; echo old > $OUT/x/a.tar; "
+        f"$PYTHON tests/workers/async_worker.py full {stage} $OUT/x/a.tar; "
+        "cat $OUT/x/a.tar; ls -A $OUT/x"
+    )
+
+
+@pytest.mark.parametrize("stage", ["copy", "lazy"])
+def test_a_full_disk(tmp_path: Path, stage: str) -> None:
+    done = subprocess.run(
+        private_mounts(full_disk_script(stage)),
+        env={**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable},
+        cwd=WORKERS.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    error, *rest = done.stdout.splitlines()
+    assert error.startswith("CheckpointError 28 writing the checkpoint failed on rank 0")
+    assert "No space left on device" in error
+    assert rest == ["old", "a.tar"]
+
+
+def broken(folder: Path) -> str:
+    """A name under which nothing can be written, as only the write finds out."""
+    (folder / "file").write_bytes(b"")
+    return f"{folder}/file/x.tar"
+
+
+@pytest.mark.parametrize("next_save", [pyckpt.save_checkpoint, pyckpt.async_save_checkpoint])
+def test_an_error_that_nobody_collects(
+    training: Training,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    next_save: Callable[..., Any],
+) -> None:
+    pending = pyckpt.async_save_checkpoint(training.state, broken(tmp_path))
+    pending_saves.wait_for_room(1)
+    [record] = caplog.records
+    assert (record.name, record.levelno) == ("pyckpt", logging.ERROR)
+    assert f"{tmp_path}/file" in record.getMessage()
+    with pytest.raises(
+        pyckpt.CheckpointError, match="an earlier asynchronous save failed"
+    ) as caught:
+        next_save(training.state, tmp_path / "y.tar")
+    assert caught.value.errno is not None
+    assert caught.value.rank == 0
+    assert not (tmp_path / "y.tar").exists()
+    # Once is enough.
+    pyckpt.save_checkpoint(training.state, tmp_path / "y.tar")
+    assert pending.done()
+
+
+def test_an_error_that_is_collected_is_not_raised_again(training: Training, tmp_path: Path) -> None:
+    pending = pyckpt.async_save_checkpoint(training.state, broken(tmp_path))
+    with pytest.raises(pyckpt.CheckpointError):
+        pending.result()
+    pyckpt.save_checkpoint(training.state, tmp_path / "y.tar")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"filename": "{epok}"}, r"unknown variable \{epok\}"),
+        ({"filename": "x", "stage": "snapshot"}, "stage must be"),
+        ({"filename": "x", "nice": 20}, "nice must be 0 to 19"),
+        ({"filename": "x", "nice": True}, "nice must be an int"),
+        ({"filename": "x", "num_threads": 0}, "num_threads must be at least 1"),
+        ({"filename": "x", "max_pending": 0}, "max_pending must be"),
+        ({"filename": "x", "when_busy": "drop"}, "when_busy must be"),
+        ({"filename": "x.tar", "compression_level": 3}, "compression_level"),
+    ],
+)
+def test_wrong_arguments_raise_at_the_call(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    options["filename"] = f"{tmp_path}/{options['filename']}"
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match=message):
+        pyckpt.async_save_checkpoint(Training().state, **options)
+    assert not any(tmp_path.iterdir())
+    assert threading.active_count() == threads
+
+
+def test_a_state_that_cannot_be_saved_raises_at_the_call(
+    training: Training, tmp_path: Path
+) -> None:
+    training.state.extra = {"bad": lambda: None}
+    with pytest.raises(pyckpt.CheckpointError, match="pickle"):
+        pyckpt.async_save_checkpoint(training.state, tmp_path / "x.tar")
+    assert not any(tmp_path.iterdir())
+
+
+# Several saves
+
+
+def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Gate) -> None:
+    first = pyckpt.async_save_checkpoint(training.state, tmp_path / "1.tar")
+    with pytest.raises(pyckpt.SaveInProgressError, match="1 asynchronous saves are under way"):
+        pyckpt.async_save_checkpoint(training.state, tmp_path / "2.tar", when_busy="raise")
+    training.train(1)
+    second = pyckpt.async_save_checkpoint(training.state, tmp_path / "2.tar", max_pending=2)
+    training.train(1)
+    assert not first.done()
+    threading.Timer(0.3, gate.open).start()
+    third = pyckpt.async_save_checkpoint(training.state, tmp_path / "3.tar")
+    assert first.done()
+    assert second.done()
+    third.result()
+    batches = [
+        pyckpt.load(tmp_path / f"{n}.tar")["state"]["timestamp"]["Timestamp"]["batch"]
+        for n in (1, 2, 3)
+    ]
+    assert batches == [3, 4, 5]
+
+
+def test_the_result_is_a_future_that_cannot_be_cancelled(
+    training: Training, tmp_path: Path
+) -> None:
+    pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "x.tar")
+    assert isinstance(pending, Future)
+    assert not pending.cancel()
+    heard: list[Future[Any]] = []
+    try:
+        pending.add_done_callback(heard.append)
+        assert pending.exception() is None
+    except CancelledError:
+        pytest.fail("it was cancelled")
+    assert heard == [pending]
+
+
+def test_copies_use_the_same_memory_again(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = BufferPool()
+    monkeypatch.setattr(async_checkpoint, "_pool", pool)
+    buffers = set()
+    for _ in range(3):
+        pyckpt.async_save_checkpoint(training.state, tmp_path / "x", stage="copy").result()
+        [buffer] = pool._free
+        buffers.add(buffer)
+    assert len(buffers) == 1
+
+
+# Threads and the end of the process
+
+
+def nice_of_new_threads(before: set[str]) -> list[int]:
+    """By thread: the 19th field of /proc/.../stat, see proc(5)."""
+    found = []
+    for thread in set(os.listdir("/proc/self/task")) - before:
+        try:
+            stat = Path(f"/proc/self/task/{thread}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        found.append(int(stat.rpartition(")")[2].split()[16]))
+    return found
+
+
+@pytest.mark.parametrize("nice", [0, 7])
+def test_worker_threads_have_a_lower_priority(tmp_path: Path, nice: int) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    state = pyckpt.State(nn.Identity(), extra={"weights": torch.randn(8_000_000)})
+    before = set(os.listdir("/proc/self/task"))
+    pending = pyckpt.async_save_checkpoint(
+        state, tmp_path / "x.tar.lzma", stage="copy", nice=nice, num_threads=3
+    )
+    seen: list[int] = []
+    while not pending.done():
+        seen = max(seen, nice_of_new_threads(before), key=len)
+    pending.result()
+    assert len(seen) >= 4, "three workers and the thread that waits for them"
+    assert set(seen) == {min(19, own + nice)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
+@pytest.mark.parametrize("scenario", ["exit", "raise"])
+def test_the_interpreter_ends_after_the_save(tmp_path: Path, scenario: str) -> None:
+    path = tmp_path / "x.tar.lzma"
+    done = subprocess.run(
+        [sys.executable, WORKERS / "async_worker.py", scenario, "copy", path],
+        cwd=WORKERS.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == (1 if scenario == "raise" else 0), done.stderr
+    assert "unfinished" in done.stdout
+    assert list(pyckpt.load(path)["state"]["extra"]) == ["weights"]
+
+
+def test_an_error_at_the_end_of_the_interpreter_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, WORKERS / "async_worker.py", "exit", "copy", tmp_path / "file/x.tar"],
+        cwd=WORKERS.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "an asynchronous save failed" in done.stderr
+    assert f"{tmp_path}/file" in done.stderr
