@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -20,7 +21,7 @@ from torch import nn
 import pyckpt
 from pyckpt import async_checkpoint, pending_saves
 from pyckpt.staging import BufferPool
-from tests.launch import private_mounts
+from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -78,7 +79,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._opened = threading.Event()
-        thread = threading.Thread(target=self._opened.wait)
+        thread = threading.Thread(target=self._opened.wait, daemon=True)
         thread.start()
         monkeypatch.setattr(async_checkpoint, "_last_thread", thread)
 
@@ -417,3 +418,86 @@ def test_an_error_at_the_end_of_the_interpreter_is_told(tmp_path: Path) -> None:
     )
     assert "an asynchronous save failed" in done.stderr
     assert f"{tmp_path}/file" in done.stderr
+
+
+# Ranks
+
+ranks_take_long = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
+
+
+def run_async_ranks(tmp_path: Path, scenario: str, *zero: int, **options: Any) -> list[Any]:
+    """Two ranks that save to ``tmp_path / "folder"``; what those report that live."""
+    out, folder = tmp_path / "out", tmp_path / "folder"
+    out.mkdir()
+    folder.mkdir(exist_ok=True)
+    run_ranks("async_ranks_worker.py", scenario, out, folder, *zero, **options)
+    return [json.loads(path.read_text()) for path in sorted(out.iterdir())]
+
+
+@ranks_take_long
+@pytest.mark.parametrize("zero", [[], [0], [1], [2], [3]])
+def test_on_all_ranks_the_files_are_those_of_a_blocking_save(
+    tmp_path: Path, zero: list[int]
+) -> None:
+    assert run_async_ranks(tmp_path, "equal", *zero) == [{"wrong": []}] * 2
+
+
+@ranks_take_long
+@pytest.mark.parametrize(
+    ("scenario", "kind", "message"),
+    [
+        ("disk", "CheckpointError", "committing the checkpoint failed on rank 1"),
+        ("torn", "TornSaveError", "'exp_avg' of AdamW was changed"),
+    ],
+)
+def test_a_rank_that_fails_in_the_background_fails_all(
+    tmp_path: Path, scenario: str, kind: str, message: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "x-0.tar").write_bytes(b"old")
+    first, second = run_async_ranks(tmp_path, scenario, 1)
+    assert first["error"] == second["error"]
+    assert first["error"][0] == kind
+    assert message in first["error"][1]
+    assert first["error"][2] == 1
+    assert (folder / "x-0.tar").read_bytes() == b"old"
+    assert not list(folder.glob(".*"))
+
+
+@ranks_take_long
+def test_a_rank_that_is_killed_in_the_background_hangs_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "x-0.tar").write_bytes(b"old")
+    [survivor] = run_async_ranks(tmp_path, "killed", must_succeed=False)
+    assert "one may have died" in survivor["error"][1]
+    assert survivor["seconds"] < 60
+    assert [path.name for path in folder.iterdir()] == ["x-0.tar"]
+    assert (folder / "x-0.tar").read_bytes() == b"old"
+
+
+@ranks_take_long
+def test_ranks_end_after_the_save_though_their_groups_are_destroyed(tmp_path: Path) -> None:
+    run_async_ranks(tmp_path, "exit", 2)
+    names = [f"x-{rank}.tar.lzma" for rank in range(2)]
+    assert sorted(os.listdir(tmp_path / "folder")) == names
+    assert list(pyckpt.load(tmp_path / "folder" / names[0])["state"])
+
+
+@ranks_take_long
+@pytest.mark.parametrize(
+    ("scenario", "kind", "message", "written"),
+    [
+        ("uncollected", "CheckpointError", "an earlier asynchronous save failed", ["file"]),
+        ("busy", "SaveInProgressError", "max_pending is 1", ["x.tar"]),
+    ],
+)
+def test_what_stops_a_save_on_one_rank_stops_it_on_all(
+    tmp_path: Path, scenario: str, kind: str, message: str, written: list[str]
+) -> None:
+    first, second = run_async_ranks(tmp_path, scenario)
+    assert first["error"] == second["error"]
+    assert first["error"][0] == kind
+    assert message in first["error"][1]
+    assert os.listdir(tmp_path / "folder") == written
