@@ -4,6 +4,7 @@ Usage: torchrun ... checkpoint_worker.py SCENARIO OUT FILENAME
 Every rank reports to OUT/SCENARIO-RANK.json what save_checkpoint returned or raised.
 """
 
+import gc
 import json
 import os
 import random
@@ -79,6 +80,9 @@ def main() -> None:
     (OUT / f"{SCENARIO}-{rank}.json").write_text(json.dumps(report))
     if SCENARIO != "killed":
         dist.barrier()  # the group still works
+        # DDP is part of a cycle; what it still has of the group at exit may abort the process.
+        del state, optimizer, model
+        gc.collect()
         dist.destroy_process_group()
 
 
