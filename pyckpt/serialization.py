@@ -28,6 +28,7 @@ _FORMAT_VERSION = b"1"
 _STORAGE_ALIGNMENT = b"64"
 _FILE_VERSION = b"3\n"
 _ID_DIGITS = 40
+_STORAGES = (torch.storage.TypedStorage, torch.UntypedStorage)
 
 
 class Reader(Protocol):
@@ -132,16 +133,16 @@ class _StoragePickler(pickle.Pickler):
         self._dtypes: dict[int, torch.dtype] = {}  # by address
 
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        if not isinstance(obj, _STORAGES):  # most objects are not, and there are many
+            return None
         if isinstance(obj, torch.storage.TypedStorage):
             storage = obj._untyped_storage
             self._check_dtype(storage, obj.dtype)
             extent = _Extent(storage, obj.dtype, 0, storage.nbytes())
             return self._persistent_id(extent, _storage_type(obj), obj._size())
-        if isinstance(obj, torch.UntypedStorage):
-            self._check_dtype(obj, torch.uint8)
-            extent = _Extent(obj, torch.uint8, 0, obj.nbytes())
-            return self._persistent_id(extent, normalize_storage_type(type(obj)), obj.nbytes())
-        return None
+        self._check_dtype(obj, torch.uint8)
+        extent = _Extent(obj, torch.uint8, 0, obj.nbytes())
+        return self._persistent_id(extent, normalize_storage_type(type(obj)), obj.nbytes())
 
     def _persistent_id(self, extent: _Extent, storage_type: Any, numel: int) -> tuple[Any, ...]:
         # One str for all who share: a pickle writes equal strs again, the same one never.
