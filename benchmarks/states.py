@@ -29,6 +29,7 @@ __all__ = [
     "library_text",
     "tensors_of",
     "train",
+    "trained",
 ]
 
 _BLOCKS = 8
@@ -129,7 +130,8 @@ class StateKind:
     build: Callable[[int], dict[str, Any]]
 
 
-def _trained(parameters: int, *, steps: int, batch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def trained(parameters: int, *, steps: int, batch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model of about so many parameters, and its optimizer, after a few steps."""
     # A block has 12 width^2 weights; all else counts little.
     width = math.sqrt(parameters / (12 * _BLOCKS))
     torch.manual_seed(0)
@@ -142,19 +144,19 @@ def _trained(parameters: int, *, steps: int, batch: int) -> tuple[nn.Module, tor
 
 def _weights_and_moments(nbytes: int) -> dict[str, Any]:
     """A whole training state in float32: weights and the two moments of AdamW."""
-    model, optimizer = _trained(nbytes // 12, steps=12, batch=2)
+    model, optimizer = trained(nbytes // 12, steps=12, batch=2)
     return State(model, optimizer).state_dict()
 
 
 def _half_weights(nbytes: int) -> dict[str, Any]:
     """Weights alone, rounded to bfloat16 after training."""
-    model, _ = _trained(nbytes // 2, steps=6, batch=1)
+    model, _ = trained(nbytes // 2, steps=6, batch=1)
     return State(model.to(torch.bfloat16)).state_dict()
 
 
 def _moments(nbytes: int) -> dict[str, Any]:
     """The two moments of AdamW alone, after real steps."""
-    _, optimizer = _trained(nbytes // 8, steps=12, batch=2)
+    _, optimizer = trained(nbytes // 8, steps=12, batch=2)
     moments = optimizer.state_dict()["state"].values()
     return {name: [m[name] for m in moments] for name in ("exp_avg", "exp_avg_sq")}
 
