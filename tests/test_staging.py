@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pyckpt
 from pyckpt.serialization import serialize
-from pyckpt.staging import DeviceReader
+from pyckpt.staging import BufferPool, Copies, DeviceReader
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -87,6 +87,37 @@ def test_a_file_does_not_tell_readers_from_memory(
     monkeypatch.setattr("pyckpt.archive.serialize", lambda obj, **_: in_readers(obj))
     pyckpt.save(obj, by_readers)
     assert by_memory.read_bytes() == by_readers.read_bytes()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@given(sizes=st.lists(st.integers(0, 5000), max_size=6), threads=st.integers(1, 3))
+def test_copies_stay_as_they_were(device: str, sizes: list[int], threads: int) -> None:
+    tensors = [torch.randn(size).to(device) for size in sizes]
+    expected = [host_bytes(tensor) for tensor in tensors]
+    records = [record for record in serialize(tensors) if record.is_storage]
+    copies = Copies(records, BufferPool(), threads)
+    for tensor in tensors:
+        tensor.zero_()
+    copies.wait()
+    assert [ctypes.string_at(c.address, c.nbytes) for c in copies.records] == expected
+    assert all(c.address % 64 == 0 and c.reader is None for c in copies.records)
+    copies.close()
+
+
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=needs_cuda)])
+def test_buffers_are_used_again(pinned: bool) -> None:
+    pool = BufferPool()
+    small, large = pool.take(1000, pinned=pinned), pool.take(5000, pinned=pinned)
+    assert small.bytes.is_pinned() == pinned
+    pool.give_back(small)
+    pool.give_back(large)
+    assert pool.take(900, pinned=pinned) is small
+    assert pool.take(900, pinned=pinned) is large
+    pool.give_back(small)
+    larger = pool.take(2000, pinned=pinned)
+    assert larger is not small
+    assert larger.bytes.nbytes == 2000
+    assert pool.take(1, pinned=pinned) is not small, "it made room for its successor"
 
 
 class Broken:
