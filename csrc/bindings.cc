@@ -81,11 +81,14 @@ void AddTorchFile(ArchiveWriter* writer, const std::string& name, std::uint32_t 
   writer->AddTorchFile(name, mode, records);
 }
 
-std::uint64_t Write(ArchiveWriter* writer) {
+std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
   const py::gil_scoped_release release;
-  return writer->Write([] {
+  return writer->Write([writer, &progress] {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (progress.is_none()) return;
+    const ArchiveWriter::Progress now = writer->progress();
+    progress(now.written_nbytes, now.total_nbytes);
   });
 }
 
@@ -195,7 +198,7 @@ PYBIND11_MODULE(_core, m) {
       .def("add_torch_file", &pyckpt::AddTorchFile, py::arg("name"), py::arg("mode"),
            py::arg("records"))
       .def_property_readonly("progress", &pyckpt::WriterProgress)
-      .def("write", &pyckpt::Write)
+      .def("write", &pyckpt::Write, py::arg("progress"))
       .def("commit", &ArchiveWriter::Commit, py::arg("keep_previous"),
            py::call_guard<py::gil_scoped_release>())
       .def("keep", &ArchiveWriter::Keep)

@@ -221,6 +221,7 @@ class OrderedImage : public StreamImage {
 
  protected:
   std::uint8_t* base() const override { return map_.data(); }
+  bool counts_fill() const override { return false; }
 
   bool Reach(std::uint64_t end) override {
     if (failed_) std::rethrow_exception(failed_);
@@ -251,7 +252,10 @@ class OrderedImage : public StreamImage {
     }
     return map_.data() + nbytes_;
   }
-  void Grew(std::size_t nbytes) { nbytes_ += nbytes; }
+  void Grew(std::size_t nbytes) {
+    nbytes_ += nbytes;
+    Count(nbytes);
+  }
 
   Span file() const { return file_->bytes(); }
 
@@ -434,10 +438,8 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
       const Extent& whole = extents[pieces[i].extent];
       const std::uint64_t begin = std::max(whole.offset, unit.offset);
       const std::uint64_t end = std::min(whole.offset + whole.nbytes, unit.offset + unit.nbytes);
-      if (checksums) {
-        pieces[i].crc = Crc32({raw + (begin - unit.offset), end - begin});
-        done_nbytes_ += end - begin;
-      }
+      if (checksums) pieces[i].crc = Crc32({raw + (begin - unit.offset), end - begin});
+      if (counts_fill()) Count(end - begin);
     }
   };
   RunParallel(

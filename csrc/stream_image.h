@@ -45,8 +45,8 @@ struct FillResult {
 struct ReadOptions {
   int threads = 1;
   bool mapped = false;  // whether bytes of an uncompressed file stay in the file
-  // Called by the waiting thread with the bytes that Fill() is done with, of all
-  // its calls together; throws to stop the work.
+  // Called by the waiting thread with the bytes that are done, of all calls
+  // together; throws to stop the work.
   std::function<void(std::uint64_t)> poll;
 };
 
@@ -111,6 +111,9 @@ class StreamImage {
   virtual Extent UnitExtent(std::size_t unit) const;
   virtual Loader NewLoader();
 
+  // Whether Fill() counts what is done, or the decoding that goes before it.
+  virtual bool counts_fill() const { return true; }
+  void Count(std::uint64_t nbytes) { done_nbytes_ += nbytes; }
   void Poll();
   const ReadOptions& options() const { return options_; }
 

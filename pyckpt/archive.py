@@ -14,6 +14,7 @@ from pyckpt import _core
 from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.naming import match_suffix
 from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook, reporting
 from pyckpt.serialization import Reader, Record, serialize
 
 __all__ = ["STATES_MEMBER", "ArchiveWriter", "Segment", "archive_format", "save", "tar_suffixes"]
@@ -89,6 +90,7 @@ class ArchiveWriter:
         self._members: dict[str, tuple[int, Content]] = {}
         self._is_tar = row is not None
         self._planned = False
+        self._progress_hook = options.progress
         self._writer = _core.ArchiveWriter(
             os.fsencode(self._target),
             row,
@@ -177,7 +179,11 @@ class ArchiveWriter:
         if not self._planned:
             self.plan()
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        return self._writer.write()
+        with reporting(self._progress_hook, f"saving {self.path.name}") as report:
+            nbytes = self._writer.write(report)
+            if report is not None:
+                report(*self.progress)
+        return nbytes
 
     def commit(self, *, keep_previous: bool = False) -> None:
         """Gives the new file its name. ``keep_previous`` allows ``restore()`` until ``keep()``."""
@@ -243,6 +249,7 @@ def save(
     num_threads: int | None = None,
     fsync: bool = True,
     member: str = STATES_MEMBER,
+    progress: ProgressHook = False,
 ) -> None:
     """Saves any object that torch.save can save; the suffix of ``path`` decides the format.
 
@@ -254,12 +261,14 @@ def save(
         num_threads: Worker threads; None takes the CPUs that this process may use.
         fsync: Whether to wait until the disk has the file.
         member: The name inside a tar.
+        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
+            times a second; both on rank 0 alone.
 
     Raises:
         CheckpointError: The file could not be written, or an argument is wrong
             (FilenameError, OptionError). What was there before is untouched.
     """
-    options = WriteOptions(compression_level, num_threads, fsync)
+    options = WriteOptions(compression_level, num_threads, fsync, progress)
     _check_member(member)
     path = Path(path)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.options import default_threads
+from pyckpt.progress import Report
 
 __all__ = [
     "ArchiveReader",
@@ -120,7 +121,10 @@ class ArchiveReader:
         path: Any file.
         num_threads: As many threads decode; None takes the CPUs that this process may use.
         mapped: Leave the bytes of a file that is not compressed where they are, on disk.
-        progress: Called with the bytes that are done, in all; raises to stop.
+        report: Called with the bytes that are done, and ``wanted_nbytes``; raises to stop.
+
+    Attributes:
+        wanted_nbytes: How many are going to be decoded, as far as its user has said.
 
     Raises:
         OSError: The file cannot be read.
@@ -133,18 +137,25 @@ class ArchiveReader:
         *,
         num_threads: int | None = None,
         mapped: bool = False,
-        progress: Callable[[int], None] | None = None,
+        report: Report | None = None,
     ) -> None:
         self.path = path
+        self.wanted_nbytes: int | None = None
+        self._reporter = report
         with self.corruption():
             self.image = _core.StreamImage(
                 os.fsencode(path),
                 threads=num_threads or default_threads(),
                 mapped=mapped,
-                progress=progress,
+                progress=None if report is None else self._report,
             )
         self.is_tar = self.contents(0) is Contents.OTHER
         self._tar: _core.TarReader | None = None
+
+    def _report(self, done: int) -> None:
+        assert self._reporter is not None
+        wanted = self.wanted_nbytes
+        self._reporter(done if wanted is None else min(done, wanted), wanted)
 
     def members(self) -> Iterator[Member]:
         """The members from the first to the last; nothing but headers is decoded, if possible.
@@ -286,6 +297,7 @@ class TorchFile:
         if reader.image.nbytes is None:
             # The directory of the records is at their end, and what lies before has to be kept.
             require_memory(member.nbytes, reader.path)
+            reader.wanted_nbytes = member.offset + member.nbytes
         with reader.corruption():
             entries = _core.read_zip_directory(reader.image, (member.offset, member.nbytes))
         names = [entry.name.decode("utf-8", "surrogateescape") for entry in entries]

@@ -100,7 +100,7 @@ def async_save_checkpoint(
         check_room(max_pending)
         if stage == "lazy":
             check_lazy(state)
-        return BackgroundOptions(compression_level, num_threads, fsync, nice)
+        return BackgroundOptions(compression_level, num_threads, fsync, nice=nice)
 
     save = Save(state, filename, weights_only, ignore_keys)
     staging = _Staging()

@@ -19,6 +19,7 @@ from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.naming import add_tar_suffix, render
 from pyckpt.options import WriteOptions
 from pyckpt.pending_saves import raise_uncollected
+from pyckpt.progress import ProgressHook
 from pyckpt.rng import rng_state
 from pyckpt.state import TrainingState, is_deepspeed_engine, model_state_dict
 
@@ -34,6 +35,7 @@ def save_checkpoint(
     compression_level: int | None = None,
     num_threads: int | None = None,
     fsync: bool = True,
+    progress: ProgressHook = False,
 ) -> list[Path]:
     """Saves the training state; the counterpart of ``composer.utils.save_checkpoint``.
 
@@ -57,6 +59,8 @@ def save_checkpoint(
         num_threads: Worker threads of each rank that writes; None takes an equal share of the CPUs
             that the process may use.
         fsync: Whether to wait until the disks have the files.
+        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
+            times a second; both on rank 0 alone, of what it writes.
 
     Returns:
         The path that rank 0 wrote, on every rank; with DeepSpeed the paths of all ranks, by rank,
@@ -73,7 +77,7 @@ def save_checkpoint(
 
     def make_options() -> WriteOptions:
         raise_uncollected()
-        return WriteOptions(compression_level, num_threads, fsync)
+        return WriteOptions(compression_level, num_threads, fsync, progress)
 
     try:
         save.collect(make_options, channel)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextmanager
-def _progress(what: str, nbytes: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar on a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=nbytes, desc=what, unit="B", unit_scale=True, leave=False) as bar:
-        yield lambda done: bar.update(max(0, done - bar.n)) and None
+def _bar() -> bool:
+    return sys.stderr.isatty()
 
 
 def _save(options: argparse.Namespace) -> int:
@@ -132,6 +123,7 @@ def _save(options: argparse.Namespace) -> int:
         options.archive,
         compression_level=options.level,
         num_threads=options.threads,
+        progress=_bar(),
     )
     return 0
 
@@ -192,8 +184,7 @@ def _as_json(info: ArchiveInfo) -> dict[str, Any]:
 def _verify(options: argparse.Namespace) -> int:
     reports = []
     for path in options.archives:
-        with _progress(path.name, path.stat().st_size) as progress:
-            report = verify(path, num_threads=options.threads, progress=progress)
+        report = verify(path, num_threads=options.threads, progress=_bar())
         reports.append(report)
         if not options.json:
             _print_report(report)
@@ -261,6 +252,7 @@ def _convert(options: argparse.Namespace) -> int:
         options.archive,
         compression_level=options.level,
         num_threads=options.threads,
+        progress=_bar(),
     )
     return 0
 

@@ -16,6 +16,7 @@ from pyckpt.archive import STATES_MEMBER, ArchiveWriter, Segment, archive_format
 from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile, describe
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook
 from pyckpt.tensor_index import tensors_in
 
 __all__ = ["convert", "pack"]
@@ -31,6 +32,7 @@ def convert(
     compression_level: int | None = None,
     num_threads: int | None = None,
     fsync: bool = True,
+    progress: ProgressHook = False,
 ) -> None:
     """Writes what ``source`` holds to ``path``, whose suffix decides the format.
 
@@ -47,7 +49,7 @@ def convert(
         OSError: A file cannot be read or written.
     """
     source, path = Path(source), Path(path)
-    options = WriteOptions(compression_level, num_threads, fsync)
+    options = WriteOptions(compression_level, num_threads, fsync, progress)
     reader = ArchiveReader(source, num_threads=num_threads)
     with ArchiveWriter(path, options) as writer:
         _add_members(writer, reader, single=archive_format(path) is None)
@@ -67,6 +69,7 @@ def pack(
     compression_level: int | None = None,
     num_threads: int | None = None,
     fsync: bool = True,
+    progress: ProgressHook = False,
 ) -> None:
     """Writes a file of torch.save, or all files of a folder, to the archive ``path``.
 
@@ -78,7 +81,7 @@ def pack(
         OSError: A file cannot be read or written.
     """
     source, path = Path(source), Path(path)
-    options = WriteOptions(compression_level, num_threads, fsync)
+    options = WriteOptions(compression_level, num_threads, fsync, progress)
     if archive_format(path) is None:
         raise OptionError(f"{path} has no suffix of a tar")
     with ArchiveWriter(path, options) as writer:

@@ -135,13 +135,13 @@ class EngineStates:
 
     Args:
         path: This rank's archive.
-        weights_only: As in ``pyckpt.load``; DeepSpeed's own types are admitted.
+        options: Those of ``pyckpt.load``; DeepSpeed's own types are admitted.
     """
 
-    def __init__(self, path: Path, ranks: Ranks, weights_only: bool) -> None:
+    def __init__(self, path: Path, ranks: Ranks, options: dict[str, Any]) -> None:
         self._path = path
         self._ranks = ranks
-        self._weights_only = weights_only
+        self._options = options
         self._holders: dict[str, Path] = {}
         self._states: dict[str, Any] = {}
 
@@ -168,9 +168,7 @@ class EngineStates:
             lambda: [Source(self._holder(member), member) for member in wanted],
         )
         with _admitted_types():
-            read = read_shared(
-                found[self._ranks.rank], self._ranks, weights_only=self._weights_only
-            )
+            read = read_shared(found[self._ranks.rank], self._ranks, **self._options)
         self._states = dict(zip(wanted, read, strict=True))
         return self._states.pop(STATES_MEMBER)
 
@@ -222,7 +220,7 @@ class EngineStates:
             return self._states[member]
         # Of another rank: experts, or a model's part that DeepSpeed takes a look at.
         with _admitted_types():
-            return load(self._holder(member), weights_only=self._weights_only, member=member)
+            return load(self._holder(member), **self._options, member=member)
 
     def _holder(self, member: str) -> Path:
         try:

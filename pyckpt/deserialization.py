@@ -127,7 +127,10 @@ def _read_storages(
 ) -> dict[str, torch.UntypedStorage]:
     """Storages by their keys in the pickle."""
     places = file.locate(records)
-    require_memory(sum(nbytes for _, nbytes in places), file.reader.path)
+    nbytes = sum(nbytes for _, nbytes in places)
+    require_memory(nbytes, file.reader.path)
+    if file.reader.wanted_nbytes is None:
+        file.reader.wanted_nbytes = nbytes
     crcs, damages = file.reader.fill(places, keep=True, checksums=verify)
     broken = broken_records(places, crcs if verify else None, records, damages)
     if broken:

@@ -19,6 +19,7 @@ from pyckpt.deserialization import allowed_types, can_deserialize, deserialize
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook, reporting
 
 __all__ = ["load"]
 
@@ -35,6 +36,7 @@ def load(
     num_threads: int | None = None,
     keys: str | Sequence[str] | None = None,
     member: str = STATES_MEMBER,
+    progress: ProgressHook = False,
 ) -> Any:
     """Loads the object from a file that pyckpt, Composer or torch.save wrote.
 
@@ -54,6 +56,8 @@ def load(
             ``/``, and a match takes all that lies below. What matches none is left out, and not
             decoded where the format allows it: see docs/reading.md.
         member: The name inside a tar.
+        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
+            times a second; both on rank 0 alone.
 
     Raises:
         CorruptArchiveError: The file is neither a tar nor torch's, has no such member, or is
@@ -63,11 +67,33 @@ def load(
         pickle.UnpicklingError: ``weights_only`` forbids something in the file.
     """
     path = Path(path)
-    WriteOptions(num_threads=num_threads)
+    WriteOptions(num_threads=num_threads, progress=progress)
     globs = [keys] if isinstance(keys, str) else keys
     if globs is not None and not all(isinstance(glob, str) for glob in globs):
         raise OptionError(f"keys takes globs, not {keys!r}")
-    reader = ArchiveReader(path, num_threads=num_threads, mapped=bool(mmap))
+    with reporting(progress, f"loading {path.name}") as report:
+
+        def tell(done: int, total: int | None) -> None:
+            # What is decoded before the member is found is not worth telling.
+            if report is not None and total is not None:
+                report(done, total)
+
+        reader = ArchiveReader(path, num_threads=num_threads, mapped=bool(mmap), report=tell)
+        obj = _load(reader, member, globs, map_location, weights_only, verify)
+        if report is not None and reader.wanted_nbytes is not None:
+            report(reader.wanted_nbytes, reader.wanted_nbytes)
+    return obj if globs is None else only(obj, globs)
+
+
+def _load(
+    reader: ArchiveReader,
+    member: str,
+    keys: Sequence[str] | None,
+    map_location: Any,
+    weights_only: bool,
+    verify: bool,
+) -> Any:
+    path = reader.path
     found = reader.find(member) if reader.is_tar else reader.whole()
     contents = reader.contents(found.offset)
     if contents is Contents.OTHER:
@@ -79,15 +105,15 @@ def load(
             map_location=map_location,
             weights_only=weights_only,
             verify=verify,
-            keys=globs,
+            keys=keys,
         )
     else:
         obj = _load_by_torch(reader, found, map_location, weights_only, verify)
-    if verify and globs is None and reader.ends_here():
+    if verify and keys is None and reader.ends_here():
         damages = reader.finish()
         if damages:
             raise CorruptArchiveError(f"{path} is damaged: {describe(damages[0])}", path=str(path))
-    return obj if globs is None else only(obj, globs)
+    return obj
 
 
 def _load_by_torch(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyckpt.errors import OptionError
+from pyckpt.progress import ProgressHook
 
 __all__ = ["BackgroundOptions", "WriteOptions", "available_cpus", "default_threads"]
 
@@ -23,6 +24,7 @@ class WriteOptions:
             each format's own: see docs/format.md.
         num_threads: Worker threads, at least 1, or None for :func:`default_threads`.
         fsync: Whether the save returns only when file and name are on the disk.
+        progress: See pyckpt.progress.
 
     Raises:
         OptionError: A value is out of range or of the wrong type.
@@ -31,6 +33,7 @@ class WriteOptions:
     compression_level: int | None = None
     num_threads: int | None = None
     fsync: bool = True
+    progress: ProgressHook = False
 
     def __post_init__(self) -> None:
         for name in ("compression_level", "num_threads"):
@@ -39,6 +42,8 @@ class WriteOptions:
                 raise OptionError(f"{name} must be an int or None, not {value!r}")
         if not isinstance(self.fsync, bool):
             raise OptionError(f"fsync must be a bool, not {self.fsync!r}")
+        if not isinstance(self.progress, bool) and not callable(self.progress):
+            raise OptionError(f"progress must be a bool or callable, not {self.progress!r}")
         if self.num_threads is not None and self.num_threads < 1:
             raise OptionError(f"num_threads must be at least 1, not {self.num_threads}")
 

@@ -11,6 +11,8 @@ from pyckpt.distributed import Ranks, current_ranks, together
 from pyckpt.errors import OptionError, StateMismatchError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.naming import add_tar_suffix, render_ranks
+from pyckpt.options import WriteOptions, default_threads
+from pyckpt.progress import ProgressHook
 from pyckpt.rng import set_rng_state
 from pyckpt.sharing import Source, read_shared
 from pyckpt.state import RestorableState, is_deepspeed_engine, restore
@@ -28,6 +30,8 @@ def load_checkpoint(
     strict_model_weights: bool = True,
     ignore_keys: IgnoreKeys = None,
     weights_only: bool = True,
+    num_threads: int | None = None,
+    progress: ProgressHook = False,
 ) -> list[dict[str, Any]] | None:
     """Restores a training state; the counterpart of ``composer.utils.load_checkpoint``.
 
@@ -50,6 +54,9 @@ def load_checkpoint(
         ignore_keys: What not to restore: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the loaded dict. DeepSpeed's own states are not in it.
         weights_only: As in ``pyckpt.load``: False unpickles whatever the files hold, and runs it.
+        num_threads: Decoding threads of each rank; None takes an equal share of the CPUs that the
+            process may use.
+        progress: As in ``pyckpt.load``; for each file that rank 0 reads.
 
     Returns:
         The random states of all ranks, as saved. This rank's generators are restored by then; who
@@ -67,7 +74,8 @@ def load_checkpoint(
             raises it, and its attributes and message name the rank, the file and the cause. The
             state is unchanged unless the message begins with "restoring the state failed".
     """
-    loading = _Load(path, state, load_weights_only, strict_model_weights, weights_only)
+    options = {"weights_only": weights_only, "num_threads": num_threads, "progress": progress}
+    loading = _Load(path, state, load_weights_only, strict_model_weights, options)
     together("preparing to load the checkpoint", loading.prepare)
     contents = loading.read()
     together("preparing to restore the state", lambda: loading.choose(contents, ignore_keys))
@@ -84,14 +92,14 @@ class _Load:
         state: RestorableState,
         load_weights_only: bool,
         strict: bool,
-        weights_only: bool,
+        options: dict[str, Any],
     ) -> None:
         self.random_states: list[dict[str, Any]] | None = None
         self._template = path
         self._state = state
         self._load_weights_only = load_weights_only
         self._strict = strict
-        self._weights_only = weights_only
+        self._options = options
         self._is_deepspeed = is_deepspeed_engine(state.model)
         self._ranks = Ranks()
         self._path = Path()
@@ -101,6 +109,9 @@ class _Load:
     def prepare(self) -> None:
         """Everything that can be known to be wrong before a byte is read."""
         self._ranks = current_ranks()
+        if self._options["num_threads"] is None:
+            self._options["num_threads"] = default_threads(self._ranks.local_world_size)
+        WriteOptions(num_threads=self._options["num_threads"], progress=self._options["progress"])
         self._path = render_ranks(self._template, self._ranks)
         if not callable(getattr(self._state, "load_state_dict", None)):
             raise OptionError(f"{type(self._state).__qualname__} has no load_state_dict()")
@@ -114,11 +125,11 @@ class _Load:
         """All that this rank needs, but for DeepSpeed's states the contents of the states file."""
         if not self._is_deepspeed:
             source = Source(self._path, STATES_MEMBER)
-            [contents] = read_shared([source], self._ranks, weights_only=self._weights_only)
+            [contents] = read_shared([source], self._ranks, **self._options)
             return contents
         from pyckpt.deepspeed import EngineStates
 
-        self._engine_states = EngineStates(self._path, self._ranks, self._weights_only)
+        self._engine_states = EngineStates(self._path, self._ranks, self._options)
         return self._engine_states.read(self._state.model)
 
     def choose(self, contents: Any, ignore_keys: IgnoreKeys) -> None:

@@ -35,8 +35,11 @@ class Source:
     member: str
 
 
-def read_shared(sources: Sequence[Source], ranks: Ranks, *, weights_only: bool) -> list[Any]:
+def read_shared(sources: Sequence[Source], ranks: Ranks, **options: Any) -> list[Any]:
     """The objects that ``sources`` name, on the CPU. Call it on every rank.
+
+    Args:
+        options: Those of ``pyckpt.load``.
 
     Raises:
         CheckpointError: Some rank could not read something (see ``pyckpt.load``); on all ranks.
@@ -58,7 +61,7 @@ def read_shared(sources: Sequence[Source], ranks: Ranks, *, weights_only: bool) 
             for index, (source, key) in enumerate(zip(sources, own_keys, strict=True)):
                 if key is not None and first_to_want[key] != ranks.rank:
                     continue
-                objects[index] = _load(source, weights_only)
+                objects[index] = _load(source, options)
                 if key is not None and wanted_by[key] > 1:
                     path = _hand_on(objects[index], cleanup)
                     if path is not None:
@@ -71,7 +74,7 @@ def read_shared(sources: Sequence[Source], ranks: Ranks, *, weights_only: bool) 
                     assert key is not None
                     path = handed_on[first_to_want[key]].get(key)
                     there = source if path is None else Source(path, source.member)
-                    objects[index] = _load(there, weights_only)
+                    objects[index] = _load(there, options)
 
         handed_on = together("reading the checkpoint", read_first)
         together("reading the checkpoint", read_rest)
@@ -86,8 +89,8 @@ def _key(source: Source) -> str | None:
     return f"{machine()}\0{file_identity(source.path)}\0{source.member}"
 
 
-def _load(source: Source, weights_only: bool) -> Any:
-    return load(source.path, weights_only=weights_only, member=source.member)
+def _load(source: Source, options: dict[str, Any]) -> Any:
+    return load(source.path, member=source.member, **options)
 
 
 def _hand_on(obj: Any, cleanup: ExitStack) -> Path | None:

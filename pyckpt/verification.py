@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile, de
 from pyckpt.deserialization import broken_records
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook, reporting
+from pyckpt.progress import Report as Tell
 from pyckpt.tensor_index import TensorInfo, tensors_in
 
 __all__ = ["Problem", "Report", "verify"]
@@ -88,7 +89,7 @@ def verify(
     path: str | os.PathLike[str],
     *,
     num_threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: ProgressHook = False,
 ) -> Report:
     """Compares every checksum of a file: of the compression, of tar headers, of zip records.
 
@@ -99,16 +100,23 @@ def verify(
     Args:
         path: A file of pyckpt, Composer or torch.save.
         num_threads: None takes the CPUs that this process may use.
-        progress: Called with the bytes that are compared, now and then; raises to stop.
+        progress: True shows a bar, and a function is called with the bytes done and in all (None
+            where nobody knows), some 20 times a second; both on rank 0 alone.
 
     Raises:
         OSError: The file cannot be read. Whatever is wrong with its contents is in the report.
     """
     path = Path(path)
-    WriteOptions(num_threads=num_threads)
+    WriteOptions(num_threads=num_threads, progress=progress)
+    with reporting(progress, f"verifying {path.name}") as tell:
+        return _verify(path, num_threads, tell)
+
+
+def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
     report = Report(path)
     try:
-        reader = ArchiveReader(path, num_threads=num_threads, progress=progress)
+        reader = ArchiveReader(path, num_threads=num_threads, report=tell)
+        reader.wanted_nbytes = reader.image.nbytes
         report.compression = reader.image.format
         if reader.is_tar:
             _verify_tar(reader, report)
