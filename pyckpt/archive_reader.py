@@ -124,6 +124,7 @@ class ArchiveReader:
         report: Called with the bytes that are done, and ``wanted_nbytes``; raises to stop.
 
     Attributes:
+        mapped: Whether bytes stay in the file.
         wanted_nbytes: How many are going to be decoded, as far as its user has said.
 
     Raises:
@@ -149,6 +150,7 @@ class ArchiveReader:
                 mapped=mapped,
                 progress=None if report is None else self._report,
             )
+        self.mapped = mapped and not self.image.format
         self.is_tar = self.contents(0) is Contents.OTHER
         self._tar: _core.TarReader | None = None
 

@@ -128,7 +128,8 @@ def _read_storages(
     """Storages by their keys in the pickle."""
     places = file.locate(records)
     nbytes = sum(nbytes for _, nbytes in places)
-    require_memory(nbytes, file.reader.path)
+    if not file.reader.mapped:
+        require_memory(nbytes, file.reader.path)
     if file.reader.wanted_nbytes is None:
         file.reader.wanted_nbytes = nbytes
     crcs, damages = file.reader.fill(places, keep=True, checksums=verify)

@@ -208,3 +208,4 @@ def test_a_file_that_asks_for_more_memory_than_there_is(
     for suffix in [".tar", ".tar.bz2"]:
         with pytest.raises(pyckpt.CheckpointError, match="of memory, and 1000000 are available"):
             pyckpt.load(folder / f"x{suffix}")
+    assert_equal(pyckpt.load(folder / "x.tar", mmap=True), mixed_state())
