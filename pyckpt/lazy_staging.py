@@ -33,8 +33,10 @@ def check_lazy(state: TrainingState) -> None:
     """Whether a step of every optimizer of ``state`` can be noticed in time.
 
     Raises:
-        OptionError: One does not call torch's hooks.
+        OptionError: One does not call torch's hooks, or the model is no module.
     """
+    if not isinstance(state.model, torch.nn.Module):
+        raise OptionError("stage='lazy' is for models that are torch.nn.Module")
     if is_deepspeed_engine(state.model):  # its own step is noticed
         return
     for optimizer in _optimizers(state):
@@ -52,9 +54,11 @@ def is_lazy_safe(state: TrainingState) -> bool:
     some of which swap weights; and for parameters that are trained by an optimizer that ``state``
     does not name.
     """
-    optimizers = list(_optimizers(state))
-    if is_deepspeed_engine(state.model) or getattr(state, "algorithms", None):
+    if not isinstance(state.model, torch.nn.Module) or is_deepspeed_engine(state.model):
         return False
+    if getattr(state, "algorithms", None):
+        return False
+    optimizers = list(_optimizers(state))
     if not optimizers or not all(_is_hooked(optimizer) for optimizer in optimizers):
         return False
     stepped = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}

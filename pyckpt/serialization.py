@@ -12,7 +12,7 @@ import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.serialization import location_tag, normalize_storage_type
@@ -95,8 +95,7 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
     return head + tensors + tail
 
 
-@dataclass(frozen=True)
-class _Extent:
+class _Extent(NamedTuple):
     """Part of a storage that becomes one record; mostly it is the whole."""
 
     storage: torch.UntypedStorage

@@ -76,6 +76,13 @@ def test_an_optimizer_that_cannot_be_noticed_is_refused() -> None:
         check_lazy(state_with(Foreign))
 
 
+def test_a_model_that_is_no_module_is_copied() -> None:
+    state = pyckpt.State(SimpleNamespace(state_dict=dict))
+    assert not is_lazy_safe(state)
+    with pytest.raises(pyckpt.OptionError, match=r"torch\.nn\.Module"):
+        check_lazy(state)
+
+
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
