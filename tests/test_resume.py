@@ -215,7 +215,7 @@ def reports(out: Path, mode: str, ranks: int = 2) -> list[dict[str, Any]]:
     return [json.loads((out / f"{mode}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", ["", ".tar.gz", ".tar.lzma"])
 def test_two_ranks_go_on_as_if_they_had_never_stopped(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     for mode in ("save", "load"):
@@ -290,9 +290,8 @@ def test_weights_that_fit_no_rank_stop_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "suffix", "extra"),
     [
-        (0, ".tar.gz", []),
+        (0, ".tar.bz2", []),
         (1, ".tar", []),
-        (2, ".tar.bz2", []),
         (3, ".tar.lzma", []),
         (2, ".tar.gz", ["moe"]),
     ],

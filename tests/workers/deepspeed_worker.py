@@ -6,6 +6,7 @@ save to OUT/MODE-RANK.json. With ``nvme`` the optimizer lies in files, and DeepS
 Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe | nvme]
 """
 
+import gc
 import json
 import os
 import sys
@@ -110,6 +111,13 @@ class Unpicklable:
 
 
 def main() -> None:
+    run()
+    # The engine is part of a cycle; what it still has of the group at exit may abort the process.
+    gc.collect()
+    torch.distributed.destroy_process_group()
+
+
+def run() -> None:
     engine = start()
     rank = engine.global_rank
     report: dict[str, object] = {}
@@ -136,7 +144,6 @@ def main() -> None:
         engine.load_checkpoint(str(OUT / "extracted"), tag="deepspeed")
     report["losses"] = train(engine, TRAINED, TRAINED + MORE)
     (OUT / f"{MODE}-{rank}.json").write_text(json.dumps(report))
-    torch.distributed.destroy_process_group()
 
 
 class Sabotaged(pyckpt.State):
