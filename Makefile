@@ -17,7 +17,7 @@ demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2
 
 # Apart from the others: DeepSpeed compiles for minutes before it can write to NVMe.
 test-nvme: .venv/installed-test
@@ -98,7 +98,7 @@ clean:
 
 .venv/installed-test: .venv/installed tests/requirements-composer.txt
 	sh scripts/system-packages $(TEST_PACKAGES)
-	$(PIP) "deepspeed>=0.14" hypothesis pytest pytest-timeout coolname "importlib-metadata<9" \
+	$(PIP) "deepspeed>=0.14" hypothesis pytest pytest-timeout pytest-xdist coolname "importlib-metadata<9" \
 	    packaging pillow "psutil<8" py-cpuinfo "pyyaml<7" "requests<3" "tqdm<5"
 	$(PIP) --no-deps -r tests/requirements-composer.txt
 	touch $@
