@@ -30,12 +30,11 @@ class DeflateEncoder final : public ContiguousEncoder {
     out->check = chunk.Crc();
     if (level_ != 0 && EncodeBlocks(raw, out) <= StoredBlocksBound(raw.nbytes)) return;
     // What was asked for, or all there is to do where samples were wrong.
-    BitWriter writer(out->buffer.Reserve(StoredBlocksBound(raw.nbytes) + kSlackNbytes));
+    BitWriter writer(out->buffer.Reserve(StoredBlocksBound(raw.nbytes) + BitWriter::kSlackNbytes));
     Use(out, WriteStoredBlocks(raw, &writer));
   }
 
  private:
-  static constexpr std::size_t kSlackNbytes = 8;                       // that a BitWriter needs
   static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;  // how far deflate refers
 
   static std::uint64_t Use(EncodedChunk* out, const std::uint8_t* end) {
@@ -45,7 +44,7 @@ class DeflateEncoder final : public ContiguousEncoder {
 
   std::uint64_t EncodeBlocks(Span raw, EncodedChunk* out) {
     const std::vector<Repeat>& repeats = finder_.Find(raw);
-    const std::size_t bound = DynamicBlocksBound(raw.nbytes) + kSlackNbytes;
+    const std::size_t bound = DynamicBlocksBound(raw.nbytes) + BitWriter::kSlackNbytes;
     BitWriter writer(out->buffer.Reserve(bound));
     const std::uint8_t* limit = out->buffer.data() + bound;
     std::size_t next = 0;

@@ -1,10 +1,14 @@
 #include "deflate_block.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "cpu.h"
+
 namespace pyckpt::deflate {
 namespace {
 
@@ -70,30 +74,32 @@ void SplitMatch(std::size_t nbytes, Match match) {
 
 // Six bits, which is what a shift by a 64-bit number looks at: no mask is needed.
 constexpr unsigned kLengthBits = 6;
-constexpr std::uint64_t kLengthMask = (1U << kLengthBits) - 1;
+constexpr std::uint32_t kLengthMask = (1U << kLengthBits) - 1;
 
 // To fill the table of pairs takes as long as to write so many bytes of
 // literals saves by it.
-constexpr std::size_t kPairsWorthwhile = std::size_t{256} << 10;
+constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
 
-// Both codes, and in the low bits of the sum the length of both.
+// Entries hold a code above, and in the low bits its length, which is that of the sum.
 [[gnu::always_inline]] inline std::uint64_t TwoCodes(std::uint64_t a, std::uint64_t b) {
   return a >> kLengthBits | b >> kLengthBits << (a & kLengthMask);
 }
 
-[[gnu::always_inline]] inline void EmitTwo(std::uint64_t a, std::uint64_t b, BitWriter* w) {
-  w->Put(TwoCodes(a, b), (a + b) & kLengthMask);
+[[gnu::always_inline]] inline std::size_t Load16(const std::uint8_t* p) {
+  return std::size_t{p[0]} | std::size_t{p[1]} << 8;
 }
 
-// Two pairs, so four literals, a store: at most 52 bits and 7 left over.
+// Two pairs, so four literals, have at most 52 bits.
 [[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
                                                         BitWriter* writer) {
   BitWriter w = *writer;
   std::size_t i = 0;
   for (; i + 8 <= raw.nbytes; i += 8) {
-    const std::uint64_t x = LoadLe64(raw.data + i);
-    EmitTwo(pairs[x & 0xFFFF], pairs[x >> 16 & 0xFFFF], &w);
-    EmitTwo(pairs[x >> 32 & 0xFFFF], pairs[x >> 48], &w);
+    const std::uint64_t a = pairs[Load16(raw.data + i)];
+    const std::uint64_t b = pairs[Load16(raw.data + i + 2)];
+    const std::uint64_t c = pairs[Load16(raw.data + i + 4)];
+    const std::uint64_t d = pairs[Load16(raw.data + i + 6)];
+    w.PutTwo(TwoCodes(a, b), (a + b) & kLengthMask, TwoCodes(c, d), (c + d) & kLengthMask);
   }
   *writer = w;
   return i;
@@ -103,13 +109,17 @@ constexpr std::size_t kPairsWorthwhile = std::size_t{256} << 10;
                                                    BitWriter* writer) {
   BitWriter w = *writer;
   std::size_t i = 0;
-  for (; i + 4 <= raw.nbytes; i += 4) {
-    const std::uint64_t a = table[raw.data[i]];
-    const std::uint64_t b = table[raw.data[i + 1]];
-    const std::uint64_t c = table[raw.data[i + 2]];
-    const std::uint64_t d = table[raw.data[i + 3]];
-    const std::uint64_t ab_length = (a + b) & kLengthMask;
-    w.Put(TwoCodes(a, b) | TwoCodes(c, d) << ab_length, (a + b + c + d) & kLengthMask);
+  const auto two = [&](std::size_t at) {
+    const std::uint64_t a = table[raw.data[at]];
+    const std::uint64_t b = table[raw.data[at + 1]];
+    return TwoCodes(a, b) << kLengthBits | ((a + b) & kLengthMask);
+  };
+  for (; i + 8 <= raw.nbytes; i += 8) {
+    const std::uint64_t a = two(i);
+    const std::uint64_t b = two(i + 2);
+    const std::uint64_t c = two(i + 4);
+    const std::uint64_t d = two(i + 6);
+    w.PutTwo(TwoCodes(a, b), (a + b) & kLengthMask, TwoCodes(c, d), (c + d) & kLengthMask);
   }
   *writer = w;
   return i;
@@ -127,13 +137,13 @@ struct Kernels {
 
 [[gnu::always_inline]] inline void FillPairsLoop(const std::array<std::uint32_t, kLiterals>& table,
                                                  std::uint32_t* pairs) {
+  std::array<std::uint32_t, kLiterals> lengths{};
+  for (std::size_t a = 0; a < kLiterals; ++a) lengths[a] = table[a] & kLengthMask;
   for (std::size_t b = 0; b < kLiterals; ++b) {
-    const std::uint32_t b_bits = table[b] >> kLengthBits;
-    const std::uint32_t b_length = table[b] % (1U << kLengthBits);
+    const std::uint32_t b_code = table[b] & ~std::uint32_t{kLengthMask};
     for (std::size_t a = 0; a < kLiterals; ++a) {
       // a's length stays in the low bits, where b's is added.
-      pairs[b << 8 | a] =
-          table[a] + b_length + (b_bits << table[a] % (1U << kLengthBits) << kLengthBits);
+      pairs[b << 8 | a] = table[a] + lengths[b] + (b_code << lengths[a]);
     }
   }
 }
@@ -146,8 +156,14 @@ constexpr Kernels kPortable = {
     }};
 
 #if defined(__x86_64__)
-// The same loops: shifts by a variable amount are one instruction with BMI2,
-// eight of them with AVX2.
+__m128i LoadVector(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+
+// to[i] = from[i] + added[i], for four.
+void AddVector(const std::uint32_t* from, __m128i added, std::uint32_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi32(LoadVector(from), added));
+}
+
+// The same loops: shifts by a variable amount are one instruction with BMI2.
 [[gnu::target("bmi2")]] std::size_t EmitBmi2(Span raw, const std::uint32_t* table, BitWriter* w) {
   return EmitLoop(raw, table, w);
 }
@@ -155,9 +171,46 @@ constexpr Kernels kPortable = {
                                                   BitWriter* w) {
   return EmitPairsLoop(raw, pairs, w);
 }
+// What the second byte adds to an entry depends on the first one's length alone, of
+// which there are fewer than sixteen: a look-up in a vector for each of its four bytes.
 [[gnu::target("avx2")]] void FillPairsAvx2(const std::array<std::uint32_t, kLiterals>& table,
                                            std::uint32_t* pairs) {
-  FillPairsLoop(table, pairs);
+  static_assert(kLongestCode < 16);
+  alignas(16) std::array<std::uint8_t, kLiterals> lengths{};
+  for (std::size_t a = 0; a < kLiterals; ++a) {
+    lengths[a] = static_cast<std::uint8_t>(table[a] & kLengthMask);
+  }
+  for (std::size_t b = 0; b < kLiterals; ++b) {
+    const std::uint32_t b_code = table[b] & ~kLengthMask;
+    std::array<std::array<std::uint8_t, 16>, 4> planes{};
+    for (std::size_t length = 0; length < 16; ++length) {
+      const std::uint32_t added = (table[b] & kLengthMask) + (b_code << length);
+      for (std::size_t i = 0; i < 4; ++i) {
+        planes[i][length] = static_cast<std::uint8_t>(added >> (8 * i));
+      }
+    }
+    const __m128i plane0 = LoadVector(planes[0].data());
+    const __m128i plane1 = LoadVector(planes[1].data());
+    const __m128i plane2 = LoadVector(planes[2].data());
+    const __m128i plane3 = LoadVector(planes[3].data());
+    for (std::size_t a = 0; a < kLiterals; a += 16) {
+      const __m128i length = LoadVector(&lengths[a]);
+      const __m128i byte0 = _mm_shuffle_epi8(plane0, length);
+      const __m128i byte1 = _mm_shuffle_epi8(plane1, length);
+      const __m128i byte2 = _mm_shuffle_epi8(plane2, length);
+      const __m128i byte3 = _mm_shuffle_epi8(plane3, length);
+      const __m128i low01 = _mm_unpacklo_epi8(byte0, byte1);
+      const __m128i high01 = _mm_unpackhi_epi8(byte0, byte1);
+      const __m128i low23 = _mm_unpacklo_epi8(byte2, byte3);
+      const __m128i high23 = _mm_unpackhi_epi8(byte2, byte3);
+      const std::uint32_t* from = &table[a];
+      std::uint32_t* to = pairs + (b << 8 | a);
+      AddVector(from, _mm_unpacklo_epi16(low01, low23), to);
+      AddVector(from + 4, _mm_unpackhi_epi16(low01, low23), to + 4);
+      AddVector(from + 8, _mm_unpacklo_epi16(high01, high23), to + 8);
+      AddVector(from + 12, _mm_unpackhi_epi16(high01, high23), to + 12);
+    }
+  }
 }
 constexpr Kernels kAvx2 = {EmitBmi2, EmitPairsBmi2, FillPairsAvx2};
 #endif
@@ -192,7 +245,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
                                                      static_cast<double>(plan.sample_nbytes);
   std::vector<std::uint64_t> frequencies(kEndOfBlock + 1);
   for (std::size_t s = 0; s < kLiterals; ++s) {
-    frequencies[s] = static_cast<std::uint64_t>(std::lround(plan.sample[s] * scale));
+    frequencies[s] = static_cast<std::uint64_t>(plan.sample[s] * scale + 0.5);
   }
   frequencies[kEndOfBlock] = 1;
   if (has_matches) {

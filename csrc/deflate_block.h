@@ -15,10 +15,12 @@
 
 namespace pyckpt::deflate {
 
-// Bits fill each byte from its lowest bit up. Every write stores eight bytes,
-// so the output needs that much room behind its end.
+// Bits fill each byte from its lowest bit up. Every write stores whole words, so the
+// output needs kSlackNbytes of room behind its end.
 class BitWriter {
  public:
+  static constexpr std::size_t kSlackNbytes = 16;
+
   explicit BitWriter(std::uint8_t* out) : out_(out) {}
 
   // length <= 57; bits above length are zero.
@@ -28,6 +30,20 @@ class BitWriter {
     StoreLe64(out_, word_);
     out_ += used_ >> 3;
     word_ >>= used_ & 56;  // it is below 64
+    used_ &= 7;
+  }
+
+  // Both at once, each as in Put but of 56 bits at most: fewer instructions, without
+  // a branch on how long they are together.
+  void PutTwo(std::uint64_t a_bits, std::uint64_t a_length, std::uint64_t b_bits,
+              std::uint64_t b_length) {
+    word_ |= a_bits << used_;
+    used_ += a_length;  // below 64
+    StoreLe64(out_, word_ | b_bits << used_);
+    StoreLe64(out_ + 8, b_bits >> 1 >> (63 - used_));
+    used_ += b_length;
+    out_ += used_ >> 3;
+    word_ = *out_;  // all above its bits is zero
     used_ &= 7;
   }
 

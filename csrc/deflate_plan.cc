@@ -20,8 +20,10 @@ constexpr float kNoiseBits = 7;
 constexpr std::size_t kSliceNbytes = 256;
 constexpr std::size_t kSliceEvery = 4;
 
-// A code from a sample costs some hundred bytes a block: shorter ones are counted.
-constexpr std::size_t kCountedNbytes = std::size_t{256} << 10;
+// A code is made from so many bytes at least, or from all of a shorter block. What
+// it lacks for being made from a sample is 23 bytes for each byte of the block by
+// each of the sample: here one in 2,800.
+constexpr std::size_t kSampleNbytes = std::size_t{64} << 10;
 
 // Literals have to save this share before they are worth decoding: one part in.
 constexpr std::size_t kWorthwhile = 500;
@@ -29,11 +31,13 @@ constexpr std::size_t kWorthwhile = 500;
 // What a block of its own has to save, in bits of the sample. A sample flatters
 // the code that is made from it, by about half a symbol's worth of bits for each
 // symbol: 255 / (2 ln 2). The rest is the block's header.
-constexpr float kSplitBits = 184 + 96;
+constexpr float kFlatteryBits = 184;
+constexpr float kSplitBits = kFlatteryBits + 96;
 
-// Each block costs time too, and most save little: up to this level one has to save
-// twice its cost.
+// Each block costs time too, and most save little: up to this level samples are half
+// as large, and a block has to save three times as much.
 constexpr int kLastCoarseLevel = 6;
+constexpr float kCoarseSplitBits = kFlatteryBits + 144;
 
 // log2(x) for x >= 1, right to 0.0012: the exponent, and a cubic through the
 // mantissa that meets log2 at 1, 4/3, 5/3 and 2. Simple enough to be vectorised.
@@ -70,11 +74,9 @@ class Counter {
       const std::size_t end = std::min(literals.nbytes, at + kSliceNbytes);
       nbytes_ += end - at;
       std::size_t i = at;
-      for (; i + 4 <= end; i += 4) {
-        ++counts_[0][literals.data[i]];
-        ++counts_[1][literals.data[i + 1]];
-        ++counts_[2][literals.data[i + 2]];
-        ++counts_[3][literals.data[i + 3]];
+      for (; i + 8 <= end; i += 8) {
+        const std::uint64_t x = LoadLe64(literals.data + i);
+        for (std::size_t k = 0; k < 8; ++k) ++counts_[k % counts_.size()][x >> (8 * k) & 0xFF];
       }
       for (; i < end; ++i) ++counts_[0][literals.data[i]];
     }
@@ -92,35 +94,59 @@ class Counter {
   std::size_t nbytes_ = 0;
 };
 
-BlockPlan PlanStretch(Span chunk, std::size_t begin, std::size_t end,
-                      const std::vector<Repeat>& repeats, std::size_t* next) {
+// Bits that one code for both takes more than two codes do, in bits of the samples:
+// half the statistic by which samples are tested for being of one kind (chi-squared,
+// Pearson), which for samples that are alike is what EntropyBits() would tell.
+float JoiningBits(const BlockPlan& a, const BlockPlan& b) {
+  const auto a_nbytes = static_cast<float>(a.sample_nbytes);
+  const auto b_nbytes = static_cast<float>(b.sample_nbytes);
+  std::array<float, 8> sums{};
+  for (std::size_t s = 0; s < a.sample.size(); s += sums.size()) {
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      const auto in_a = static_cast<float>(static_cast<std::int32_t>(a.sample[s + i]));
+      const auto in_b = static_cast<float>(static_cast<std::int32_t>(b.sample[s + i]));
+      const float difference = in_a * b_nbytes - in_b * a_nbytes;
+      const float both = in_a + in_b;
+      sums[i] += difference * difference / (both < 1 ? 1 : both);
+    }
+  }
+  const float square = std::accumulate(sums.begin(), sums.end(), 0.0F) / (a_nbytes * b_nbytes);
+  constexpr float kLn2 = 0.6931472F;
+  return square / (2 * kLn2);
+}
+
+// The bytes of a stretch outside repeats, counted.
+BlockPlan CountStretch(Span chunk, std::size_t begin, std::size_t end,
+                       const std::vector<Repeat>& repeats, std::size_t slice_every,
+                       std::size_t* next, Span* longest) {
   BlockPlan block{begin, end, BlockKind::kLiterals, {}, 0, 0};
   Counter counter;
-  Span longest = {chunk.data + begin, 0};
+  *longest = {chunk.data + begin, 0};
   SplitAtRepeats(
       begin, end, repeats, next, kShortestRepeat,
       [&](std::size_t from, std::size_t to) {
         const Span literals = {chunk.data + from, to - from};
-        counter.Add(literals, kSliceEvery);
+        counter.Add(literals, slice_every);
         block.literal_nbytes += literals.nbytes;
-        if (literals.nbytes > longest.nbytes) longest = literals;
+        if (literals.nbytes > longest->nbytes) *longest = literals;
       },
       [](std::size_t, std::size_t, std::size_t) {});
   counter.StoreIn(&block);
-  if (block.literal_nbytes < kProbeNbytes) return block;
+  return block;
+}
 
-  const float bits = EntropyBits(block.sample, block.sample_nbytes);
-  const auto nbytes = static_cast<float>(block.sample_nbytes);
+BlockKind KindOf(const BlockPlan& stretch, float bits, Span longest) {
+  if (stretch.literal_nbytes < kProbeNbytes) return BlockKind::kLiterals;
+  const auto nbytes = static_cast<float>(stretch.sample_nbytes);
   if (bits < kNoiseBits * nbytes &&
       HasRepeats({longest.data, std::min(longest.nbytes, kProbeNbytes)})) {
-    block.kind = BlockKind::kMatches;
-    return block;
+    return BlockKind::kMatches;
   }
-  if (block.literal_nbytes == end - begin &&
+  if (stretch.literal_nbytes == stretch.end - stretch.begin &&
       bits / 8 + nbytes / static_cast<float>(kWorthwhile) >= nbytes) {
-    block.kind = BlockKind::kStored;
+    return BlockKind::kStored;
   }
-  return block;
+  return BlockKind::kLiterals;
 }
 
 BlockPlan Joined(const BlockPlan& a, const BlockPlan& b) {
@@ -132,48 +158,57 @@ BlockPlan Joined(const BlockPlan& a, const BlockPlan& b) {
   return both;
 }
 
-// Replaces samples of short blocks by counts.
-void CountShort(Span chunk, const std::vector<Repeat>& repeats, std::vector<BlockPlan>* blocks) {
+// Replaces samples that are too small to make a code of.
+void CountMore(Span chunk, const std::vector<Repeat>& repeats, std::vector<BlockPlan>* blocks) {
   std::size_t next = 0;
   for (BlockPlan& block : *blocks) {
     Counter counter;
-    const bool counted =
-        block.kind == BlockKind::kLiterals && block.literal_nbytes < kCountedNbytes;
+    const bool more = block.kind == BlockKind::kLiterals &&
+                      block.sample_nbytes < std::min(kSampleNbytes, block.literal_nbytes);
+    const std::size_t slice_every = std::max<std::size_t>(1, block.literal_nbytes / kSampleNbytes);
     SplitAtRepeats(
         block.begin, block.end, repeats, &next, kShortestRepeat,
         [&](std::size_t from, std::size_t to) {
-          if (counted) counter.Add({chunk.data + from, to - from}, 1);
+          if (more) counter.Add({chunk.data + from, to - from}, slice_every);
         },
         [](std::size_t, std::size_t, std::size_t) {});
-    if (counted) counter.StoreIn(&block);
+    if (more) counter.StoreIn(&block);
   }
 }
 
 }  // namespace
 
 std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats, int level) {
-  const float split_bits = level <= kLastCoarseLevel ? 2 * kSplitBits : kSplitBits;
+  const bool coarse = level <= kLastCoarseLevel;
+  const std::size_t slice_every = coarse ? 2 * kSliceEvery : kSliceEvery;
+  const float split_bits = coarse ? kCoarseSplitBits : kSplitBits;
   std::vector<BlockPlan> blocks;
-  float last_bits = 0;  // of the last block's sample
   std::size_t next = 0;
   for (std::size_t begin = 0; begin < chunk.nbytes; begin += kStretchNbytes) {
     const std::size_t end = std::min(chunk.nbytes, begin + kStretchNbytes);
-    const BlockPlan stretch = PlanStretch(chunk, begin, end, repeats, &next);
-    const float stretch_bits = EntropyBits(stretch.sample, stretch.sample_nbytes);
+    Span longest;
+    BlockPlan stretch = CountStretch(chunk, begin, end, repeats, slice_every, &next, &longest);
+    // Most stretches are like the last, which is known at a glance.
+    if (!blocks.empty() && blocks.back().kind == BlockKind::kLiterals &&
+        stretch.sample_nbytes != 0 && blocks.back().sample_nbytes != 0 &&
+        JoiningBits(blocks.back(), stretch) <= split_bits) {
+      blocks.back() = Joined(blocks.back(), stretch);
+      continue;
+    }
+    const float bits = EntropyBits(stretch.sample, stretch.sample_nbytes);
+    stretch.kind = KindOf(stretch, bits, longest);
     if (!blocks.empty() && blocks.back().kind == stretch.kind) {
       const BlockPlan both = Joined(blocks.back(), stretch);
-      const float both_bits = EntropyBits(both.sample, both.sample_nbytes);
       if (stretch.kind != BlockKind::kLiterals ||
-          both_bits <= last_bits + stretch_bits + split_bits) {
+          EntropyBits(both.sample, both.sample_nbytes) <=
+              EntropyBits(blocks.back().sample, blocks.back().sample_nbytes) + bits + split_bits) {
         blocks.back() = both;
-        last_bits = both_bits;
         continue;
       }
     }
     blocks.push_back(stretch);
-    last_bits = stretch_bits;
   }
-  CountShort(chunk, repeats, &blocks);
+  CountMore(chunk, repeats, &blocks);
   return blocks;
 }
 

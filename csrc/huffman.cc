@@ -84,9 +84,11 @@ void SetLimitedLengths(const std::vector<std::uint64_t>& frequencies,
 }
 
 std::uint16_t Reversed(std::uint32_t bits, int length) {
-  std::uint32_t out = 0;
-  for (int i = 0; i < length; ++i) out |= (bits >> i & 1) << (length - 1 - i);
-  return static_cast<std::uint16_t>(out);
+  bits = (bits & 0x5555) << 1 | (bits >> 1 & 0x5555);
+  bits = (bits & 0x3333) << 2 | (bits >> 2 & 0x3333);
+  bits = (bits & 0x0F0F) << 4 | (bits >> 4 & 0x0F0F);
+  bits = (bits & 0x00FF) << 8 | bits >> 8;
+  return static_cast<std::uint16_t>(bits >> (16 - length));
 }
 
 // Codes of one length are consecutive, in the order of their symbols.

@@ -1,10 +1,15 @@
 #include "repeats.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace pyckpt {
 namespace {
 
 constexpr std::size_t kWord = sizeof(std::uint64_t);
 constexpr std::size_t kStep = 32;  // one place in so many is looked up
+constexpr std::size_t kGroup = 4 * kStep;
+constexpr std::uint32_t kNumberMask = (std::uint32_t{1} << 20) - 1;  // of a step
 
 using Element = std::uint32_t;
 constexpr std::size_t kRunDistance = sizeof(Element);
@@ -16,23 +21,37 @@ Element ElementAt(const std::uint8_t* p) {
 }
 
 using Elements = Element __attribute__((vector_size(16)));
+using Words = std::uint64_t __attribute__((vector_size(16)));
 
-Elements ElementsAt(const std::uint8_t* p) {
-  Elements elements{};
-  std::memcpy(&elements, p, sizeof elements);
-  return elements;
-}
-
-// Whether any element of a step is the one before it.
-bool AnyAgain(const std::uint8_t* p) {
-  static_assert(kStep == 2 * sizeof(Elements));
-  const std::uint8_t* q = p + sizeof(Elements);
-  const auto equal = (ElementsAt(p) == ElementsAt(p - kRunDistance)) |
-                     (ElementsAt(q) == ElementsAt(q - kRunDistance));
+// False only if no two neighbours in eight bytes are equal, so that the group holds
+// no run that is long enough.
+bool MayHaveRuns(const std::uint8_t* group) {
+  static_assert(kShortestRepeat >= 2 * kWord - kRunDistance);
+  Elements equal{};
+  for (std::size_t i = 0; i < kGroup; i += sizeof(Words)) {
+    Words words{};
+    std::memcpy(&words, group + i, sizeof words);
+    // In one half of each word the elements' difference, in the other one of them.
+    equal |= Elements(words ^ words << 32) == 0;
+  }
   std::array<std::uint64_t, 2> any{};
   std::memcpy(any.data(), &equal, sizeof any);
   return (any[0] | any[1]) != 0;
 }
+
+// Where a word is remembered, and as what.
+struct Place {
+  std::size_t slot;
+  std::uint32_t value;
+};
+
+Place PlaceOf(const std::uint8_t* data, std::size_t at) {
+  const std::uint64_t hash = LoadLe64(data + at) * 0x9E3779B97F4A7C15U;
+  const auto tag = static_cast<std::uint32_t>(hash >> RepeatFinder::kSlotBits) & ~kNumberMask;
+  return {hash >> (64 - RepeatFinder::kSlotBits), tag | static_cast<std::uint32_t>(at / kStep)};
+}
+
+bool SameTag(std::uint32_t a, std::uint32_t b) { return (a ^ b) <= kNumberMask; }
 
 }  // namespace
 
@@ -53,35 +72,52 @@ bool RepeatFinder::Take(Span bytes, std::size_t at, std::size_t distance) {
   return true;
 }
 
-std::size_t RepeatFinder::DistanceAt(Span bytes, std::size_t at) {
-  const std::uint64_t word = LoadLe64(bytes.data + at);
-  std::uint32_t& place = places_[word * 0x9E3779B97F4A7C15U >> (64 - kHashBits)];
-  const std::size_t distance = place == 0 ? 0 : at + 1 - place;
-  place = static_cast<std::uint32_t>(at + 1);
-  if (distance == 0 || distance > max_distance_) return 0;
-  return word == LoadLe64(bytes.data + at - distance) ? distance : 0;
+bool RepeatFinder::TakeRun(Span bytes, std::size_t at) {
+  for (std::size_t i = at; i < at + kStep; i += kRunDistance) {
+    if (ElementAt(bytes.data + i) == ElementAt(bytes.data + i - kRunDistance) &&
+        Take(bytes, i, kRunDistance)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool RepeatFinder::TakeAgain(Span bytes, std::size_t at) {
+  const Place now = PlaceOf(bytes.data, at);
+  const std::uint32_t before = std::exchange(places_[now.slot], now.value);
+  const std::size_t seen = (before & kNumberMask) * kStep;
+  if (seen == 0 || !SameTag(before, now.value) || at - seen > max_distance_) return false;
+  return LoadLe64(bytes.data + at) == LoadLe64(bytes.data + seen) && Take(bytes, at, at - seen);
+}
+
+std::size_t RepeatFinder::SkipNoise(Span bytes, std::size_t at) {
+  for (; at + kGroup <= bytes.nbytes; at += kGroup) {
+    std::array<Place, kGroup / kStep> now{};
+    bool seen = MayHaveRuns(bytes.data + at);
+    for (std::size_t i = 0; i < now.size(); ++i) {
+      now[i] = PlaceOf(bytes.data, at + i * kStep);
+      // The tags alone: a distance is a toss, on which the CPU would bet in vain.
+      seen |= SameTag(places_[now[i].slot], now[i].value);
+    }
+    if (seen) break;
+    for (const Place& place : now) places_[place.slot] = place.value;
+  }
+  return at;
 }
 
 const std::vector<Repeat>& RepeatFinder::Find(Span bytes) {
   repeats_.clear();
   places_.fill(0);
-  if (bytes.nbytes < kStep) return repeats_;
-  const std::size_t last = bytes.nbytes - kStep;
-  for (std::size_t at = kStep; at <= last;) {
-    bool taken = false;
-    if (AnyAgain(bytes.data + at)) {
-      for (std::size_t i = 0; i < kStep && !taken; i += kRunDistance) {
-        taken = ElementAt(bytes.data + at + i) == ElementAt(bytes.data + at + i - kRunDistance) &&
-                Take(bytes, at + i, kRunDistance);
-      }
+  bytes.nbytes = std::min(bytes.nbytes, (kNumberMask + std::size_t{1}) * kStep);
+  for (std::size_t at = SkipNoise(bytes, kStep); at + kStep <= bytes.nbytes;) {
+    const std::size_t stop = at + kGroup;
+    while (at < stop && at + kStep <= bytes.nbytes) {
+      const bool taken = TakeRun(bytes, at) || TakeAgain(bytes, at);
+      at += kStep;
+      // A repeat may end within a step, whose rest is looked at again.
+      if (taken && repeats_.back().end > at) at = repeats_.back().end / kStep * kStep;
     }
-    if (!taken) {
-      const std::size_t distance = DistanceAt(bytes, at);
-      taken = distance != 0 && Take(bytes, at, distance);
-    }
-    // A repeat may end within a step, whose rest is looked at again.
-    at = taken && repeats_.back().end > at + kStep ? repeats_.back().end / kStep * kStep
-                                                   : at + kStep;
+    at = SkipNoise(bytes, at);
   }
   return repeats_;
 }

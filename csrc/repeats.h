@@ -26,24 +26,30 @@ inline constexpr std::size_t kShortestRepeat = 16;
 
 class RepeatFinder {
  public:
+  static constexpr int kSlotBits = 12;  // of the table of words that are remembered
+
   // No distance is longer than max_distance. Finds runs of one 4-byte element
   // (or of shorter ones that make up 4 bytes), and what repeats at a distance
   // that 32 divides: all of 64 bytes and more, some that are shorter.
   explicit RepeatFinder(std::size_t max_distance) : max_distance_(max_distance) {}
 
-  // All repeats, in order, without overlaps; valid until the next call.
+  // All repeats, in order, without overlaps; valid until the next call. Looks for
+  // none behind the first 32 MiB.
   const std::vector<Repeat>& Find(Span bytes);
 
  private:
-  static constexpr int kHashBits = 12;
-
   // Adds the longest repeat that holds the byte at. False if that is too short.
   bool Take(Span bytes, std::size_t at, std::size_t distance);
-  // How far back eight bytes were seen last; 0 if that is not known.
-  std::size_t DistanceAt(Span bytes, std::size_t at);
+  // Where from at on there may be repeats, in whole groups of steps.
+  std::size_t SkipNoise(Span bytes, std::size_t at);
+  // Looks for a repeat in the step at. True if there is one.
+  bool TakeRun(Span bytes, std::size_t at);
+  bool TakeAgain(Span bytes, std::size_t at);
 
   std::size_t max_distance_;
-  std::array<std::uint32_t, std::size_t{1} << kHashBits> places_{};  // plus one; 0 is "none"
+  // Where words were seen last: the step's number, which is never 0, below a tag,
+  // the part of the hash that tells words of one slot apart.
+  std::array<std::uint32_t, std::size_t{1} << kSlotBits> places_{};
   std::vector<Repeat> repeats_;
 };
 
