@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "anonymous_map.h"
@@ -22,19 +23,20 @@ constexpr std::uint64_t kUnitNbytes = std::uint64_t{1} << 20;
 class MappedImage final : public StreamImage {
  public:
   MappedImage(const std::string& path, const ReadOptions& options)
-      : StreamImage(options), map_(path, FileMap::Writes::kToCopy) {}
+      : StreamImage(options), map_(std::make_shared<FileMap>(path, FileMap::Writes::kToCopy)) {}
 
-  std::uint64_t nbytes() const override { return map_.bytes().nbytes; }
+  std::uint64_t nbytes() const override { return map_->bytes().nbytes; }
 
  protected:
-  std::uint8_t* base() const override { return map_.data(); }
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
 
  private:
-  FileMap map_;
+  std::shared_ptr<FileMap> map_;
 };
 
-std::unique_ptr<AnonymousMap> NewMap(std::uint64_t nbytes) {
-  auto map = std::make_unique<AnonymousMap>();
+std::shared_ptr<AnonymousMap> NewMap(std::uint64_t nbytes) {
+  auto map = std::make_shared<AnonymousMap>();
   if (nbytes != 0 && !map->Grow(nbytes)) {
     throw Error::Corrupt(
         "it claims " + std::to_string(nbytes) + " decompressed bytes, for which there is no room",
@@ -56,6 +58,7 @@ class ReadImage final : public StreamImage {
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
 
   void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
 
@@ -74,7 +77,7 @@ class ReadImage final : public StreamImage {
 
  private:
   FileSource source_;
-  std::unique_ptr<AnonymousMap> map_;
+  std::shared_ptr<AnonymousMap> map_;
   std::vector<std::uint8_t> present_;  // bool; bytes, so that threads share none
 };
 
@@ -135,6 +138,7 @@ class BlockImage final : public StreamImage {
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
 
   void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
 
@@ -185,7 +189,7 @@ class BlockImage final : public StreamImage {
   std::unique_ptr<FileMap> file_;
   std::unique_ptr<BlockStream> stream_;
   const char* format_;
-  std::unique_ptr<AnonymousMap> map_;
+  std::shared_ptr<AnonymousMap> map_;
   std::uint64_t nbytes_;
   std::vector<Presence> present_;
   std::vector<DecodedBlock> decoded_;  // of blocks that were
@@ -205,7 +209,7 @@ class OrderedImage : public StreamImage {
     while (nbytes_ < offset && !ended_) {
       const std::uint64_t before = nbytes_;
       Reach(std::min(offset, nbytes_ + kSkippedNbytes));
-      Release({before, std::min(offset, nbytes_) - before});
+      DropPages(base() + before, std::min(offset, nbytes_) - before);
     }
   }
 
@@ -220,15 +224,21 @@ class OrderedImage : public StreamImage {
   }
 
  protected:
-  std::uint8_t* base() const override { return map_.data(); }
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
+  std::uint64_t placed_nbytes() const override { return nbytes_; }
   bool counts_fill() const override { return false; }
 
   bool Reach(std::uint64_t end) override {
-    if (failed_) std::rethrow_exception(failed_);
+    if (failure_) throw *failure_;
     try {
       while (nbytes_ < end && !ended_) ended_ = !Advance();
+    } catch (const Error& error) {
+      failure_ = error;
+      throw;
     } catch (...) {
-      failed_ = std::current_exception();
+      // Whatever poll has thrown is not kept: it may refer to the image's user.
+      failure_ = Error(ErrorKind::kArgument, "decoding was stopped before");
       throw;
     }
     return end <= nbytes_;
@@ -246,11 +256,16 @@ class OrderedImage : public StreamImage {
   std::uint8_t* Room(std::size_t nbytes) {
     // Pages that nobody has written to cost nothing: room may double.
     const std::size_t needed = nbytes_ + nbytes;
-    if (needed > map_.capacity() && !map_.Grow(std::max(needed, 2 * map_.capacity()))) {
-      throw Error::Corrupt(
-          "there is no room for more than " + std::to_string(nbytes_) + " decompressed bytes", 0);
+    if (needed > map_->capacity()) {
+      if (map_.use_count() != 1) {  // growing would move what was taken
+        throw Error(ErrorKind::kArgument, "bytes were taken before all that are wanted were there");
+      }
+      if (!map_->Grow(std::max(needed, 2 * map_->capacity()))) {
+        throw Error::Corrupt(
+            "there is no room for more than " + std::to_string(nbytes_) + " decompressed bytes", 0);
+      }
     }
-    return map_.data() + nbytes_;
+    return map_->data() + nbytes_;
   }
   void Grew(std::size_t nbytes) {
     nbytes_ += nbytes;
@@ -264,10 +279,10 @@ class OrderedImage : public StreamImage {
 
   std::unique_ptr<FileMap> file_;
   const char* format_;
-  AnonymousMap map_;
+  std::shared_ptr<AnonymousMap> map_ = std::make_shared<AnonymousMap>();
   std::uint64_t nbytes_ = 0;  // decoded so far
   bool ended_ = false;
-  std::exception_ptr failed_;
+  std::optional<Error> failure_;
 };
 
 // Decoded by one thread.
@@ -464,8 +479,19 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   return result;
 }
 
-void StreamImage::Release(Extent extent) {
-  if (extent.nbytes != 0) DropPages(base() + extent.offset, extent.nbytes);
+const std::uint8_t* StreamImage::Bytes(Extent extent) const {
+  const std::uint64_t placed = placed_nbytes();
+  if (extent.offset > placed || extent.nbytes > placed - extent.offset) {
+    throw Error(ErrorKind::kArgument, "bytes were asked for that are not there");
+  }
+  return Address(extent.offset);
+}
+
+std::shared_ptr<std::uint8_t> StreamImage::Take(Extent extent) {
+  Bytes(extent);
+  return {Address(extent.offset), [memory = memory(), nbytes = extent.nbytes](std::uint8_t* bytes) {
+            if (nbytes != 0) DropPages(bytes, nbytes);
+          }};
 }
 
 std::size_t StreamImage::UnitAt(std::uint64_t offset) const {

@@ -50,7 +50,7 @@ struct ReadOptions {
   std::function<void(std::uint64_t)> poll;
 };
 
-// One thread at a time, but for Release() and Address().
+// One thread at a time. What Take() returns may live and go on any thread.
 class StreamImage {
  public:
   // Throws Error::System for files that cannot be read, Error::Corrupt for broken
@@ -87,8 +87,16 @@ class StreamImage {
   // whole stream.
   virtual std::vector<Damage> Finish() { return {}; }
 
-  // Gives the memory of the extent back; its bytes are no longer to be read.
-  void Release(Extent extent);
+  // The extent's bytes, once they are readable; of a stream that has not come so
+  // far it throws kArgument. Valid as long as what Address() returns.
+  const std::uint8_t* Bytes(Extent extent) const;
+
+  // The same, to keep. They stay where they are as long as
+  // the result lives, which keeps their memory alone and nothing else of the image;
+  // with the result they are lost, so each extent is to be taken once. While
+  // something is taken, a stream of unknown size decodes no more than there is room
+  // for: then it throws kArgument.
+  std::shared_ptr<std::uint8_t> Take(Extent extent);
 
   // Where the byte at offset is, once it is readable. Stays so when no more is
   // required.
@@ -102,6 +110,10 @@ class StreamImage {
   explicit StreamImage(ReadOptions options) : options_(std::move(options)) {}
 
   virtual std::uint8_t* base() const = 0;
+  // How many bytes there is memory for.
+  virtual std::uint64_t placed_nbytes() const { return nbytes(); }
+  // What owns the memory at base().
+  virtual std::shared_ptr<const void> memory() const = 0;
   // Whether the stream has so many bytes; decodes as far where nobody knows.
   virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
   // Tells that the whole extent is about to be brought to its place.

@@ -52,10 +52,9 @@ void ReadZip(StreamImage* image, Extent extent, bool keep) {
   const pyckpt::FillResult result = image->Fill(stored, keep, /*checksums=*/true);
   if (!keep || !result.damages.empty()) return;
   for (const Extent& place : stored) {
-    volatile std::uint8_t last =
-        place.nbytes == 0 ? 0 : image->Address(place.offset)[place.nbytes - 1];
+    const std::shared_ptr<std::uint8_t> bytes = image->Take(place);
+    volatile std::uint8_t last = place.nbytes == 0 ? 0 : bytes.get()[place.nbytes - 1];
     (void)last;
-    image->Release(place);
   }
 }
 

@@ -77,7 +77,10 @@ class CorruptError(RuntimeError):
     """A file's bytes are none that a writer writes; the message ends with where."""
 
 class ImageBytes:
-    """Writable memory with bytes of an image, which is given back when this goes."""
+    """Writable memory with bytes of an image, which is given back when this goes.
+
+    It keeps that memory alone, not the image.
+    """
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -120,7 +123,11 @@ class StreamImage:
     def read(self, range: tuple[int, int], /) -> bytes:
         """A copy of bytes that were required."""
     def take(self, range: tuple[int, int], /) -> ImageBytes:
-        """The bytes themselves, once for each range; they are lost when the result goes."""
+        """The bytes themselves, once for each range; they are lost when the result goes.
+
+        To be called once all is decoded that is wanted: of a stream of unknown size nothing more
+        may be, as long as a result lives, if that would move its memory.
+        """
 
 class TarReader:
     def __init__(self, image: StreamImage, /) -> None: ...

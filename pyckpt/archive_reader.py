@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ class ArchiveReader:
                 os.fsencode(path),
                 threads=num_threads or default_threads(),
                 mapped=mapped,
-                progress=None if report is None else self._report,
+                progress=None if report is None else _weakly(self._report),
             )
         self.mapped = mapped and not self.image.format
         self.is_tar = self.contents(0) is Contents.OTHER
@@ -207,11 +208,15 @@ class ArchiveReader:
             return Contents.TORCH_ZIP
         return Contents.TORCH_LEGACY if _LEGACY_MAGIC in start else Contents.OTHER
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """A copy of bytes of the decompressed stream."""
+    def require(self, offset: int, nbytes: int) -> None:
+        """Decodes bytes of the stream."""
         with self.corruption():
             if not self.image.require((offset, nbytes)):
                 raise _core.CorruptError(f"it ends before its byte {offset + nbytes}")
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """A copy of bytes of the decompressed stream."""
+        self.require(offset, nbytes)
         return self.image.read((offset, nbytes))
 
     def take(self, offset: int, nbytes: int) -> _core.ImageBytes:
@@ -219,9 +224,7 @@ class ArchiveReader:
 
         When the result goes, so do they.
         """
-        with self.corruption():
-            if not self.image.require((offset, nbytes)):
-                raise _core.CorruptError(f"it ends before its byte {offset + nbytes}")
+        self.require(offset, nbytes)
         return self.image.take((offset, nbytes))
 
     def fill(
@@ -244,12 +247,21 @@ class ArchiveReader:
         with self.corruption():
             return [Damage(*one) for one in self.image.finish()]
 
-    def ends_here(self) -> bool:
-        """Whether nothing follows the member that ``members()`` told of last."""
-        if self._tar is None:
-            return True
-        with self.corruption():
-            return self._tar.next() is None
+    def check_rest(self) -> None:
+        """Compares the checksums of the whole, if the member that was found is all there is.
+
+        To be called when its bytes are decoded, and before they are taken: all that follows is
+        decoded now, and later it could move them.
+        """
+        if self._tar is not None:
+            with self.corruption():
+                if self._tar.next() is not None:
+                    return
+        damages = self.finish()
+        if damages:
+            raise CorruptArchiveError(
+                f"{self.path} is damaged: {describe(damages[0])}", path=str(self.path)
+            )
 
     def tar_end(self) -> int:
         """What offset the tar ends at, behind its first block of zeros, once all members are
@@ -365,6 +377,17 @@ class TorchFile:
                 f"{path} is damaged in record {name!r}: its checksum is another", path=str(path)
             )
         return self.reader.image.read(place)
+
+
+def _weakly(method: Callable[[int], None]) -> Callable[[int], None]:
+    """The method, for the core to keep: Python sees no cycle that leads through the core."""
+    reference = weakref.WeakMethod(method)
+
+    def call(done: int) -> None:
+        if (target := reference()) is not None:
+            target(done)
+
+    return call
 
 
 def describe(damage: Damage) -> str:

@@ -204,5 +204,6 @@ class _ImageReader:
     def read(self, offset: int, nbytes: int, address: int) -> None:
         with self._lock:
             piece = self._reader.take(self._offset + offset, nbytes)
-        source = (ctypes.c_uint8 * nbytes).from_buffer(piece)
-        ctypes.memmove(address, source, nbytes)
+            # Before another thread decodes more, which may move it.
+            ctypes.memmove(address, (ctypes.c_uint8 * nbytes).from_buffer(piece), nbytes)
+            del piece

@@ -1,7 +1,7 @@
 """The object out of torch's zip file: the mirror of serialization.
 
 Storages are made of the memory that the archive was decoded to, so no tensor is copied. All of
-them are there, and their checksums compared, before the pickle is run.
+them are there, and all checksums compared, before the pickle is run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def deserialize(
     Args:
         map_location: As in torch.load.
         weights_only: As in torch.load.
-        verify: Whether to compare checksums.
+        verify: Whether to compare checksums: those of the records, and without ``keys`` those of
+            the archive, if it holds nothing else.
         keys: Globs over key paths. Of tensors whose path, or a part that it begins with, matches
             none, the object has stand-ins without data (device ``meta``).
 
@@ -75,7 +76,13 @@ def deserialize(
     if keys is not None:
         wanted = {t.storage.key for t in _tensors(file, data) if matches(t.key_path, keys)}
         records = [r for r in records if r.name.removeprefix(_STORAGES) in wanted]
-    storages = _read_storages(file, records, data, verify)
+    places = _decode_storages(file, records, data, verify)
+    if verify and keys is None:
+        file.reader.check_rest()
+    storages = {
+        record.name.removeprefix(_STORAGES): _storage(file.reader, place)
+        for record, place in zip(records, places, strict=True)
+    }
     storage_of = _StorageOf(file, storages, _restorer(map_location), partly=keys is not None)
     unpickler: Any = (_WeightsUnpickler if weights_only else _AnyUnpickler)(
         io.BytesIO(data), storage_of
@@ -122,10 +129,10 @@ def _tensors(file: TorchFile, data: bytes) -> list[TensorInfo]:
         raise CorruptArchiveError(f"{path} has a broken pickle: {error}", path=str(path)) from error
 
 
-def _read_storages(
+def _decode_storages(
     file: TorchFile, records: Sequence[StoredRecord], data: bytes, verify: bool
-) -> dict[str, torch.UntypedStorage]:
-    """Storages by their keys in the pickle."""
+) -> list[tuple[int, int]]:
+    """Where the bytes of the records are in the stream, once they are there and right."""
     places = file.locate(records)
     nbytes = sum(nbytes for _, nbytes in places)
     if not file.reader.mapped:
@@ -138,10 +145,7 @@ def _read_storages(
         report = _damage_report(broken, data)
         path = file.reader.path
         raise CorruptArchiveError(f"{path} is damaged: {report}", path=str(path))
-    return {
-        record.name.removeprefix(_STORAGES): _storage(file.reader, place)
-        for record, place in zip(records, places, strict=True)
-    }
+    return places
 
 
 def _storage(reader: ArchiveReader, place: tuple[int, int]) -> torch.UntypedStorage:

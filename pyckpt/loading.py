@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pyckpt.archive import STATES_MEMBER
-from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile, describe
+from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile
 from pyckpt.deserialization import allowed_types, can_deserialize, deserialize
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
@@ -100,28 +100,31 @@ def _load(
         raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
     file = TorchFile(reader, found) if contents is Contents.TORCH_ZIP else None
     if file is not None and can_deserialize(file):
-        obj = deserialize(
+        return deserialize(
             file,
             map_location=map_location,
             weights_only=weights_only,
             verify=verify,
             keys=keys,
         )
-    else:
-        obj = _load_by_torch(reader, found, map_location, weights_only, verify)
-    if verify and keys is None and reader.ends_here():
-        damages = reader.finish()
-        if damages:
-            raise CorruptArchiveError(f"{path} is damaged: {describe(damages[0])}", path=str(path))
-    return obj
+    return _load_by_torch(reader, found, map_location, weights_only, verify, whole=keys is None)
 
 
 def _load_by_torch(
-    reader: ArchiveReader, member: Member, map_location: Any, weights_only: bool, verify: bool
+    reader: ArchiveReader,
+    member: Member,
+    map_location: Any,
+    weights_only: bool,
+    verify: bool,
+    *,
+    whole: bool,
 ) -> Any:
     """What torch.save seldom writes: its format before 1.6, TorchScript, another byte order."""
     path = reader.path
-    file = io.BufferedReader(_MemberFile(reader, member), _COPY_NBYTES)
+    reader.require(member.offset, member.nbytes)
+    if verify and whole:
+        reader.check_rest()
+    file = io.BufferedReader(_BytesFile(reader.take(member.offset, member.nbytes)), _COPY_NBYTES)
     if verify and reader.contents(member.offset) is Contents.TORCH_ZIP:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -153,14 +156,11 @@ _BROKEN = (
 )
 
 
-class _MemberFile(io.RawIOBase):
-    """A member as a file to read."""
+class _BytesFile(io.RawIOBase):
+    """Bytes in memory as a file to read."""
 
-    def __init__(self, reader: ArchiveReader, member: Member) -> None:
-        # Decoded once, all of it, for as long as the file is there.
-        with reader.corruption():
-            reader.image.require((member.offset, member.nbytes))
-        self._bytes = memoryview(reader.image.take((member.offset, member.nbytes)))
+    def __init__(self, data: Any) -> None:
+        self._bytes = memoryview(data)
         self._position = 0
 
     def readable(self) -> bool:
