@@ -129,6 +129,7 @@ void BindReader(py::module_* m) {
       .def_readonly("nbytes", &ZipEntry::nbytes)
       .def_readonly("crc", &ZipEntry::crc)
       .def_readonly("stored", &ZipEntry::stored)
+      .def_readonly("deflated", &ZipEntry::deflated)
       .def_readonly("header_offset", &ZipEntry::header_offset);
 
   py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")
@@ -150,6 +151,7 @@ void BindReader(py::module_* m) {
              const Extent extent = ToExtent(range);
              return py::bytes(reinterpret_cast<const char*>(image->Bytes(extent)), extent.nbytes);
            })
+      .def("forget", [](StreamImage* image, const Range& range) { image->Forget(ToExtent(range)); })
       .def("take", [](StreamImage* image, const Range& range) {
         return ImageBytes{image->Take(ToExtent(range)), range.second};
       });

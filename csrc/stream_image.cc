@@ -313,30 +313,17 @@ class UnplacedImage final : public OrderedImage {
       : OrderedImage(std::move(file), format, options),
         stream_(std::move(stream)),
         checker_(stream_->NewChecker()),
+        large_block_decoder_(stream_->NewDecoder()),
         wave_(kWaveOfThread * static_cast<std::size_t>(std::max(1, options.threads))) {}
 
  protected:
+  // One block, so that what is skipped need not be kept for long.
   bool Advance() override {
-    const auto& blocks = stream_->blocks();
-    const std::size_t count = std::min(wave_.size(), blocks.size() - next_);
-    RunParallel(
-        count, options().threads,
-        [this] {
-          const std::shared_ptr<BlockDecoder> decoder = stream_->NewDecoder();
-          return [this, decoder](std::size_t i) { Decode(decoder.get(), i); };
-        },
-        [this] { Poll(); });
-    for (std::size_t i = 0; i < count; ++i, ++next_) {
-      if (!checker_->Accepts(blocks[next_])) continue;
-      const Slot& slot = wave_[i];
-      if (slot.error) std::rethrow_exception(slot.error);
-      CodeBlock block = blocks[next_];
-      checker_->Append(block, slot.decoded);
-      const std::size_t nbytes = slot.decoded.raw_nbytes;
-      if (nbytes != 0) std::memcpy(Room(nbytes), slot.raw.data(), nbytes);
-      Grew(nbytes);
-    }
-    if (next_ != blocks.size()) return true;
+    if (next_ == wave_end_) DecodeWave();
+    const Slot& slot = wave_[next_ - wave_begin_];
+    const CodeBlock& block = stream_->blocks()[next_++];
+    if (checker_->Accepts(block)) Append(block, slot);
+    if (next_ != stream_->blocks().size()) return true;
     checker_->End();
     return false;
   }
@@ -344,12 +331,42 @@ class UnplacedImage final : public OrderedImage {
  private:
   // Long enough that threads seldom wait for the last of a wave.
   static constexpr std::size_t kWaveOfThread = 8;
+  // Blocks hold 900 kB, but runs of equal bytes can make 46 MB of them.
+  static constexpr std::uint64_t kMostWaitingNbytes = std::uint64_t{2} << 20;
 
   struct Slot {
     mutable Buffer raw;
     DecodedBlock decoded;
+    bool is_large = false;     // so it was not decoded
     std::exception_ptr error;  // means nothing until the block is accepted
   };
+
+  void DecodeWave() {
+    wave_begin_ = next_;
+    const std::size_t count = std::min(wave_.size(), stream_->blocks().size() - next_);
+    RunParallel(
+        count, options().threads,
+        [this] {
+          const std::shared_ptr<BlockDecoder> decoder = stream_->NewDecoder();
+          return [this, decoder](std::size_t i) { Decode(decoder.get(), i); };
+        },
+        [this] { Poll(); });
+    wave_end_ = next_ + count;
+  }
+
+  void Append(const CodeBlock& block, const Slot& slot) {
+    if (slot.error) std::rethrow_exception(slot.error);
+    DecodedBlock decoded = slot.decoded;
+    if (slot.is_large) {
+      const std::uint64_t nbytes = large_block_decoder_->RawNbytes(file(), block);
+      decoded = large_block_decoder_->Decode(file(), block, Room(nbytes), nbytes);
+      Poll();
+    } else if (decoded.raw_nbytes != 0) {
+      std::memcpy(Room(decoded.raw_nbytes), slot.raw.data(), decoded.raw_nbytes);
+    }
+    checker_->Append(block, decoded);
+    Grew(decoded.raw_nbytes);
+  }
 
   void Decode(BlockDecoder* decoder, std::size_t i) {
     Slot& slot = wave_[i];
@@ -357,6 +374,8 @@ class UnplacedImage final : public OrderedImage {
     try {
       const CodeBlock& block = stream_->blocks()[next_ + i];
       const std::uint64_t nbytes = decoder->RawNbytes(file(), block);
+      slot.is_large = nbytes > kMostWaitingNbytes;
+      if (slot.is_large) return;
       slot.decoded = decoder->Decode(file(), block, slot.raw.Reserve(nbytes), nbytes);
     } catch (const Error&) {
       slot.error = std::current_exception();
@@ -365,8 +384,11 @@ class UnplacedImage final : public OrderedImage {
 
   std::unique_ptr<BlockStream> stream_;
   std::unique_ptr<StreamChecker> checker_;
+  std::unique_ptr<BlockDecoder> large_block_decoder_;
   std::vector<Slot> wave_;
-  std::size_t next_ = 0;  // block
+  std::size_t next_ = 0;  // block; the slots are of those from wave_begin_ to wave_end_
+  std::size_t wave_begin_ = 0;
+  std::size_t wave_end_ = 0;
 };
 
 }  // namespace
@@ -485,6 +507,12 @@ const std::uint8_t* StreamImage::Bytes(Extent extent) const {
     throw Error(ErrorKind::kArgument, "bytes were asked for that are not there");
   }
   return Address(extent.offset);
+}
+
+void StreamImage::Forget(Extent extent) {
+  const std::uint64_t placed = placed_nbytes();
+  if (extent.offset >= placed || extent.nbytes == 0) return;
+  DropPages(Address(extent.offset), std::min(extent.nbytes, placed - extent.offset));
 }
 
 std::shared_ptr<std::uint8_t> StreamImage::Take(Extent extent) {

@@ -8,7 +8,8 @@
 //
 // Memory: what was asked for and is kept, in whole blocks, and for each thread a
 // decoder. Blocks that are only to be checked go through one buffer a thread. Of
-// blocks of unknown size (bzip2), 8 a thread wait decoded for their place.
+// blocks of unknown size (bzip2), 8 a thread of at most 2 MiB wait decoded for
+// their place; the rare larger one, of equal bytes, is decoded again in its turn.
 #ifndef PYCKPT_STREAM_IMAGE_H_
 #define PYCKPT_STREAM_IMAGE_H_
 
@@ -97,6 +98,10 @@ class StreamImage {
   // something is taken, a stream of unknown size decodes no more than there is room
   // for: then it throws kArgument.
   std::shared_ptr<std::uint8_t> Take(Extent extent);
+
+  // Gives back the memory of what is there of the extent, which will not be asked
+  // for again.
+  void Forget(Extent extent);
 
   // Where the byte at offset is, once it is readable. Stays so when no more is
   // required.

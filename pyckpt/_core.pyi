@@ -96,6 +96,8 @@ class ZipEntry:
     @property
     def stored(self) -> bool: ...
     @property
+    def deflated(self) -> bool: ...
+    @property
     def header_offset(self) -> int: ...
 
 class StreamImage:
@@ -122,6 +124,8 @@ class StreamImage:
     def finish(self) -> list[tuple[int, int, int, str]]: ...
     def read(self, range: tuple[int, int], /) -> bytes:
         """A copy of bytes that were required."""
+    def forget(self, range: tuple[int, int], /) -> None:
+        """Gives back the memory of what will not be asked for again."""
     def take(self, range: tuple[int, int], /) -> ImageBytes:
         """The bytes themselves, once for each range; they are lost when the result goes.
 

@@ -32,8 +32,7 @@ _START_NBYTES = 32
 _ZIP_MAGIC = b"PK\3\4"
 _LEGACY_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 _HEADER_NBYTES = 30  # of a zip record's local header, before the name
-# More than any file has, and less than what overflows when something is added.
-_END = 1 << 60
+_STEP_NBYTES = 64 << 20  # of a stream that may turn out to be of any size
 
 
 class Contents(enum.Enum):
@@ -101,12 +100,18 @@ class Damage:
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """One record of torch's zip file, named without its root folder: ``data/0``."""
+    """One record of torch's zip file, named without its root folder: ``data/0``.
+
+    Attributes:
+        nbytes: Once it is decompressed, if it is not ``stored`` as it is.
+        deflated: Whether it is compressed as most zip files are.
+    """
 
     name: str
     nbytes: int
     crc: int
     stored: bool
+    deflated: bool
     entry: _core.ZipEntry
 
     @property
@@ -191,11 +196,18 @@ class ArchiveReader:
         raise CorruptArchiveError(f"{self.path} has no member {name!r}", path=str(self.path))
 
     def whole(self) -> Member:
-        """The file itself, as if it were a member without a name."""
-        with self.corruption():
-            if self.image.nbytes is None:
-                self.image.require((0, _END))
-        assert self.image.nbytes is not None
+        """The file itself, as if it were a member without a name.
+
+        Raises:
+            CheckpointError: It needs more memory than there is: all of a stream whose size nobody
+                knows is decoded and kept.
+        """
+        nbytes = 0
+        while self.image.nbytes is None:
+            require_memory(_STEP_NBYTES, self.path)
+            nbytes += _STEP_NBYTES
+            with self.corruption():
+                self.image.require((0, nbytes))
         return Member("", "0", 0, 0, self.image.nbytes)
 
     def contents(self, offset: int) -> Contents:
@@ -269,14 +281,20 @@ class ArchiveReader:
         assert self._tar is not None
         return self._tar.offset
 
-    def read_up_to(self, offset: int, nbytes: int) -> bytes:
-        """Bytes of the decompressed stream; fewer where it ends."""
+    def read_once(self, offset: int, nbytes: int) -> bytes:
+        """Bytes that nobody asks for again; fewer where the stream ends."""
         with self.corruption():
             if not self.image.require((offset, nbytes)):
                 assert self.image.nbytes is not None  # known, now that the end was reached
                 nbytes = max(0, self.image.nbytes - offset)
                 self.image.require((offset, nbytes))
-        return self.image.read((offset, nbytes))
+        data = self.image.read((offset, nbytes)) if nbytes else b""
+        self.image.forget((offset, nbytes))
+        return data
+
+    def forget(self, member: Member) -> None:
+        """Gives back the memory of a member that nobody asks for again."""
+        self.image.forget((member.offset, member.nbytes))
 
     def code_nbytes(self, record: StoredRecord) -> int | None:
         """About how many bytes of the file hold a record; None where blocks have no places."""
@@ -319,7 +337,12 @@ class TorchFile:
         root = names[0].partition("/")[0] + "/" if names else ""
         self.records = {
             name.removeprefix(root): StoredRecord(
-                name.removeprefix(root), entry.nbytes, entry.crc, entry.stored, entry
+                name.removeprefix(root),
+                entry.nbytes,
+                entry.crc,
+                entry.stored,
+                entry.deflated,
+                entry,
             )
             for name, entry in zip(names, entries, strict=True)
         }
@@ -334,7 +357,7 @@ class TorchFile:
         )
 
     def locate(self, records: Sequence[StoredRecord]) -> list[tuple[int, int]]:
-        """Where the bytes of records lie in the stream: (offset, nbytes)."""
+        """Where records lie in the stream, compressed if they are so: (offset, nbytes)."""
         with self.reader.corruption():
             return _core.locate_zip_data(self.reader.image, [record.entry for record in records])
 
@@ -361,11 +384,13 @@ class TorchFile:
 
         Raises:
             CorruptArchiveError: There is none of that name, or its checksum is another.
+            CheckpointError: It needs more memory than there is.
         """
         record = self.records.get(name)
         path = self.reader.path
         if record is None:
             raise CorruptArchiveError(f"{path} has no record {name!r}", path=str(path))
+        require_memory(2 * record.nbytes, path)  # there, and copied
         [place] = self.locate([record])
         [crc], damages = self.reader.fill([place], keep=True, checksums=verify)
         if damages:

@@ -146,6 +146,7 @@ def _segments(
         return [_segment(reader, member.offset, member.nbytes, 1)]
     if headers.image.nbytes is None:
         element_nbytes = _usual_element_nbytes(headers, member)
+        headers.forget(member)
         return [_segment(reader, member.offset, member.nbytes, element_nbytes)]
     file = TorchFile(headers, member)
     sizes = _element_sizes(file.read("data.pkl")) if file.is_plain else {}

@@ -6,6 +6,7 @@ import gzip
 import io
 import lzma
 import os
+import struct
 import tarfile
 import weakref
 from collections.abc import Callable
@@ -62,6 +63,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -77,10 +83,6 @@ def test_a_loaded_object_keeps_no_file(files: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "foreign.tar.gz"])
 def test_memory_goes_with_the_object(files: Path, name: str) -> None:
-    def resident() -> int:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
     pyckpt.load(files / name)
     before = resident()
     for _ in range(20):
@@ -207,3 +209,82 @@ def tell(number: int) -> str:
 class Telltale:
     def __reduce__(self) -> Any:
         return tell, (1,)
+
+
+# Files that ask for more than they are worth.
+
+
+class Peak:
+    """A progress hook that looks at how much memory there is."""
+
+    def __init__(self) -> None:
+        self.before = resident()
+        self.growth = 0
+
+    def __call__(self, _done: int, _total: int | None) -> None:
+        self.growth = max(self.growth, resident() - self.before)
+
+
+def repeated(suffix: str, raw: bytes, nbytes: int, count: int) -> bytes:
+    """A file of several streams, which all tools take for one: nbytes of zeros count times."""
+    compress = {**FOREIGN, ".tar.bz2": bz2.compress}[suffix]
+    return compress(raw) + count * compress(bytes(nbytes))
+
+
+@pytest.mark.parametrize(("suffix", "nbytes"), [(".tar.gz", 16 * MIB), (".tar.bz2", 45 * MIB)])
+def test_zeros_behind_a_tar_take_no_memory(tmp_path: Path, suffix: str, nbytes: int) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(repeated(suffix, tar_of({"a": b"1"}), nbytes, 240 * MIB // nbytes))
+    peak = Peak()
+    assert pyckpt.verify(path, progress=peak, num_threads=1).ok
+    assert peak.growth < 120 * MIB
+
+
+def test_verify_keeps_one_member_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.gz"
+    states = torch_saved({"t": torch.zeros(4 * MIB)})
+    member = tar_of({"a": states})[: 512 + -(-len(states) // 512) * 512]
+    path.write_bytes(12 * FOREIGN[".tar.gz"](member) + FOREIGN[".tar.gz"](tar_of({"b": b""})))
+    peak = Peak()
+    report = pyckpt.verify(path, progress=peak)
+    assert {problem.message for problem in report.problems} == {"it is there twice"}
+    assert report.records >= 12
+    assert peak.growth < 80 * MIB
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.bz2"])
+def test_a_stream_of_any_size_is_refused_in_time(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyckpt import memory
+
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(repeated(suffix, b"PK\3\4" + bytes(100), 16 * MIB, 10))
+    left = iter([100 * MIB, 36 * MIB])
+    monkeypatch.setattr(memory, "_available", lambda: next(left))
+    for read in (pyckpt.load, pyckpt.inspect):
+        with pytest.raises(pyckpt.CheckpointError, match=f"and {36 * MIB} are available"):
+            read(path)
+        left = iter([100 * MIB, 36 * MIB])
+
+
+def test_an_absurd_directory_is_not_read(tmp_path: Path) -> None:
+    nbytes = 300 << 20
+    path = tmp_path / "x.pt"
+    with path.open("wb") as file:
+        file.write(b"PK\3\4".ljust(30, b"\0"))
+        file.seek(30 + nbytes)
+        file.write(struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 1, 1, nbytes, 30, 0))
+    with pytest.raises(pyckpt.CorruptArchiveError, match="absurdly large"):
+        pyckpt.load(path)
+
+
+def test_a_pickle_that_needs_too_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyckpt import memory
+
+    pyckpt.save(["text" * MIB], tmp_path / "x.tar.gz")
+    monkeypatch.setattr(memory, "_available", lambda: 5 * MIB)
+    with pytest.raises(pyckpt.CheckpointError, match="bytes of memory"):
+        pyckpt.load(tmp_path / "x.tar.gz")

@@ -3,6 +3,7 @@
 import io
 import random
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,29 @@ def test_a_file_that_asks_for_more_memory_than_there_is(
         with pytest.raises(pyckpt.CheckpointError, match="of memory, and 1000000 are available"):
             pyckpt.load(folder / f"x{suffix}")
     assert_equal(pyckpt.load(folder / "x.tar", mmap=True), mixed_state())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_records_that_are_compressed(tmp_path: Path) -> None:
+    """TorchScript has some; other programs may compress all."""
+    torch.jit.script(torch.nn.Linear(3, 4)).save(str(tmp_path / "script.pt"))
+    report = pyckpt.verify(tmp_path / "script.pt")
+    assert report.ok, report.problems
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/data.pkl", b"text" * 1_000_000)
+        file.writestr("x/other", random.Random(0).randbytes(1000))
+        file.writestr("x/unusual", b"0" * 100, zipfile.ZIP_BZIP2)
+    report = pyckpt.verify(path)
+    assert report.ok, report.problems
+    assert report.unchecked == [":unusual"]
+    assert report.nbytes == 4_001_100
+    whole = path.read_bytes()
+    for change, message in (
+        (lambda data: flipped(data, data.index(b"x/data.pkl") + 30), "data.pkl"),
+        (lambda data: flipped(data, data.index(b"x/other") + 300), "other"),
+        (lambda data: data.replace((4_000_000).to_bytes(4, "little"), bytes([9, 0, 0, 0])), "size"),
+    ):
+        path.write_bytes(change(whole))
+        [problem] = pyckpt.verify(path).problems
+        assert message in str(problem)
