@@ -6,7 +6,6 @@ them are there, and all checksums compared, before the pickle is run.
 
 from __future__ import annotations
 
-import datetime
 import io
 import pickle
 import struct
@@ -20,6 +19,7 @@ import torch
 from torch import _weights_only_unpickler as weights_only_unpickler
 from torch.serialization import default_restore_location
 
+from pyckpt.admitted_types import admitted, state_types
 from pyckpt.archive_reader import ArchiveReader, Damage, StoredRecord, TorchFile, describe
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.key_paths import matches
@@ -28,7 +28,6 @@ from pyckpt.tensor_index import TensorInfo, tensors_in
 
 __all__ = [
     "BrokenRecord",
-    "allowed_types",
     "broken_records",
     "can_deserialize",
     "deserialize",
@@ -88,15 +87,18 @@ def deserialize(
         io.BytesIO(data), storage_of
     )
     try:
-        with _rebuilding_at(map_location), allowed_types(weights_only):
+        with _rebuilding_at(map_location), admitted(state_types() if weights_only else []):
             obj = unpickler.load()
             torch._utils._validate_loaded_sparse_tensors()
+        storage_of.check_sizes()
     except pickle.UnpicklingError as error:
         if not weights_only:
             raise
         raise pickle.UnpicklingError(
             f"{file.reader.path}: {error} (weights_only=False admits it, and runs what it says)"
         ) from error
+    except CorruptArchiveError:
+        raise
     except _BROKEN as error:
         # Checksums are those of what was written: this was no pickle of torch.save to begin with.
         if not weights_only or error is storage_of.error:
@@ -252,6 +254,7 @@ class _StorageOf:
         self._restore = restore
         self._partly = partly
         self._done: dict[str, torch.storage.TypedStorage] = {}
+        self._nbytes: dict[str, int] = {}
 
     def __call__(self, saved_id: Any) -> torch.storage.TypedStorage:
         kind, storage_type, key, location, numel = saved_id
@@ -278,7 +281,21 @@ class _StorageOf:
                 raise
         typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         self._done[key] = typed
+        self._nbytes[key] = restored.nbytes()
         return typed
+
+    def check_sizes(self) -> None:
+        """Finds storages that grew: torch makes them as long as a tensor's shape says.
+
+        Raises:
+            CorruptArchiveError: There is one, so a tensor has bytes that nobody saved.
+        """
+        for key, typed in self._done.items():
+            if typed._untyped_storage.nbytes() > self._nbytes[key]:
+                raise CorruptArchiveError(
+                    f"{self._path} has a tensor that is larger than its storage {key!r}",
+                    path=str(self._path),
+                )
 
 
 class _WeightsUnpickler(weights_only_unpickler.Unpickler):
@@ -318,32 +335,3 @@ def _rebuilding_at(map_location: Any) -> Iterator[None]:
         yield
     finally:
         local.map_location = None
-
-
-@contextmanager
-def allowed_types(weights_only: bool) -> Iterator[None]:
-    """Lets torch's weights_only loader build the plain types that a training state holds."""
-    if not weights_only or not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
-        yield
-        return
-    with torch.serialization.safe_globals(_state_types()):
-        yield
-
-
-def _state_types() -> list[Any]:
-    # Composer's metadata holds torch's version, a kind of str.
-    types: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
-    try:
-        import numpy as np
-    except ImportError:
-        return types
-    reconstruct = np.ndarray(0).__reduce__()[0]
-    # The pickle names the module of the numpy that wrote it; it moved in numpy 2.
-    names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-    return [
-        *types,
-        np.ndarray,
-        np.dtype,
-        type(np.dtype(np.uint32)),
-        *((reconstruct, name) for name in names),
-    ]

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from pyckpt.admitted_types import admitted, state_types
 from pyckpt.archive import STATES_MEMBER
 from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile
-from pyckpt.deserialization import allowed_types, can_deserialize, deserialize
+from pyckpt.deserialization import can_deserialize, deserialize
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
@@ -135,7 +136,7 @@ def _load_by_torch(
             raise CorruptArchiveError(f"{path} is damaged in record {damaged!r}", path=str(path))
         file.seek(0)
     try:
-        with allowed_types(weights_only):
+        with admitted(state_types() if weights_only else []):
             return torch.load(file, map_location=map_location, weights_only=weights_only)
     except RuntimeError as error:
         if "PytorchStreamReader" not in str(error):  # torch's zip reader
