@@ -137,6 +137,7 @@ void BindReader(py::module_* m) {
            py::arg("progress"))
       .def_property_readonly("format", &StreamImage::format)
       .def_property_readonly("nbytes", &Nbytes)
+      .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)
       .def("code_nbytes", [](const StreamImage& image,
                              const Range& range) { return image.CodeNbytes(ToExtent(range)); })
       .def(

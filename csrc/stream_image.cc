@@ -204,6 +204,7 @@ class OrderedImage : public StreamImage {
   const char* format() const override { return format_; }
   std::uint64_t CodeNbytes(Extent /*extent*/) const override { return 0; }
   std::uint64_t nbytes() const override { return ended_ ? nbytes_ : kUnknownNbytes; }
+  std::uint64_t placed_nbytes() const override { return nbytes_; }
 
   void Skip(std::uint64_t offset) override {
     while (nbytes_ < offset && !ended_) {
@@ -226,10 +227,10 @@ class OrderedImage : public StreamImage {
  protected:
   std::uint8_t* base() const override { return map_->data(); }
   std::shared_ptr<const void> memory() const override { return map_; }
-  std::uint64_t placed_nbytes() const override { return nbytes_; }
   bool counts_fill() const override { return false; }
 
   bool Reach(std::uint64_t end) override {
+    if (end <= nbytes_) return true;
     if (failure_) throw *failure_;
     try {
       while (nbytes_ < end && !ended_) ended_ = !Advance();

@@ -72,6 +72,9 @@ class StreamImage {
   // Of the stream; kUnknownNbytes until a stream of unknown size is decoded.
   virtual std::uint64_t nbytes() const = 0;
 
+  // How many bytes have a place: of a stream of unknown size as many as are decoded.
+  virtual std::uint64_t placed_nbytes() const { return nbytes(); }
+
   // Makes the bytes readable. False if the stream ends before they do.
   bool Require(Extent extent);
   // The same for many at once; throws Corrupt if the stream ends before one does.
@@ -115,8 +118,6 @@ class StreamImage {
   explicit StreamImage(ReadOptions options) : options_(std::move(options)) {}
 
   virtual std::uint8_t* base() const = 0;
-  // How many bytes there is memory for.
-  virtual std::uint64_t placed_nbytes() const { return nbytes(); }
   // What owns the memory at base().
   virtual std::shared_ptr<const void> memory() const = 0;
   // Whether the stream has so many bytes; decodes as far where nobody knows.

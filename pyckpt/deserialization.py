@@ -201,10 +201,8 @@ def _damage_report(broken: Sequence[BrokenRecord], data: bytes) -> str:
     lines = []
     for one in broken[:_MOST_NAMED]:
         key = one.record.name.removeprefix(_STORAGES)
-        names = [
-            f"{t.key_path!r} ({t.dtype}, {list(t.shape)})" for t in tensors if t.storage.key == key
-        ]
-        what = "tensor " + " and ".join(names[:_MOST_NAMED]) if names else "a record"
+        names = [str(tensor) for tensor in tensors if tensor.storage.key == key]
+        what = " and ".join(names[:_MOST_NAMED]) or "a record"
         lines.append(f"{what} in {one.record.name!r}: {one}")
     if len(broken) > _MOST_NAMED:
         lines.append(f"and {len(broken) - _MOST_NAMED} more")

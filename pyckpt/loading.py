@@ -19,12 +19,14 @@ from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile
 from pyckpt.deserialization import can_deserialize, deserialize
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
+from pyckpt.lost_tensors import lost_tensors
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook, reporting
 
 __all__ = ["load"]
 
 _COPY_NBYTES = 1 << 20
+_MOST_NAMED = 5
 
 
 def load(
@@ -99,7 +101,7 @@ def _load(
     contents = reader.contents(found.offset)
     if contents is Contents.OTHER:
         raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
-    file = TorchFile(reader, found) if contents is Contents.TORCH_ZIP else None
+    file = _torch_file(reader, found) if contents is Contents.TORCH_ZIP else None
     if file is not None and can_deserialize(file):
         return deserialize(
             file,
@@ -109,6 +111,17 @@ def _load(
             keys=keys,
         )
     return _load_by_torch(reader, found, map_location, weights_only, verify, whole=keys is None)
+
+
+def _torch_file(reader: ArchiveReader, member: Member) -> TorchFile:
+    try:
+        return TorchFile(reader, member)
+    except CorruptArchiveError as error:
+        lost = [] if reader.image.nbytes is not None else lost_tensors(reader, member)
+        if not lost:
+            raise
+        names = ", ".join(map(str, lost[:_MOST_NAMED]))
+        raise CorruptArchiveError(f"{error}; lost from {names} on", path=error.path) from error
 
 
 def _load_by_torch(

@@ -60,6 +60,9 @@ class TensorInfo:
             nbytes *= n
         return nbytes
 
+    def __str__(self) -> str:
+        return f"tensor {self.key_path!r} ({self.dtype}, {list(self.shape)})"
+
 
 def tensors_in(data: bytes) -> list[TensorInfo]:
     """The tensors of the pickle ``data`` (record ``data.pkl``), in the order of the object.

@@ -19,6 +19,7 @@ from pyckpt.archive_reader import (
 )
 from pyckpt.deserialization import broken_records
 from pyckpt.errors import CorruptArchiveError
+from pyckpt.lost_tensors import lost_tensors
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
@@ -37,7 +38,8 @@ class Problem:
         message: What is wrong.
         member: In which member of the tar; None for the file as a whole.
         record: In which record of torch's zip file.
-        tensors: Whose bytes are damaged.
+        tensors: Whose bytes are damaged; in a stream that cannot be decoded further those with
+            which the loss begins.
         offset: Where, in the decompressed stream; None where that makes no sense.
     """
 
@@ -50,7 +52,7 @@ class Problem:
     def __str__(self) -> str:
         parts = [f"member {self.member!r}"] if self.member else []
         parts += [f"record {self.record!r}"] if self.record else []
-        parts += [f"tensor {t.key_path!r} ({t.dtype}, {list(t.shape)})" for t in self.tensors]
+        parts += [str(tensor) for tensor in self.tensors]
         parts += [f"offset {self.offset}"] if self.offset is not None else []
         return f"{', '.join(parts)}: {self.message}" if parts else self.message
 
@@ -133,7 +135,9 @@ def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
             _verify_torch_file(reader, reader.whole(), report)
         _verify_stream(reader, report)
     except CorruptArchiveError as error:
-        report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
+        # A stream that cannot be decoded further says so each time.
+        if not any(str(error.__cause__) in problem.message for problem in report.problems):
+            report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
     return report
 
 
@@ -153,8 +157,7 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
             try:
                 _verify_torch_file(reader, member, report)
             except CorruptArchiveError as error:
-                message = str(error).removeprefix(f"{reader.path} ")
-                report.problems.append(Problem(message, name, offset=member.offset))
+                report.problems.append(_broken_file(reader, member, error))
             reader.forget(member)
     _verify_behind_tar(reader, report)
 
@@ -213,6 +216,15 @@ def _compressed_problem(
     if nbytes != record.nbytes or left or not inflater.eof:
         return "its size is another"
     return None if not record.has_checksum or crc == record.crc else "its checksum is another"
+
+
+def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveError) -> Problem:
+    """A file of torch's that is not even as whole as to list its records."""
+    message = str(error).removeprefix(f"{reader.path} ")
+    if reader.image.nbytes is not None:
+        return Problem(message, member.name, offset=member.offset)
+    tensors = tuple(lost_tensors(reader, member))
+    return Problem(message, member.name, tensors=tensors, offset=reader.image.placed_nbytes)
 
 
 def _tensors(file: TorchFile) -> list[TensorInfo]:
