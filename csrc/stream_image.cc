@@ -231,7 +231,7 @@ class OrderedImage : public StreamImage {
 
   bool Reach(std::uint64_t end) override {
     if (end <= nbytes_) return true;
-    if (failure_) throw *failure_;
+    if (failure_) throw Error(*failure_);
     try {
       while (nbytes_ < end && !ended_) ended_ = !Advance();
     } catch (const Error& error) {
