@@ -65,7 +65,7 @@ fuzz: build/fuzz/fuzz_reader
 	    -max_len=65536 -artifact_prefix=build/fuzz/ build/fuzz/corpus fuzz/corpus
 
 build/fuzz/fuzz_reader: fuzz/fuzz_reader.cc $(wildcard csrc/*)
-	sh scripts/system-packages $(BUILD_PACKAGES) clang
+	sh scripts/system-packages $(BUILD_PACKAGES) clang libclang-rt-dev
 	mkdir -p build/fuzz
 	printf '%s\n' fuzz/fuzz_reader.cc $(FUZZED) | xargs -P $$(nproc) -I {} sh -c 'clang++ -std=c++17 \
 	    -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -Icsrc \

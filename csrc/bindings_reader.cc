@@ -26,22 +26,12 @@ using Range = std::pair<std::uint64_t, std::uint64_t>;  // offset, nbytes
 
 Extent ToExtent(const Range& range) { return {range.first, range.second}; }
 
-// A part of an image that Python owns: once nobody has it, its memory is given back.
-class ImageBytes {
- public:
-  ImageBytes(std::shared_ptr<StreamImage> image, Extent extent)
-      : image_(std::move(image)), extent_(extent) {}
-  ImageBytes(const ImageBytes&) = delete;
-  ImageBytes& operator=(const ImageBytes&) = delete;
-  ~ImageBytes() { image_->Release(extent_); }
+// A part of an image's memory that Python owns: once nobody has it, it is given back.
+struct ImageBytes {
+  std::shared_ptr<std::uint8_t> bytes;
+  std::size_t nbytes = 0;
 
-  py::buffer_info Buffer() const {
-    return {image_->Address(extent_.offset), static_cast<py::ssize_t>(extent_.nbytes)};
-  }
-
- private:
-  std::shared_ptr<StreamImage> image_;
-  Extent extent_;
+  py::buffer_info Buffer() const { return {bytes.get(), static_cast<py::ssize_t>(nbytes)}; }
 };
 
 using PythonPoll = std::optional<std::function<void(std::uint64_t)>>;
@@ -139,6 +129,7 @@ void BindReader(py::module_* m) {
       .def_readonly("nbytes", &ZipEntry::nbytes)
       .def_readonly("crc", &ZipEntry::crc)
       .def_readonly("stored", &ZipEntry::stored)
+      .def_readonly("deflated", &ZipEntry::deflated)
       .def_readonly("header_offset", &ZipEntry::header_offset);
 
   py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")
@@ -146,6 +137,7 @@ void BindReader(py::module_* m) {
            py::arg("progress"))
       .def_property_readonly("format", &StreamImage::format)
       .def_property_readonly("nbytes", &Nbytes)
+      .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)
       .def("code_nbytes", [](const StreamImage& image,
                              const Range& range) { return image.CodeNbytes(ToExtent(range)); })
       .def(
@@ -158,11 +150,11 @@ void BindReader(py::module_* m) {
       .def("read",
            [](StreamImage* image, const Range& range) {
              const Extent extent = ToExtent(range);
-             return py::bytes(reinterpret_cast<const char*>(image->Address(extent.offset)),
-                              extent.nbytes);
+             return py::bytes(reinterpret_cast<const char*>(image->Bytes(extent)), extent.nbytes);
            })
-      .def("take", [](const std::shared_ptr<StreamImage>& image, const Range& range) {
-        return std::make_unique<ImageBytes>(image, ToExtent(range));
+      .def("forget", [](StreamImage* image, const Range& range) { image->Forget(ToExtent(range)); })
+      .def("take", [](StreamImage* image, const Range& range) {
+        return ImageBytes{image->Take(ToExtent(range)), range.second};
       });
 
   py::class_<TarReader>(*m, "TarReader")

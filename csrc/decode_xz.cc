@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "error.h"
+#include "lzma_literal_decoder.h"
 
 namespace pyckpt::xz {
 namespace {
@@ -88,6 +89,8 @@ class XzBlockDecoder final : public BlockDecoder {
       throw Error::Corrupt("xz: a block's size is not what the index says", begin);
     }
     header.uncompressed_size = block.raw_nbytes;
+    const DecodedBlock decoded{static_cast<std::size_t>(block.raw_nbytes), (begin + nbytes) * 8, 0};
+    if (DecodeLiterals(file, begin, header, out)) return decoded;
     LimitDictionary(block.raw_nbytes, &filters);
     lzma_stream& coder = coder_.stream;
     Require(lzma_block_decoder(&coder, &header), "a block header", begin);
@@ -101,10 +104,34 @@ class XzBlockDecoder final : public BlockDecoder {
     if (coder.avail_in != 0 || coder.avail_out != 0) {
       throw Error::Corrupt("xz: a block's size is not what the index says", begin);
     }
-    return {static_cast<std::size_t>(block.raw_nbytes), (begin + nbytes) * 8, 0};
+    return decoded;
   }
 
  private:
+  // Our own way, for blocks of floats. False if the block is none of those, or if
+  // anything about it is wrong.
+  bool DecodeLiterals(Span file, std::uint64_t begin, const lzma_block& header, std::uint8_t* out) {
+    const lzma_filter* chain = header.filters;
+    if (chain[0].id != LZMA_FILTER_LZMA2 || chain[1].id != LZMA_VLI_UNKNOWN ||
+        static_cast<const lzma_options_lzma*>(chain[0].options)->dict_size != LZMA_DICT_SIZE_MIN) {
+      return false;
+    }
+    const std::uint64_t at = begin + header.header_size;
+    const std::size_t code_nbytes = header.compressed_size;
+    const std::uint64_t padding = PaddingTo(code_nbytes, 4);
+    const std::uint8_t* code = file.data + at;
+    const std::uint8_t* check = code + code_nbytes + padding;
+    // What Decode() has made sure of is that the block is inside the file.
+    if (file.nbytes - at - code_nbytes < Lzma2LiteralDecoder::kSlackNbytes) return false;
+    if (std::any_of(code + code_nbytes, check, [](std::uint8_t byte) { return byte != 0; }) ||
+        !literals_.Decode({code, code_nbytes}, out, header.uncompressed_size)) {
+      return false;
+    }
+    const std::size_t nbytes = header.uncompressed_size;
+    if (header.check == LZMA_CHECK_CRC32) return LoadLe32(check) == lzma_crc32(out, nbytes, 0);
+    return header.check == LZMA_CHECK_CRC64 && LoadLe64(check) == lzma_crc64(out, nbytes, 0);
+  }
+
   // A block refers to nothing before it, so a dictionary need not be larger.
   static void LimitDictionary(std::uint64_t raw_nbytes, Filters* filters) {
     for (const lzma_filter& filter : filters->chain) {
@@ -117,6 +144,7 @@ class XzBlockDecoder final : public BlockDecoder {
   }
 
   Coder coder_;
+  Lzma2LiteralDecoder literals_;
 };
 
 // Blocks check themselves, and the index was compared with the file when it was

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "anonymous_map.h"
@@ -22,19 +23,20 @@ constexpr std::uint64_t kUnitNbytes = std::uint64_t{1} << 20;
 class MappedImage final : public StreamImage {
  public:
   MappedImage(const std::string& path, const ReadOptions& options)
-      : StreamImage(options), map_(path, FileMap::Writes::kToCopy) {}
+      : StreamImage(options), map_(std::make_shared<FileMap>(path, FileMap::Writes::kToCopy)) {}
 
-  std::uint64_t nbytes() const override { return map_.bytes().nbytes; }
+  std::uint64_t nbytes() const override { return map_->bytes().nbytes; }
 
  protected:
-  std::uint8_t* base() const override { return map_.data(); }
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
 
  private:
-  FileMap map_;
+  std::shared_ptr<FileMap> map_;
 };
 
-std::unique_ptr<AnonymousMap> NewMap(std::uint64_t nbytes) {
-  auto map = std::make_unique<AnonymousMap>();
+std::shared_ptr<AnonymousMap> NewMap(std::uint64_t nbytes) {
+  auto map = std::make_shared<AnonymousMap>();
   if (nbytes != 0 && !map->Grow(nbytes)) {
     throw Error::Corrupt(
         "it claims " + std::to_string(nbytes) + " decompressed bytes, for which there is no room",
@@ -56,6 +58,7 @@ class ReadImage final : public StreamImage {
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
 
   void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
 
@@ -74,7 +77,7 @@ class ReadImage final : public StreamImage {
 
  private:
   FileSource source_;
-  std::unique_ptr<AnonymousMap> map_;
+  std::shared_ptr<AnonymousMap> map_;
   std::vector<std::uint8_t> present_;  // bool; bytes, so that threads share none
 };
 
@@ -135,6 +138,7 @@ class BlockImage final : public StreamImage {
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
 
   void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
 
@@ -185,7 +189,7 @@ class BlockImage final : public StreamImage {
   std::unique_ptr<FileMap> file_;
   std::unique_ptr<BlockStream> stream_;
   const char* format_;
-  std::unique_ptr<AnonymousMap> map_;
+  std::shared_ptr<AnonymousMap> map_;
   std::uint64_t nbytes_;
   std::vector<Presence> present_;
   std::vector<DecodedBlock> decoded_;  // of blocks that were
@@ -200,12 +204,13 @@ class OrderedImage : public StreamImage {
   const char* format() const override { return format_; }
   std::uint64_t CodeNbytes(Extent /*extent*/) const override { return 0; }
   std::uint64_t nbytes() const override { return ended_ ? nbytes_ : kUnknownNbytes; }
+  std::uint64_t placed_nbytes() const override { return nbytes_; }
 
   void Skip(std::uint64_t offset) override {
     while (nbytes_ < offset && !ended_) {
       const std::uint64_t before = nbytes_;
       Reach(std::min(offset, nbytes_ + kSkippedNbytes));
-      Release({before, std::min(offset, nbytes_) - before});
+      DropPages(base() + before, std::min(offset, nbytes_) - before);
     }
   }
 
@@ -220,15 +225,21 @@ class OrderedImage : public StreamImage {
   }
 
  protected:
-  std::uint8_t* base() const override { return map_.data(); }
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
   bool counts_fill() const override { return false; }
 
   bool Reach(std::uint64_t end) override {
-    if (failed_) std::rethrow_exception(failed_);
+    if (end <= nbytes_) return true;
+    if (failure_) throw Error(*failure_);
     try {
       while (nbytes_ < end && !ended_) ended_ = !Advance();
+    } catch (const Error& error) {
+      failure_ = error;
+      throw;
     } catch (...) {
-      failed_ = std::current_exception();
+      // Whatever poll has thrown is not kept: it may refer to the image's user.
+      failure_ = Error(ErrorKind::kArgument, "decoding was stopped before");
       throw;
     }
     return end <= nbytes_;
@@ -246,11 +257,16 @@ class OrderedImage : public StreamImage {
   std::uint8_t* Room(std::size_t nbytes) {
     // Pages that nobody has written to cost nothing: room may double.
     const std::size_t needed = nbytes_ + nbytes;
-    if (needed > map_.capacity() && !map_.Grow(std::max(needed, 2 * map_.capacity()))) {
-      throw Error::Corrupt(
-          "there is no room for more than " + std::to_string(nbytes_) + " decompressed bytes", 0);
+    if (needed > map_->capacity()) {
+      if (map_.use_count() != 1) {  // growing would move what was taken
+        throw Error(ErrorKind::kArgument, "bytes were taken before all that are wanted were there");
+      }
+      if (!map_->Grow(std::max(needed, 2 * map_->capacity()))) {
+        throw Error::Corrupt(
+            "there is no room for more than " + std::to_string(nbytes_) + " decompressed bytes", 0);
+      }
     }
-    return map_.data() + nbytes_;
+    return map_->data() + nbytes_;
   }
   void Grew(std::size_t nbytes) {
     nbytes_ += nbytes;
@@ -264,10 +280,10 @@ class OrderedImage : public StreamImage {
 
   std::unique_ptr<FileMap> file_;
   const char* format_;
-  AnonymousMap map_;
+  std::shared_ptr<AnonymousMap> map_ = std::make_shared<AnonymousMap>();
   std::uint64_t nbytes_ = 0;  // decoded so far
   bool ended_ = false;
-  std::exception_ptr failed_;
+  std::optional<Error> failure_;
 };
 
 // Decoded by one thread.
@@ -298,30 +314,17 @@ class UnplacedImage final : public OrderedImage {
       : OrderedImage(std::move(file), format, options),
         stream_(std::move(stream)),
         checker_(stream_->NewChecker()),
+        large_block_decoder_(stream_->NewDecoder()),
         wave_(kWaveOfThread * static_cast<std::size_t>(std::max(1, options.threads))) {}
 
  protected:
+  // One block, so that what is skipped need not be kept for long.
   bool Advance() override {
-    const auto& blocks = stream_->blocks();
-    const std::size_t count = std::min(wave_.size(), blocks.size() - next_);
-    RunParallel(
-        count, options().threads,
-        [this] {
-          const std::shared_ptr<BlockDecoder> decoder = stream_->NewDecoder();
-          return [this, decoder](std::size_t i) { Decode(decoder.get(), i); };
-        },
-        [this] { Poll(); });
-    for (std::size_t i = 0; i < count; ++i, ++next_) {
-      if (!checker_->Accepts(blocks[next_])) continue;
-      const Slot& slot = wave_[i];
-      if (slot.error) std::rethrow_exception(slot.error);
-      CodeBlock block = blocks[next_];
-      checker_->Append(block, slot.decoded);
-      const std::size_t nbytes = slot.decoded.raw_nbytes;
-      if (nbytes != 0) std::memcpy(Room(nbytes), slot.raw.data(), nbytes);
-      Grew(nbytes);
-    }
-    if (next_ != blocks.size()) return true;
+    if (next_ == wave_end_) DecodeWave();
+    const Slot& slot = wave_[next_ - wave_begin_];
+    const CodeBlock& block = stream_->blocks()[next_++];
+    if (checker_->Accepts(block)) Append(block, slot);
+    if (next_ != stream_->blocks().size()) return true;
     checker_->End();
     return false;
   }
@@ -329,12 +332,42 @@ class UnplacedImage final : public OrderedImage {
  private:
   // Long enough that threads seldom wait for the last of a wave.
   static constexpr std::size_t kWaveOfThread = 8;
+  // Blocks hold 900 kB, but runs of equal bytes can make 46 MB of them.
+  static constexpr std::uint64_t kMostWaitingNbytes = std::uint64_t{2} << 20;
 
   struct Slot {
     mutable Buffer raw;
     DecodedBlock decoded;
+    bool is_large = false;     // so it was not decoded
     std::exception_ptr error;  // means nothing until the block is accepted
   };
+
+  void DecodeWave() {
+    wave_begin_ = next_;
+    const std::size_t count = std::min(wave_.size(), stream_->blocks().size() - next_);
+    RunParallel(
+        count, options().threads,
+        [this] {
+          const std::shared_ptr<BlockDecoder> decoder = stream_->NewDecoder();
+          return [this, decoder](std::size_t i) { Decode(decoder.get(), i); };
+        },
+        [this] { Poll(); });
+    wave_end_ = next_ + count;
+  }
+
+  void Append(const CodeBlock& block, const Slot& slot) {
+    if (slot.error) std::rethrow_exception(slot.error);
+    DecodedBlock decoded = slot.decoded;
+    if (slot.is_large) {
+      const std::uint64_t nbytes = large_block_decoder_->RawNbytes(file(), block);
+      decoded = large_block_decoder_->Decode(file(), block, Room(nbytes), nbytes);
+      Poll();
+    } else if (decoded.raw_nbytes != 0) {
+      std::memcpy(Room(decoded.raw_nbytes), slot.raw.data(), decoded.raw_nbytes);
+    }
+    checker_->Append(block, decoded);
+    Grew(decoded.raw_nbytes);
+  }
 
   void Decode(BlockDecoder* decoder, std::size_t i) {
     Slot& slot = wave_[i];
@@ -342,6 +375,8 @@ class UnplacedImage final : public OrderedImage {
     try {
       const CodeBlock& block = stream_->blocks()[next_ + i];
       const std::uint64_t nbytes = decoder->RawNbytes(file(), block);
+      slot.is_large = nbytes > kMostWaitingNbytes;
+      if (slot.is_large) return;
       slot.decoded = decoder->Decode(file(), block, slot.raw.Reserve(nbytes), nbytes);
     } catch (const Error&) {
       slot.error = std::current_exception();
@@ -350,8 +385,11 @@ class UnplacedImage final : public OrderedImage {
 
   std::unique_ptr<BlockStream> stream_;
   std::unique_ptr<StreamChecker> checker_;
+  std::unique_ptr<BlockDecoder> large_block_decoder_;
   std::vector<Slot> wave_;
-  std::size_t next_ = 0;  // block
+  std::size_t next_ = 0;  // block; the slots are of those from wave_begin_ to wave_end_
+  std::size_t wave_begin_ = 0;
+  std::size_t wave_end_ = 0;
 };
 
 }  // namespace
@@ -464,8 +502,25 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   return result;
 }
 
-void StreamImage::Release(Extent extent) {
-  if (extent.nbytes != 0) DropPages(base() + extent.offset, extent.nbytes);
+const std::uint8_t* StreamImage::Bytes(Extent extent) const {
+  const std::uint64_t placed = placed_nbytes();
+  if (extent.offset > placed || extent.nbytes > placed - extent.offset) {
+    throw Error(ErrorKind::kArgument, "bytes were asked for that are not there");
+  }
+  return Address(extent.offset);
+}
+
+void StreamImage::Forget(Extent extent) {
+  const std::uint64_t placed = placed_nbytes();
+  if (extent.offset >= placed || extent.nbytes == 0) return;
+  DropPages(Address(extent.offset), std::min(extent.nbytes, placed - extent.offset));
+}
+
+std::shared_ptr<std::uint8_t> StreamImage::Take(Extent extent) {
+  Bytes(extent);
+  return {Address(extent.offset), [memory = memory(), nbytes = extent.nbytes](std::uint8_t* bytes) {
+            if (nbytes != 0) DropPages(bytes, nbytes);
+          }};
 }
 
 std::size_t StreamImage::UnitAt(std::uint64_t offset) const {

@@ -8,7 +8,8 @@
 //
 // Memory: what was asked for and is kept, in whole blocks, and for each thread a
 // decoder. Blocks that are only to be checked go through one buffer a thread. Of
-// blocks of unknown size (bzip2), 8 a thread wait decoded for their place.
+// blocks of unknown size (bzip2), 8 a thread of at most 2 MiB wait decoded for
+// their place; the rare larger one, of equal bytes, is decoded again in its turn.
 #ifndef PYCKPT_STREAM_IMAGE_H_
 #define PYCKPT_STREAM_IMAGE_H_
 
@@ -50,7 +51,7 @@ struct ReadOptions {
   std::function<void(std::uint64_t)> poll;
 };
 
-// One thread at a time, but for Release() and Address().
+// One thread at a time. What Take() returns may live and go on any thread.
 class StreamImage {
  public:
   // Throws Error::System for files that cannot be read, Error::Corrupt for broken
@@ -71,6 +72,9 @@ class StreamImage {
   // Of the stream; kUnknownNbytes until a stream of unknown size is decoded.
   virtual std::uint64_t nbytes() const = 0;
 
+  // How many bytes have a place: of a stream of unknown size as many as are decoded.
+  virtual std::uint64_t placed_nbytes() const { return nbytes(); }
+
   // Makes the bytes readable. False if the stream ends before they do.
   bool Require(Extent extent);
   // The same for many at once; throws Corrupt if the stream ends before one does.
@@ -87,8 +91,20 @@ class StreamImage {
   // whole stream.
   virtual std::vector<Damage> Finish() { return {}; }
 
-  // Gives the memory of the extent back; its bytes are no longer to be read.
-  void Release(Extent extent);
+  // The extent's bytes, once they are readable; of a stream that has not come so
+  // far it throws kArgument. Valid as long as what Address() returns.
+  const std::uint8_t* Bytes(Extent extent) const;
+
+  // The same, to keep. They stay where they are as long as
+  // the result lives, which keeps their memory alone and nothing else of the image;
+  // with the result they are lost, so each extent is to be taken once. While
+  // something is taken, a stream of unknown size decodes no more than there is room
+  // for: then it throws kArgument.
+  std::shared_ptr<std::uint8_t> Take(Extent extent);
+
+  // Gives back the memory of what is there of the extent, which will not be asked
+  // for again.
+  void Forget(Extent extent);
 
   // Where the byte at offset is, once it is readable. Stays so when no more is
   // required.
@@ -102,6 +118,8 @@ class StreamImage {
   explicit StreamImage(ReadOptions options) : options_(std::move(options)) {}
 
   virtual std::uint8_t* base() const = 0;
+  // What owns the memory at base().
+  virtual std::shared_ptr<const void> memory() const = 0;
   // Whether the stream has so many bytes; decodes as far where nobody knows.
   virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
   // Tells that the whole extent is about to be brought to its place.

@@ -22,10 +22,13 @@ constexpr std::uint64_t kEndNbytes = 22;
 constexpr std::uint64_t kEnd64Nbytes = 56;
 constexpr std::uint64_t kLocator64Nbytes = 20;
 constexpr std::uint64_t kMostCommentNbytes = 0xFFFF;
+// Of two million records with long names. It is kept as a whole.
+constexpr std::uint64_t kMostDirectoryNbytes = std::uint64_t{256} << 20;
 constexpr std::uint32_t kIn64 = 0xFFFFFFFF;
 constexpr std::uint16_t kCountIn64 = 0xFFFF;
 constexpr std::uint16_t kExtra64 = 1;
 constexpr std::uint16_t kEncrypted = 1;
+constexpr std::uint16_t kDeflated = 8;
 constexpr std::uint16_t kHasDescriptor = 8;
 
 std::uint64_t Load(const std::uint8_t* p, int nbytes) {
@@ -88,6 +91,9 @@ Directory FindDirectory(StreamImage* image, Extent zip) {
     Broken("its central directory does not end where the end record begins",
            zip.offset + end_offset);
   }
+  if (found.nbytes > kMostDirectoryNbytes) {
+    Broken("its central directory is absurdly large", zip.offset + end_offset);
+  }
   return found;
 }
 
@@ -133,15 +139,18 @@ std::vector<ZipEntry> ReadZipDirectory(StreamImage* image, Extent zip) {
     const std::uint8_t* name = p + kEntryNbytes;
     entry.name.assign(name, name + name_nbytes);
     entry.crc = Load32(p + 16);
-    std::uint64_t code_nbytes = Load32(p + 20);
+    entry.code_nbytes = Load32(p + 20);
     entry.nbytes = Load32(p + 24);
     entry.header_offset = Load32(p + 42);
-    ReadExtra64(name + name_nbytes, extra_nbytes, &entry.nbytes, &code_nbytes, &entry.header_offset,
-                at);
-    entry.stored = Load16(p + 10) == 0 && (Load16(p + 8) & kEncrypted) == 0;
-    if (entry.stored && code_nbytes != entry.nbytes) Broken("a stored record has two sizes", at);
+    ReadExtra64(name + name_nbytes, extra_nbytes, &entry.nbytes, &entry.code_nbytes,
+                &entry.header_offset, at);
+    const bool is_open = (Load16(p + 8) & kEncrypted) == 0;
+    entry.stored = Load16(p + 10) == 0 && is_open;
+    entry.deflated = Load16(p + 10) == kDeflated && is_open;
+    if (entry.stored && entry.code_nbytes != entry.nbytes)
+      Broken("a stored record has two sizes", at);
     if (entry.header_offset > directory.offset ||
-        code_nbytes > directory.offset - entry.header_offset) {
+        entry.code_nbytes > directory.offset - entry.header_offset) {
       Broken("record " + entry.name + " lies outside", at);
     }
     if (!names.insert(entry.name).second) Broken("it has " + entry.name + " twice", at);
@@ -181,14 +190,14 @@ std::vector<Extent> LocateZipData(StreamImage* image, const std::vector<ZipEntry
     }
     const std::uint64_t offset =
         entry.header_offset + kLocalNbytes + entry.name.size() + Load16(header + 28);
-    if (offset > entry.end_offset || (entry.stored && entry.nbytes > entry.end_offset - offset)) {
+    if (offset > entry.end_offset || entry.code_nbytes > entry.end_offset - offset) {
       Broken("record " + entry.name + " overlaps the next", entry.header_offset);
     }
     // With a descriptor the header need not know the checksum.
     if ((Load16(header + 6) & kHasDescriptor) == 0 && Load32(header + 14) != entry.crc) {
       Broken("record " + entry.name + " has two checksums", entry.header_offset);
     }
-    places.push_back({offset, entry.nbytes});
+    places.push_back({offset, entry.code_nbytes});
   }
   return places;
 }

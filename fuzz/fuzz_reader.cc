@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "error.h"
+#include "lzma_literal_decoder.h"
 #include "stream_image.h"
 #include "tar_reader.h"
 #include "zip_reader.h"
@@ -52,10 +53,9 @@ void ReadZip(StreamImage* image, Extent extent, bool keep) {
   const pyckpt::FillResult result = image->Fill(stored, keep, /*checksums=*/true);
   if (!keep || !result.damages.empty()) return;
   for (const Extent& place : stored) {
-    volatile std::uint8_t last =
-        place.nbytes == 0 ? 0 : image->Address(place.offset)[place.nbytes - 1];
+    const std::shared_ptr<std::uint8_t> bytes = image->Take(place);
+    volatile std::uint8_t last = place.nbytes == 0 ? 0 : bytes.get()[place.nbytes - 1];
     (void)last;
-    image->Release(place);
   }
 }
 
@@ -79,9 +79,23 @@ void Read(const std::string& path, bool mapped, bool keep) {
   if (image->nbytes() <= kMostNbytes) image->Finish();
 }
 
+// Blocks that hold such code are too large for what is tried here.
+void DecodeLiterals(const std::uint8_t* data, std::size_t nbytes) {
+  constexpr std::size_t kOutNbytes = 2000;
+  using Decoder = pyckpt::xz::Lzma2LiteralDecoder;
+  if (nbytes < Decoder::kSlackNbytes) return;
+  const std::vector<std::uint8_t> code(data, data + nbytes);  // with nothing behind it
+  std::vector<std::uint8_t> out(kOutNbytes);
+  static Decoder decoder;
+  for (const std::size_t out_nbytes : {std::size_t{3}, kOutNbytes}) {
+    decoder.Decode({code.data(), nbytes - Decoder::kSlackNbytes}, out.data(), out_nbytes);
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbytes) {
+  DecodeLiterals(data, nbytes);
   const std::string path = PathOf(data, nbytes);
   for (const bool mapped : {false, true}) {
     try {

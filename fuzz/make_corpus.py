@@ -37,6 +37,13 @@ def main() -> None:
     (CORPUS / "two.gz").write_bytes(gzip.compress(raw[:700], mtime=0) * 2)
     (CORPUS / "foreign.bz2").write_bytes(bz2.compress(raw))
     (CORPUS / "foreign.xz").write_bytes(lzma.compress(raw))
+    blocks = [lzma.compress(piece) for piece in (raw[:1536], raw[1536:])]
+    (CORPUS / "blocks.xz").write_bytes(b"".join(blocks))
+    floats = torch.randn(500, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
+    settings = {"id": lzma.FILTER_LZMA2, "dict_size": 4096, "lc": 2, "lp": 2, "pb": 0}
+    # Of xz, what of a stream is its only block's code. Other programs write some matches too.
+    literals = lzma.compress(floats, filters=[settings])[24:]
+    (CORPUS / "literals.lzma2").write_bytes(literals)
     (CORPUS / "foreign.lzma").write_bytes(lzma.compress(raw, format=lzma.FORMAT_ALONE))
 
 

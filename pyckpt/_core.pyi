@@ -77,7 +77,10 @@ class CorruptError(RuntimeError):
     """A file's bytes are none that a writer writes; the message ends with where."""
 
 class ImageBytes:
-    """Writable memory with bytes of an image, which is given back when this goes."""
+    """Writable memory with bytes of an image, which is given back when this goes.
+
+    It keeps that memory alone, not the image.
+    """
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -92,6 +95,8 @@ class ZipEntry:
     def crc(self) -> int: ...
     @property
     def stored(self) -> bool: ...
+    @property
+    def deflated(self) -> bool: ...
     @property
     def header_offset(self) -> int: ...
 
@@ -110,6 +115,9 @@ class StreamImage:
     def format(self) -> str: ...
     @property
     def nbytes(self) -> int | None: ...
+    @property
+    def placed_nbytes(self) -> int:
+        """Of a stream of unknown size: as many as are decoded."""
     def code_nbytes(self, range: tuple[int, int], /) -> int: ...
     def require(self, range: tuple[int, int], /) -> bool: ...
     def skip(self, offset: int, /) -> None: ...
@@ -119,8 +127,14 @@ class StreamImage:
     def finish(self) -> list[tuple[int, int, int, str]]: ...
     def read(self, range: tuple[int, int], /) -> bytes:
         """A copy of bytes that were required."""
+    def forget(self, range: tuple[int, int], /) -> None:
+        """Gives back the memory of what will not be asked for again."""
     def take(self, range: tuple[int, int], /) -> ImageBytes:
-        """The bytes themselves, once for each range; they are lost when the result goes."""
+        """The bytes themselves, once for each range; they are lost when the result goes.
+
+        To be called once all is decoded that is wanted: of a stream of unknown size nothing more
+        may be, as long as a result lives, if that would move its memory.
+        """
 
 class TarReader:
     def __init__(self, image: StreamImage, /) -> None: ...

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,7 @@ _START_NBYTES = 32
 _ZIP_MAGIC = b"PK\3\4"
 _LEGACY_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 _HEADER_NBYTES = 30  # of a zip record's local header, before the name
-# More than any file has, and less than what overflows when something is added.
-_END = 1 << 60
+_STEP_NBYTES = 64 << 20  # of a stream that may turn out to be of any size
 
 
 class Contents(enum.Enum):
@@ -100,12 +100,18 @@ class Damage:
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """One record of torch's zip file, named without its root folder: ``data/0``."""
+    """One record of torch's zip file, named without its root folder: ``data/0``.
+
+    Attributes:
+        nbytes: Once it is decompressed, if it is not ``stored`` as it is.
+        deflated: Whether it is compressed as most zip files are.
+    """
 
     name: str
     nbytes: int
     crc: int
     stored: bool
+    deflated: bool
     entry: _core.ZipEntry
 
     @property
@@ -148,7 +154,7 @@ class ArchiveReader:
                 os.fsencode(path),
                 threads=num_threads or default_threads(),
                 mapped=mapped,
-                progress=None if report is None else self._report,
+                progress=None if report is None else _weakly(self._report),
             )
         self.mapped = mapped and not self.image.format
         self.is_tar = self.contents(0) is Contents.OTHER
@@ -190,11 +196,18 @@ class ArchiveReader:
         raise CorruptArchiveError(f"{self.path} has no member {name!r}", path=str(self.path))
 
     def whole(self) -> Member:
-        """The file itself, as if it were a member without a name."""
-        with self.corruption():
-            if self.image.nbytes is None:
-                self.image.require((0, _END))
-        assert self.image.nbytes is not None
+        """The file itself, as if it were a member without a name.
+
+        Raises:
+            CheckpointError: It needs more memory than there is: all of a stream whose size nobody
+                knows is decoded and kept.
+        """
+        nbytes = 0
+        while self.image.nbytes is None:
+            require_memory(_STEP_NBYTES, self.path)
+            nbytes += _STEP_NBYTES
+            with self.corruption():
+                self.image.require((0, nbytes))
         return Member("", "0", 0, 0, self.image.nbytes)
 
     def contents(self, offset: int) -> Contents:
@@ -207,11 +220,15 @@ class ArchiveReader:
             return Contents.TORCH_ZIP
         return Contents.TORCH_LEGACY if _LEGACY_MAGIC in start else Contents.OTHER
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """A copy of bytes of the decompressed stream."""
+    def require(self, offset: int, nbytes: int) -> None:
+        """Decodes bytes of the stream."""
         with self.corruption():
             if not self.image.require((offset, nbytes)):
                 raise _core.CorruptError(f"it ends before its byte {offset + nbytes}")
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """A copy of bytes of the decompressed stream."""
+        self.require(offset, nbytes)
         return self.image.read((offset, nbytes))
 
     def take(self, offset: int, nbytes: int) -> _core.ImageBytes:
@@ -219,9 +236,7 @@ class ArchiveReader:
 
         When the result goes, so do they.
         """
-        with self.corruption():
-            if not self.image.require((offset, nbytes)):
-                raise _core.CorruptError(f"it ends before its byte {offset + nbytes}")
+        self.require(offset, nbytes)
         return self.image.take((offset, nbytes))
 
     def fill(
@@ -244,12 +259,21 @@ class ArchiveReader:
         with self.corruption():
             return [Damage(*one) for one in self.image.finish()]
 
-    def ends_here(self) -> bool:
-        """Whether nothing follows the member that ``members()`` told of last."""
-        if self._tar is None:
-            return True
-        with self.corruption():
-            return self._tar.next() is None
+    def check_rest(self) -> None:
+        """Compares the checksums of the whole, if the member that was found is all there is.
+
+        To be called when its bytes are decoded, and before they are taken: all that follows is
+        decoded now, and later it could move them.
+        """
+        if self._tar is not None:
+            with self.corruption():
+                if self._tar.next() is not None:
+                    return
+        damages = self.finish()
+        if damages:
+            raise CorruptArchiveError(
+                f"{self.path} is damaged: {describe(damages[0])}", path=str(self.path)
+            )
 
     def tar_end(self) -> int:
         """What offset the tar ends at, behind its first block of zeros, once all members are
@@ -257,14 +281,20 @@ class ArchiveReader:
         assert self._tar is not None
         return self._tar.offset
 
-    def read_up_to(self, offset: int, nbytes: int) -> bytes:
-        """Bytes of the decompressed stream; fewer where it ends."""
+    def read_once(self, offset: int, nbytes: int) -> bytes:
+        """Bytes that nobody asks for again; fewer where the stream ends."""
         with self.corruption():
             if not self.image.require((offset, nbytes)):
                 assert self.image.nbytes is not None  # known, now that the end was reached
                 nbytes = max(0, self.image.nbytes - offset)
                 self.image.require((offset, nbytes))
-        return self.image.read((offset, nbytes))
+        data = self.image.read((offset, nbytes)) if nbytes else b""
+        self.image.forget((offset, nbytes))
+        return data
+
+    def forget(self, member: Member) -> None:
+        """Gives back the memory of a member that nobody asks for again."""
+        self.image.forget((member.offset, member.nbytes))
 
     def code_nbytes(self, record: StoredRecord) -> int | None:
         """About how many bytes of the file hold a record; None where blocks have no places."""
@@ -307,7 +337,12 @@ class TorchFile:
         root = names[0].partition("/")[0] + "/" if names else ""
         self.records = {
             name.removeprefix(root): StoredRecord(
-                name.removeprefix(root), entry.nbytes, entry.crc, entry.stored, entry
+                name.removeprefix(root),
+                entry.nbytes,
+                entry.crc,
+                entry.stored,
+                entry.deflated,
+                entry,
             )
             for name, entry in zip(names, entries, strict=True)
         }
@@ -322,7 +357,7 @@ class TorchFile:
         )
 
     def locate(self, records: Sequence[StoredRecord]) -> list[tuple[int, int]]:
-        """Where the bytes of records lie in the stream: (offset, nbytes)."""
+        """Where records lie in the stream, compressed if they are so: (offset, nbytes)."""
         with self.reader.corruption():
             return _core.locate_zip_data(self.reader.image, [record.entry for record in records])
 
@@ -349,11 +384,13 @@ class TorchFile:
 
         Raises:
             CorruptArchiveError: There is none of that name, or its checksum is another.
+            CheckpointError: It needs more memory than there is.
         """
         record = self.records.get(name)
         path = self.reader.path
         if record is None:
             raise CorruptArchiveError(f"{path} has no record {name!r}", path=str(path))
+        require_memory(2 * record.nbytes, path)  # there, and copied
         [place] = self.locate([record])
         [crc], damages = self.reader.fill([place], keep=True, checksums=verify)
         if damages:
@@ -365,6 +402,17 @@ class TorchFile:
                 f"{path} is damaged in record {name!r}: its checksum is another", path=str(path)
             )
         return self.reader.image.read(place)
+
+
+def _weakly(method: Callable[[int], None]) -> Callable[[int], None]:
+    """The method, for the core to keep: Python sees no cycle that leads through the core."""
+    reference = weakref.WeakMethod(method)
+
+    def call(done: int) -> None:
+        if (target := reference()) is not None:
+            target(done)
+
+    return call
 
 
 def describe(damage: Damage) -> str:

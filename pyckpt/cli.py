@@ -46,12 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except CorruptArchiveError as error:
         return _complain(error, _DAMAGED)
     except (CheckpointError, OSError) as error:
         return _complain(error, _FAILED)
     except KeyboardInterrupt:
         return _complain("stopped", _STOPPED)
+    except Exception as error:  # or Python would leave with the code of a damaged file
+        return _complain(f"{type(error).__name__}: {error}", _FAILED)
     return code
 
 
@@ -138,7 +141,8 @@ def _ls(options: argparse.Namespace) -> int:
             _print_tensors(member)
         else:
             kind = "d" if member.is_directory else "-"
-            print(f"{kind} {member.nbytes:>16,} {len(member.tensors):>8,} tensors  {member.name}")
+            name = _printable(member.name)
+            print(f"{kind} {member.nbytes:>16,} {len(member.tensors):>8,} tensors  {name}")
     return 0
 
 
@@ -148,7 +152,13 @@ def _print_tensors(member: MemberInfo) -> None:
         code = "?" if entry.code_nbytes is None else f"{entry.code_nbytes:,}"
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        print(f"{dtype:>10} {shape:>20} {tensor.nbytes:>15,} {code:>15}  {tensor.key_path}")
+        path = _printable(tensor.key_path)
+        print(f"{dtype:>10} {shape:>20} {tensor.nbytes:>15,} {code:>15}  {path}")
+
+
+def _printable(name: str) -> str:
+    """A name out of a file: what would steer the terminal, or cannot be encoded, is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _as_json(info: ArchiveInfo) -> dict[str, Any]:
@@ -234,7 +244,7 @@ def _extract(options: argparse.Namespace) -> int:
         members=options.members or None,
         num_threads=options.threads,
     ):
-        print(path)
+        print(_printable(str(path)))
     return 0
 
 

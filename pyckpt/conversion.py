@@ -146,6 +146,7 @@ def _segments(
         return [_segment(reader, member.offset, member.nbytes, 1)]
     if headers.image.nbytes is None:
         element_nbytes = _usual_element_nbytes(headers, member)
+        headers.forget(member)
         return [_segment(reader, member.offset, member.nbytes, element_nbytes)]
     file = TorchFile(headers, member)
     sizes = _element_sizes(file.read("data.pkl")) if file.is_plain else {}
@@ -204,5 +205,6 @@ class _ImageReader:
     def read(self, offset: int, nbytes: int, address: int) -> None:
         with self._lock:
             piece = self._reader.take(self._offset + offset, nbytes)
-        source = (ctypes.c_uint8 * nbytes).from_buffer(piece)
-        ctypes.memmove(address, source, nbytes)
+            # Before another thread decodes more, which may move it.
+            ctypes.memmove(address, (ctypes.c_uint8 * nbytes).from_buffer(piece), nbytes)
+            del piece

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
+from pyckpt.admitted_types import admitted
 from pyckpt.archive import STATES_MEMBER, ArchiveWriter
 from pyckpt.archive_reader import ArchiveReader
 from pyckpt.distributed import Ranks, together
@@ -285,9 +285,5 @@ def _admitted_types() -> Iterator[None]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    types = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
-        yield
-        return
-    with torch.serialization.safe_globals(types):
+    with admitted([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
         yield

@@ -1,12 +1,11 @@
 """The object out of torch's zip file: the mirror of serialization.
 
 Storages are made of the memory that the archive was decoded to, so no tensor is copied. All of
-them are there, and their checksums compared, before the pickle is run.
+them are there, and all checksums compared, before the pickle is run.
 """
 
 from __future__ import annotations
 
-import datetime
 import io
 import pickle
 import struct
@@ -20,6 +19,7 @@ import torch
 from torch import _weights_only_unpickler as weights_only_unpickler
 from torch.serialization import default_restore_location
 
+from pyckpt.admitted_types import admitted, state_types
 from pyckpt.archive_reader import ArchiveReader, Damage, StoredRecord, TorchFile, describe
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.key_paths import matches
@@ -28,7 +28,6 @@ from pyckpt.tensor_index import TensorInfo, tensors_in
 
 __all__ = [
     "BrokenRecord",
-    "allowed_types",
     "broken_records",
     "can_deserialize",
     "deserialize",
@@ -62,7 +61,8 @@ def deserialize(
     Args:
         map_location: As in torch.load.
         weights_only: As in torch.load.
-        verify: Whether to compare checksums.
+        verify: Whether to compare checksums: those of the records, and without ``keys`` those of
+            the archive, if it holds nothing else.
         keys: Globs over key paths. Of tensors whose path, or a part that it begins with, matches
             none, the object has stand-ins without data (device ``meta``).
 
@@ -75,21 +75,30 @@ def deserialize(
     if keys is not None:
         wanted = {t.storage.key for t in _tensors(file, data) if matches(t.key_path, keys)}
         records = [r for r in records if r.name.removeprefix(_STORAGES) in wanted]
-    storages = _read_storages(file, records, data, verify)
+    places = _decode_storages(file, records, data, verify)
+    if verify and keys is None:
+        file.reader.check_rest()
+    storages = {
+        record.name.removeprefix(_STORAGES): _storage(file.reader, place)
+        for record, place in zip(records, places, strict=True)
+    }
     storage_of = _StorageOf(file, storages, _restorer(map_location), partly=keys is not None)
     unpickler: Any = (_WeightsUnpickler if weights_only else _AnyUnpickler)(
         io.BytesIO(data), storage_of
     )
     try:
-        with _rebuilding_at(map_location), allowed_types(weights_only):
+        with _rebuilding_at(map_location), admitted(state_types() if weights_only else []):
             obj = unpickler.load()
             torch._utils._validate_loaded_sparse_tensors()
+        storage_of.check_sizes()
     except pickle.UnpicklingError as error:
         if not weights_only:
             raise
         raise pickle.UnpicklingError(
             f"{file.reader.path}: {error} (weights_only=False admits it, and runs what it says)"
         ) from error
+    except CorruptArchiveError:
+        raise
     except _BROKEN as error:
         # Checksums are those of what was written: this was no pickle of torch.save to begin with.
         if not weights_only or error is storage_of.error:
@@ -122,10 +131,10 @@ def _tensors(file: TorchFile, data: bytes) -> list[TensorInfo]:
         raise CorruptArchiveError(f"{path} has a broken pickle: {error}", path=str(path)) from error
 
 
-def _read_storages(
+def _decode_storages(
     file: TorchFile, records: Sequence[StoredRecord], data: bytes, verify: bool
-) -> dict[str, torch.UntypedStorage]:
-    """Storages by their keys in the pickle."""
+) -> list[tuple[int, int]]:
+    """Where the bytes of the records are in the stream, once they are there and right."""
     places = file.locate(records)
     nbytes = sum(nbytes for _, nbytes in places)
     if not file.reader.mapped:
@@ -138,10 +147,7 @@ def _read_storages(
         report = _damage_report(broken, data)
         path = file.reader.path
         raise CorruptArchiveError(f"{path} is damaged: {report}", path=str(path))
-    return {
-        record.name.removeprefix(_STORAGES): _storage(file.reader, place)
-        for record, place in zip(records, places, strict=True)
-    }
+    return places
 
 
 def _storage(reader: ArchiveReader, place: tuple[int, int]) -> torch.UntypedStorage:
@@ -195,10 +201,8 @@ def _damage_report(broken: Sequence[BrokenRecord], data: bytes) -> str:
     lines = []
     for one in broken[:_MOST_NAMED]:
         key = one.record.name.removeprefix(_STORAGES)
-        names = [
-            f"{t.key_path!r} ({t.dtype}, {list(t.shape)})" for t in tensors if t.storage.key == key
-        ]
-        what = "tensor " + " and ".join(names[:_MOST_NAMED]) if names else "a record"
+        names = [str(tensor) for tensor in tensors if tensor.storage.key == key]
+        what = " and ".join(names[:_MOST_NAMED]) or "a record"
         lines.append(f"{what} in {one.record.name!r}: {one}")
     if len(broken) > _MOST_NAMED:
         lines.append(f"and {len(broken) - _MOST_NAMED} more")
@@ -248,6 +252,7 @@ class _StorageOf:
         self._restore = restore
         self._partly = partly
         self._done: dict[str, torch.storage.TypedStorage] = {}
+        self._nbytes: dict[str, int] = {}
 
     def __call__(self, saved_id: Any) -> torch.storage.TypedStorage:
         kind, storage_type, key, location, numel = saved_id
@@ -274,7 +279,21 @@ class _StorageOf:
                 raise
         typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         self._done[key] = typed
+        self._nbytes[key] = restored.nbytes()
         return typed
+
+    def check_sizes(self) -> None:
+        """Finds storages that grew: torch makes them as long as a tensor's shape says.
+
+        Raises:
+            CorruptArchiveError: There is one, so a tensor has bytes that nobody saved.
+        """
+        for key, typed in self._done.items():
+            if typed._untyped_storage.nbytes() > self._nbytes[key]:
+                raise CorruptArchiveError(
+                    f"{self._path} has a tensor that is larger than its storage {key!r}",
+                    path=str(self._path),
+                )
 
 
 class _WeightsUnpickler(weights_only_unpickler.Unpickler):
@@ -314,32 +333,3 @@ def _rebuilding_at(map_location: Any) -> Iterator[None]:
         yield
     finally:
         local.map_location = None
-
-
-@contextmanager
-def allowed_types(weights_only: bool) -> Iterator[None]:
-    """Lets torch's weights_only loader build the plain types that a training state holds."""
-    if not weights_only or not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
-        yield
-        return
-    with torch.serialization.safe_globals(_state_types()):
-        yield
-
-
-def _state_types() -> list[Any]:
-    # Composer's metadata holds torch's version, a kind of str.
-    types: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
-    try:
-        import numpy as np
-    except ImportError:
-        return types
-    reconstruct = np.ndarray(0).__reduce__()[0]
-    # The pickle names the module of the numpy that wrote it; it moved in numpy 2.
-    names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-    return [
-        *types,
-        np.ndarray,
-        np.dtype,
-        type(np.dtype(np.uint32)),
-        *((reconstruct, name) for name in names),
-    ]

@@ -74,9 +74,10 @@ def extract(
 
 
 def _make_folder(folder: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
+    # Before anything is made there.
     if not target.resolve().is_relative_to(folder.resolve()):
         raise FileExistsError(f"{target} leads out of {folder}")
+    target.mkdir(parents=True, exist_ok=True)
 
 
 def _write(reader: ArchiveReader, member: Member, target: Path) -> None:
@@ -102,7 +103,7 @@ def extract_tensor(
     options: dict[str, Any] = {} if member is None else {"member": member}
     node = load(path, keys=_literally(key_path), num_threads=num_threads, **options)
     # All that is left of the object is the way to the tensor.
-    while isinstance(node, dict | list) and len(node) == 1:
+    while isinstance(node, dict | list | tuple) and len(node) == 1:
         [node] = node.values() if isinstance(node, dict) else node
     if not isinstance(node, torch.Tensor):
         raise OptionError(f"{key_path!r} is no tensor in {path}")

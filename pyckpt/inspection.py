@@ -85,6 +85,7 @@ def _member_info(reader: ArchiveReader, member: Member) -> MemberInfo:
         file = TorchFile(reader, member)
         records = tuple(file.records.values())
         tensors = tuple(_tensor_entries(file))
+        reader.forget(member)
     return MemberInfo(member.name, member.type == "5", member.nbytes, records, tensors)
 
 

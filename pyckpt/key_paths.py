@@ -57,14 +57,15 @@ def matches(path: str, globs: Sequence[str]) -> bool:
 
 
 def only(tree: Any, globs: Sequence[str]) -> Any:
-    """What globs name of ``tree``, in the dicts and lists that hold it. ``tree`` stays as it is.
+    """What globs name of ``tree``, in the dicts, lists and tuples that hold it.
 
-    Globs are as in :func:`without_ignored`; lists lose what is not named.
+    ``tree`` stays as it is. Globs are as in :func:`without_ignored`; lists lose what is not named,
+    and so do tuples.
 
     Raises:
         OptionError: A glob matches nothing.
     """
-    paths = list(_paths(tree))
+    paths = list(_paths(tree, _LISTS_AND_TUPLES))
     kept: set[str] = set()
     for glob in globs:
         named = fnmatch.filter(paths, glob)
@@ -75,27 +76,33 @@ def only(tree: Any, globs: Sequence[str]) -> Any:
     for path in kept:
         parts = path.split("/")
         left.update("/".join(parts[:n]) for n in range(1, len(parts)))
-    return _copy_without(tree, set(paths) - left)
+    return _copy_without(tree, set(paths) - left, _LISTS_AND_TUPLES)
 
 
-def _paths(node: Any, prefix: str = "") -> Iterator[str]:
+_LISTS = (list,)  # what globs look into besides dicts
+_LISTS_AND_TUPLES = (list, tuple)
+
+
+def _paths(node: Any, kinds: tuple[type, ...] = _LISTS, prefix: str = "") -> Iterator[str]:
     """Of all that lies below ``node``."""
-    for key, value in _items(node):
+    for key, value in _items(node, kinds):
         path = f"{prefix}{key}"
         yield path
-        yield from _paths(value, f"{path}/")
+        yield from _paths(value, kinds, f"{path}/")
 
 
-def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+def _items(node: Any, kinds: tuple[type, ...]) -> Iterable[tuple[Any, Any]]:
     if isinstance(node, dict):
         return node.items()
-    if type(node) is list:
+    if type(node) in kinds:
         return enumerate(node)
     return ()
 
 
-def _copy_without(node: Any, removed: Container[str], prefix: str = "") -> Any:
-    """Copies dicts and lists, less the paths that are removed."""
+def _copy_without(
+    node: Any, removed: Container[str], kinds: tuple[type, ...] = _LISTS, prefix: str = ""
+) -> Any:
+    """Copies dicts and what is of ``kinds``, less the paths that are removed."""
     if isinstance(node, dict):
         out = copy.copy(node)  # keeps the class and its attributes
         for key, value in node.items():
@@ -103,12 +110,12 @@ def _copy_without(node: Any, removed: Container[str], prefix: str = "") -> Any:
             if path in removed:
                 del out[key]
             else:
-                out[key] = _copy_without(value, removed, f"{path}/")
+                out[key] = _copy_without(value, removed, kinds, f"{path}/")
         return out
-    if type(node) is list:
-        return [
-            _copy_without(value, removed, f"{prefix}{index}/")
+    if type(node) in kinds:
+        return type(node)(
+            _copy_without(value, removed, kinds, f"{prefix}{index}/")
             for index, value in enumerate(node)
             if f"{prefix}{index}" not in removed
-        ]
+        )
     return node

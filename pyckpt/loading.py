@@ -13,17 +13,20 @@ from typing import Any
 
 import torch
 
+from pyckpt.admitted_types import admitted, state_types
 from pyckpt.archive import STATES_MEMBER
-from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile, describe
-from pyckpt.deserialization import allowed_types, can_deserialize, deserialize
+from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile
+from pyckpt.deserialization import can_deserialize, deserialize
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
+from pyckpt.lost_tensors import lost_tensors
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook, reporting
 
 __all__ = ["load"]
 
 _COPY_NBYTES = 1 << 20
+_MOST_NAMED = 5
 
 
 def load(
@@ -98,30 +101,44 @@ def _load(
     contents = reader.contents(found.offset)
     if contents is Contents.OTHER:
         raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
-    file = TorchFile(reader, found) if contents is Contents.TORCH_ZIP else None
+    file = _torch_file(reader, found) if contents is Contents.TORCH_ZIP else None
     if file is not None and can_deserialize(file):
-        obj = deserialize(
+        return deserialize(
             file,
             map_location=map_location,
             weights_only=weights_only,
             verify=verify,
             keys=keys,
         )
-    else:
-        obj = _load_by_torch(reader, found, map_location, weights_only, verify)
-    if verify and keys is None and reader.ends_here():
-        damages = reader.finish()
-        if damages:
-            raise CorruptArchiveError(f"{path} is damaged: {describe(damages[0])}", path=str(path))
-    return obj
+    return _load_by_torch(reader, found, map_location, weights_only, verify, whole=keys is None)
+
+
+def _torch_file(reader: ArchiveReader, member: Member) -> TorchFile:
+    try:
+        return TorchFile(reader, member)
+    except CorruptArchiveError as error:
+        lost = [] if reader.image.nbytes is not None else lost_tensors(reader, member)
+        if not lost:
+            raise
+        names = ", ".join(map(str, lost[:_MOST_NAMED]))
+        raise CorruptArchiveError(f"{error}; lost from {names} on", path=error.path) from error
 
 
 def _load_by_torch(
-    reader: ArchiveReader, member: Member, map_location: Any, weights_only: bool, verify: bool
+    reader: ArchiveReader,
+    member: Member,
+    map_location: Any,
+    weights_only: bool,
+    verify: bool,
+    *,
+    whole: bool,
 ) -> Any:
     """What torch.save seldom writes: its format before 1.6, TorchScript, another byte order."""
     path = reader.path
-    file = io.BufferedReader(_MemberFile(reader, member), _COPY_NBYTES)
+    reader.require(member.offset, member.nbytes)
+    if verify and whole:
+        reader.check_rest()
+    file = io.BufferedReader(_BytesFile(reader.take(member.offset, member.nbytes)), _COPY_NBYTES)
     if verify and reader.contents(member.offset) is Contents.TORCH_ZIP:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -132,7 +149,7 @@ def _load_by_torch(
             raise CorruptArchiveError(f"{path} is damaged in record {damaged!r}", path=str(path))
         file.seek(0)
     try:
-        with allowed_types(weights_only):
+        with admitted(state_types() if weights_only else []):
             return torch.load(file, map_location=map_location, weights_only=weights_only)
     except RuntimeError as error:
         if "PytorchStreamReader" not in str(error):  # torch's zip reader
@@ -153,14 +170,11 @@ _BROKEN = (
 )
 
 
-class _MemberFile(io.RawIOBase):
-    """A member as a file to read."""
+class _BytesFile(io.RawIOBase):
+    """Bytes in memory as a file to read."""
 
-    def __init__(self, reader: ArchiveReader, member: Member) -> None:
-        # Decoded once, all of it, for as long as the file is there.
-        with reader.corruption():
-            reader.image.require((member.offset, member.nbytes))
-        self._bytes = memoryview(reader.image.take((member.offset, member.nbytes)))
+    def __init__(self, data: Any) -> None:
+        self._bytes = memoryview(data)
         self._position = 0
 
     def readable(self) -> bool:

@@ -6,6 +6,7 @@ would be called is noted with its arguments. So any pickle can be looked at, who
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 from collections.abc import Iterator
@@ -59,6 +60,9 @@ class TensorInfo:
         for n in self.shape:
             nbytes *= n
         return nbytes
+
+    def __str__(self) -> str:
+        return f"tensor {self.key_path!r} ({self.dtype}, {list(self.shape)})"
 
 
 def tensors_in(data: bytes) -> list[TensorInfo]:
@@ -144,6 +148,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+@functools.cache
 def _storage_dtypes() -> dict[str, torch.dtype]:
     """The type of each class that stands for one in a pickle, such as torch.FloatStorage."""
     dtypes = {name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}

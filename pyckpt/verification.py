@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyckpt import _core
-from pyckpt.archive_reader import ArchiveReader, Contents, Member, TorchFile, describe
+from pyckpt.archive_reader import (
+    ArchiveReader,
+    Contents,
+    Member,
+    StoredRecord,
+    TorchFile,
+    describe,
+)
 from pyckpt.deserialization import broken_records
 from pyckpt.errors import CorruptArchiveError
+from pyckpt.lost_tensors import lost_tensors
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
@@ -29,7 +38,8 @@ class Problem:
         message: What is wrong.
         member: In which member of the tar; None for the file as a whole.
         record: In which record of torch's zip file.
-        tensors: Whose bytes are damaged.
+        tensors: Whose bytes are damaged; in a stream that cannot be decoded further those with
+            which the loss begins.
         offset: Where, in the decompressed stream; None where that makes no sense.
     """
 
@@ -42,7 +52,7 @@ class Problem:
     def __str__(self) -> str:
         parts = [f"member {self.member!r}"] if self.member else []
         parts += [f"record {self.record!r}"] if self.record else []
-        parts += [f"tensor {t.key_path!r} ({t.dtype}, {list(t.shape)})" for t in self.tensors]
+        parts += [str(tensor) for tensor in self.tensors]
         parts += [f"offset {self.offset}"] if self.offset is not None else []
         return f"{', '.join(parts)}: {self.message}" if parts else self.message
 
@@ -125,7 +135,9 @@ def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
             _verify_torch_file(reader, reader.whole(), report)
         _verify_stream(reader, report)
     except CorruptArchiveError as error:
-        report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
+        # A stream that cannot be decoded further says so each time.
+        if not any(str(error.__cause__) in problem.message for problem in report.problems):
+            report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
     return report
 
 
@@ -145,21 +157,31 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
             try:
                 _verify_torch_file(reader, member, report)
             except CorruptArchiveError as error:
-                message = str(error).removeprefix(f"{reader.path} ")
-                report.problems.append(Problem(message, name, offset=member.offset))
+                report.problems.append(_broken_file(reader, member, error))
+            reader.forget(member)
     _verify_behind_tar(reader, report)
 
 
 def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
     file = TorchFile(reader, member)
     located, wrong = file.locate_whole(list(file.records.values()))
+    for name in list(located):
+        record = file.records[name]
+        if not record.stored:
+            message = _compressed_problem(reader, record, located.pop(name))
+            if message is not None:
+                wrong[name] = message
     records = [file.records[name] for name in located]
     places = list(located.values())
     crcs, damages = reader.fill(places, keep=False, checksums=True)
     broken = broken_records(places, crcs, records, damages)
-    report.records += len(records)
-    report.nbytes += sum(nbytes for _, nbytes in places)
-    report.unchecked += [f"{member.name}:{r.name}" for r in records if not r.has_checksum]
+    report.records += len(file.records)
+    report.nbytes += sum(record.nbytes for record in file.records.values())
+    report.unchecked += [
+        f"{member.name}:{record.name}"
+        for record in file.records.values()
+        if not record.has_checksum or not (record.stored or record.deflated)
+    ]
     found: list[tuple[str, str, int | None]] = [
         (name, message, None) for name, message in wrong.items()
     ]
@@ -168,6 +190,41 @@ def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) ->
     for name, message, offset in found:
         hit = tuple(t for t in tensors if f"data/{t.storage.key}" == name)
         report.problems.append(Problem(message, member.name or None, name, hit, offset))
+
+
+def _compressed_problem(
+    reader: ArchiveReader, record: StoredRecord, place: tuple[int, int]
+) -> str | None:
+    """What is wrong with a record that is compressed inside the zip file, as TorchScript's are."""
+    if not record.deflated:
+        return None  # by no program that writes checkpoints; the report has it as unchecked
+    offset, left = place
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    crc = nbytes = 0
+    try:
+        while left and not inflater.eof and nbytes <= record.nbytes:
+            code = reader.read_once(offset, min(left, _PIECE_NBYTES))
+            offset, left = offset + len(code), left - len(code)
+            while code and nbytes <= record.nbytes:
+                raw = inflater.decompress(code, _PIECE_NBYTES)
+                crc, nbytes = zlib.crc32(raw, crc), nbytes + len(raw)
+                code = inflater.unconsumed_tail
+    except zlib.error as error:
+        return f"its code is damaged: {error}"
+    except CorruptArchiveError as error:
+        return str(error).removeprefix(f"{reader.path} ")
+    if nbytes != record.nbytes or left or not inflater.eof:
+        return "its size is another"
+    return None if not record.has_checksum or crc == record.crc else "its checksum is another"
+
+
+def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveError) -> Problem:
+    """A file of torch's that is not even as whole as to list its records."""
+    message = str(error).removeprefix(f"{reader.path} ")
+    if reader.image.nbytes is not None:
+        return Problem(message, member.name, offset=member.offset)
+    tensors = tuple(lost_tensors(reader, member))
+    return Problem(message, member.name, tensors=tensors, offset=reader.image.placed_nbytes)
 
 
 def _tensors(file: TorchFile) -> list[TensorInfo]:
@@ -180,14 +237,15 @@ def _tensors(file: TorchFile) -> list[TensorInfo]:
 def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
     """Zeros, and in a gzip file perhaps the chunk index."""
     at = reader.tar_end()
-    while piece := reader.read_up_to(at, _PIECE_NBYTES):
-        stripped = piece.lstrip(b"\0")
-        at += len(piece) - len(stripped)
-        if stripped:
-            rest = reader.read_up_to(at, _PIECE_NBYTES)
+    while piece := reader.read_once(at, _PIECE_NBYTES):
+        at += len(piece)
+        rest = piece.lstrip(b"\0")
+        if rest:
+            begin = at - len(rest)
+            rest += reader.read_once(at, _PIECE_NBYTES)
             is_index = reader.image.format == "gzip" and _core.is_chunk_index(rest)
             if not is_index:
-                report.problems.append(Problem("data behind the end of the tar", offset=at))
+                report.problems.append(Problem("data behind the end of the tar", offset=begin))
             return
 
 

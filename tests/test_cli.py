@@ -7,6 +7,7 @@ import pty
 import struct
 import subprocess
 import sys
+import tarfile
 import termios
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,52 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(result) == ["torch", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
     assert 300_000 < result[".tar.gz"]["file_nbytes"] < 400_000
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_weights_only_forbids_is_no_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyckpt.save({"t": torch.ones(3), "d": Path("x")}, tmp_path / "x.tar")
+    assert main(["cat-tensor", str(tmp_path / "x.tar"), "t"]) == 2
+    assert "weights_only" in capsys.readouterr().err
+
+
+def test_tensors_in_tuples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {"pair": (torch.zeros(2), (torch.ones(2), torch.arange(3.0)))}
+    pyckpt.save(state, tmp_path / "x.tar")
+    last = output(capsys, "ls", "-t", tmp_path / "x.tar").splitlines()[-1].split()[-1]
+    assert last == "pair/1/1"
+    output(capsys, "cat-tensor", tmp_path / "x.tar", last, "-o", tmp_path / "t.npy")
+    assert np.load(tmp_path / "t.npy").tolist() == [0, 1, 2]
+
+
+def tar_of(path: Path, *members: tarfile.TarInfo) -> None:
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            tar.addfile(member)
+
+
+def test_names_that_would_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar_of(tmp_path / "x.tar", tarfile.TarInfo("a\x1b[2J\udcff\nb"))
+    printed = output(capsys, "ls", tmp_path / "x.tar")
+    assert printed.endswith("a\\x1b[2J\\udcff\\nb\n")
+    printed = output(capsys, "extract", tmp_path / "x.tar", "-C", tmp_path / "out")
+    assert printed.endswith("a\\x1b[2J\\udcff\\nb\n")
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"a\x1b[2J\xff\nb"]
+
+
+@pytest.mark.parametrize("name", ["link/new/file", "dangling/file", "link/new/", "dangling/"])
+def test_nothing_is_extracted_through_links(tmp_path: Path, name: str) -> None:
+    member = tarfile.TarInfo(name)
+    if name.endswith("/"):
+        member.type = tarfile.DIRTYPE
+    tar_of(tmp_path / "x.tar", member)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "in" / "dangling").symlink_to(tmp_path / "nowhere")
+    assert main(["extract", str(tmp_path / "x.tar"), "-C", str(tmp_path / "in")]) == 2
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert not (tmp_path / "nowhere").exists()

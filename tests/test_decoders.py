@@ -83,6 +83,15 @@ TOOLS = {
     "xz, CRC-32": ["xz", "-1", "--check=crc32", "--block-size=900000", "-c"],
     "xz, SHA-256": ["xz", "-1", "--check=sha256", "--block-size=900000", "-c"],
     "xz, filters": ["xz", "--x86", "--delta=dist=4", "--lzma2=preset=1", "-T2", "-c"],
+    # Those of pyckpt's blocks without matches, which have a decoder of their own.
+    "xz, our settings": [
+        "xz",
+        "--lzma2=dict=4KiB,lc=2,lp=2,pb=0",
+        "--block-size=9000",
+        "-T2",
+        "-c",
+    ],
+    "xz, other positions": ["xz", "--lzma2=dict=4KiB,lc=0,lp=4", "--block-size=9000", "-T2", "-c"],
     "lzma": ["xz", "-1", "--format=lzma", "-c"],
 }
 LIBRARIES: dict[str, Callable[[bytes], bytes]] = {

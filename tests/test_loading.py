@@ -6,10 +6,13 @@ import lzma
 import random
 import shutil
 import tarfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -343,3 +346,75 @@ def test_what_only_torch_reads(tmp_path: Path) -> None:
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert torch.equal(pyckpt.load(tmp_path / "y.pt")["t"], torch.arange(9))
+
+
+# What a pickle asks torch to do.
+
+
+def rewritten(path: Path, old: bytes, new: bytes) -> None:
+    """Changes the pickle of a .pt, with checksums that fit."""
+    with zipfile.ZipFile(path) as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    [pickle_name] = [name for name in records if name.endswith("/data.pkl")]
+    assert records[pickle_name].count(old) == 1
+    records[pickle_name] = records[pickle_name].replace(old, new)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in records.items():
+            file.writestr(name, data)
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_no_tensor_is_larger_than_its_storage(tmp_path: Path, weights_only: bool) -> None:
+    """torch would make the storage larger, with whatever is in memory."""
+    torch.save({"t": torch.zeros(0)}, tmp_path / "x.pt")
+    rewritten(tmp_path / "x.pt", b"K\0\x85", b"J" + (5_000_000).to_bytes(4, "little") + b"\x85")
+    with pytest.raises(pyckpt.CorruptArchiveError, match="larger than its storage '0'"):
+        pyckpt.load(tmp_path / "x.pt", weights_only=weights_only)
+
+
+def test_types_that_others_admit_stay_admitted(tmp_path: Path) -> None:
+    """torch has one set of them for all threads."""
+    path = tmp_path / "x.tar"
+    pyckpt.save({"t": torch.ones(3), "random": np.arange(3, dtype=np.uint32)}, path)
+    before = set(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals([np.dtype])
+    try:
+        pyckpt.load(path)
+        assert set(torch.serialization.get_safe_globals()) == before | {np.dtype}
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(list(before))
+
+    loading, done = threading.Event(), threading.Event()
+
+    def wait(storage: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
+        loading.set()
+        assert done.wait(60)
+        return storage
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(pyckpt.load, path, map_location=wait)
+        assert loading.wait(60)
+        pyckpt.load(path)
+        done.set()
+        assert slow.result()["random"].tolist() == [0, 1, 2]
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize(
+    "map_location",
+    [
+        None,
+        torch.device("cpu"),
+        {"cpu": "meta"},
+        lambda storage, location: storage if location == "cpu" else None,
+        lambda storage, location: None,
+    ],
+)
+def test_map_location_is_torchs(folder: Path, map_location: Any, mmap: bool) -> None:
+    expected = torch.load(folder / "x.pt", map_location=map_location)
+    loaded = pyckpt.load(folder / "x.tar", map_location=map_location, mmap=mmap)
+    assert loaded["floats"].device == expected["floats"].device
+    if loaded["floats"].device.type != "meta":
+        assert_equal(loaded, expected)

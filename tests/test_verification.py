@@ -1,8 +1,12 @@
 """pyckpt.verify: whole files of everybody, and everything that can be wrong with one."""
 
+import bz2
+import gzip
 import io
+import lzma
 import random
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +94,44 @@ def test_the_damaged_tensor_is_named(folder: Path, tmp_path: Path, suffix: str) 
     assert caught.value.path == str(path)
 
 
+# Of one stream that tells no sizes.
+FOREIGN: dict[str, Callable[[bytes], bytes]] = {
+    ".tar.gz": lambda raw: gzip.compress(raw, 1),
+    ".tar.bz2": bz2.compress,
+    ".tar.lzma": lambda raw: lzma.compress(raw, preset=0),
+}
+
+
+@pytest.mark.parametrize("suffix", [*FOREIGN, "by pyckpt.tar.bz2"])
+def test_lost_tensors_are_named_where_decoding_ends(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    """Of a stream that cannot be decoded further, and so has no directory."""
+    if suffix in FOREIGN:
+        torch.save(mixed_state(), tmp_path / "x.pt")
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            tar.add(tmp_path / "x.pt", arcname="composer_states.pt")
+        contents = FOREIGN[suffix](file.getvalue())
+    else:
+        contents = (folder / "x.tar.bz2").read_bytes()
+    path = tmp_path / f"x{suffix}"
+    # Floats, the larger part of the file, end before doubles and bfloat16 begin.
+    for place, names in ((0.55, {"floats", "doubles"}), (0.92, {"doubles", "bf16", "zeros"})):
+        damaged = bytearray(contents)
+        at = int(place * len(contents))
+        damaged[at : at + 9] = bytes(9)
+        path.write_bytes(damaged)
+        [problem] = pyckpt.verify(path).problems
+        assert problem.member == "composer_states.pt"
+        assert problem.offset is not None
+        named = {tensor.key_path for tensor in problem.tensors}
+        assert named
+        assert named <= names
+        with pytest.raises(pyckpt.CorruptArchiveError, match=r"lost from tensor '\w+' \(torch\."):
+            pyckpt.load(path)
+
+
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, data in members:
@@ -158,6 +200,7 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.add_object("deepspeed/other.pt", SMALL_STATE)
         writer.write()
         writer.commit()
+    (folder / "z.tar.gz").write_bytes(gzip.compress((folder / "x.tar").read_bytes()))
     return folder
 
 
@@ -167,7 +210,7 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seed=st.integers(0, 1 << 30),
 )
 @pytest.mark.parametrize(
-    "name", [*(f"x{suffix}" for suffix in FORMAT_SUFFIXES), "x.pt", "y.tar.gz"]
+    "name", [*(f"x{suffix}" for suffix in FORMAT_SUFFIXES), "x.pt", "y.tar.gz", "z.tar.gz"]
 )
 @pytest.mark.timeout(300)
 def test_damage_is_found(
@@ -209,3 +252,29 @@ def test_a_file_that_asks_for_more_memory_than_there_is(
         with pytest.raises(pyckpt.CheckpointError, match="of memory, and 1000000 are available"):
             pyckpt.load(folder / f"x{suffix}")
     assert_equal(pyckpt.load(folder / "x.tar", mmap=True), mixed_state())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_records_that_are_compressed(tmp_path: Path) -> None:
+    """TorchScript has some; other programs may compress all."""
+    torch.jit.script(torch.nn.Linear(3, 4)).save(str(tmp_path / "script.pt"))
+    report = pyckpt.verify(tmp_path / "script.pt")
+    assert report.ok, report.problems
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/data.pkl", b"text" * 1_000_000)
+        file.writestr("x/other", random.Random(0).randbytes(1000))
+        file.writestr("x/unusual", b"0" * 100, zipfile.ZIP_BZIP2)
+    report = pyckpt.verify(path)
+    assert report.ok, report.problems
+    assert report.unchecked == [":unusual"]
+    assert report.nbytes == 4_001_100
+    whole = path.read_bytes()
+    for change, message in (
+        (lambda data: flipped(data, data.index(b"x/data.pkl") + 30), "data.pkl"),
+        (lambda data: flipped(data, data.index(b"x/other") + 300), "other"),
+        (lambda data: data.replace((4_000_000).to_bytes(4, "little"), bytes([9, 0, 0, 0])), "size"),
+    ):
+        path.write_bytes(change(whole))
+        [problem] = pyckpt.verify(path).problems
+        assert message in str(problem)

@@ -1,0 +1,165 @@
+"""Which tensors are lost with a stream that cannot be decoded to its end.
+
+The directory of torch's zip file is at its end. But its beginning has the pickle, which tells the
+sizes of all storages, and each record is followed by its checksum.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyckpt.archive_reader import ArchiveReader, Member
+from pyckpt.tensor_index import TensorInfo, tensors_in
+
+__all__ = ["lost_tensors"]
+
+_HEADER_NBYTES = 30
+_HEADER_MAGIC = b"PK\3\4"
+_DESCRIPTOR_MAGIC = b"PK\7\x08"
+_HAS_DESCRIPTOR = 8
+_MOST_DESCRIPTOR_NBYTES = 24
+_MOST_PICKLE_NBYTES = 256 << 20
+# Of a record that is no storage: the pickle is the first.
+_MOST_SMALL_NBYTES = 1 << 10
+_ALIGNMENT = 64
+# As much is decoded at once; damage may lie anywhere in it.
+_DECODED_AT_ONCE = 1 << 20
+
+
+def lost_tensors(reader: ArchiveReader, member: Member) -> list[TensorInfo]:
+    """The tensors that the damage begins with, as far as what lies before it tells.
+
+    Those whose checksums are others; if none are, those that lie where decoding ended.
+
+    Args:
+        reader: Of a stream that is decoded from start to end, and could not be.
+        member: A file of torch.save in it.
+    """
+    front = _Front(reader, member)
+    first = front.header(member.offset)
+    if first is None or not first.name.endswith("/data.pkl"):
+        return []
+    try:
+        tensors = tensors_in(front.read(first.begin, _MOST_PICKLE_NBYTES))
+    except pickle.UnpicklingError:
+        return []
+    sizes = {t.storage.key: t.storage.numel * t.storage.dtype.itemsize for t in tensors}
+    broken, at = set(), member.offset
+    for record in front.records(dict(sizes)):
+        at = record.end
+        sizes.pop(record.key, None)
+        if record.differs:
+            broken.add(record.key)
+    if not broken:
+        broken = set(_at_the_end(front, at, sizes))
+    return [tensor for tensor in tensors if tensor.storage.key in broken]
+
+
+def _at_the_end(front: _Front, at: int, sizes: dict[str, int]) -> Iterator[str]:
+    """Of the storages that follow ``at``, those that lie where decoding ended, about."""
+    for key, nbytes in sizes.items():
+        at += _HEADER_NBYTES + len(f"archive/data/{key}")
+        at += -at % _ALIGNMENT
+        if at >= front.end + _DECODED_AT_ONCE:
+            return
+        if at + nbytes > front.end:
+            yield key
+        at += nbytes + _MOST_DESCRIPTOR_NBYTES
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Of a record: what stands before its data.
+
+    Attributes:
+        nbytes: Of its data; None where a descriptor behind the data tells, and the checksum too.
+    """
+
+    name: str
+    begin: int
+    nbytes: int | None
+    crc: int
+
+    @property
+    def key(self) -> str:
+        """Of its storage; empty if it holds none."""
+        return self.name.partition("/data/")[2]
+
+
+@dataclass(frozen=True)
+class _Record:
+    key: str
+    end: int
+    differs: bool
+
+
+class _Front:
+    """What is decoded of a member, as offsets of the stream."""
+
+    def __init__(self, reader: ArchiveReader, member: Member) -> None:
+        self._image = reader.image
+        self._begin = member.offset
+        self.end = min(reader.image.placed_nbytes, member.offset + member.nbytes)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Fewer where the front ends."""
+        nbytes = min(nbytes, self.end - offset)
+        return self._image.read((offset, nbytes)) if nbytes > 0 else b""
+
+    def header(self, offset: int) -> _Header | None:
+        """The header of the record that begins there, if one does."""
+        header = self.read(offset, _HEADER_NBYTES)
+        if len(header) < _HEADER_NBYTES or not header.startswith(_HEADER_MAGIC):
+            return None
+        name_nbytes, extra_nbytes = _number(header[26:28]), _number(header[28:30])
+        has_descriptor = header[6] & _HAS_DESCRIPTOR and header[14:26] == bytes(12)
+        return _Header(
+            name=self.read(offset + _HEADER_NBYTES, name_nbytes).decode("utf-8", "replace"),
+            begin=offset + _HEADER_NBYTES + name_nbytes + extra_nbytes,
+            nbytes=None if has_descriptor else _number(header[22:26]),
+            crc=_number(header[14:18]),
+        )
+
+    def records(self, sizes: dict[str, int]) -> Iterator[_Record]:
+        """All that are there, from the first to one that the next does not follow.
+
+        Args:
+            sizes: Of the storages.
+        """
+        at = self._begin
+        while (header := self.header(at)) is not None:
+            crc, nbytes, descriptor_nbytes = header.crc, header.nbytes, 0
+            if nbytes is None:
+                nbytes = sizes.get(header.key) if header.key else self._small_nbytes(header.begin)
+                if nbytes is None:
+                    return
+                descriptor = self.read(header.begin + nbytes, _MOST_DESCRIPTOR_NBYTES)
+                is_there = len(descriptor) == _MOST_DESCRIPTOR_NBYTES
+                if nbytes and is_there and not descriptor.startswith(_DESCRIPTOR_MAGIC):
+                    yield _Record(header.key, header.begin + nbytes, differs=True)
+                    return
+                crc = _number(descriptor[4:8])
+                # Sizes take 8 bytes each in a large file, else 4, and another record follows.
+                descriptor_nbytes = 16 if descriptor[16:18] == b"PK" else _MOST_DESCRIPTOR_NBYTES
+                descriptor_nbytes = descriptor_nbytes if nbytes else 0
+            at = header.begin + nbytes + descriptor_nbytes
+            if at > self.end:
+                return
+            [found], _ = self._image.fill([(header.begin, nbytes)], keep=True, checksums=True)
+            yield _Record(header.key, at, differs=nbytes != 0 and crc not in (0, found))
+
+    def _small_nbytes(self, begin: int) -> int | None:
+        """Of the record that begins there, by the descriptor behind it."""
+        is_pickle = begin < self._begin + _MOST_SMALL_NBYTES
+        most = _MOST_PICKLE_NBYTES if is_pickle else _MOST_SMALL_NBYTES
+        data = self.read(begin, most)
+        at = data.find(_DESCRIPTOR_MAGIC)
+        while at != -1 and _number(data[at + 8 : at + 12]) != at:
+            at = data.find(_DESCRIPTOR_MAGIC, at + 1)
+        return None if at == -1 else at
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
