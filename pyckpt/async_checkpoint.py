@@ -64,7 +64,7 @@ def async_save_checkpoint(
       changes that torch keeps count of raise TornSaveError; those through ``tensor.data`` or by
       other libraries go unseen.
     - ``None``: lazy where ``state`` names torch optimizers for all that is trained, and nothing is
-      known that changes parameters besides; else copy.
+      known that changes parameters besides (frozen ones are then copied at once); else copy.
 
     Args:
         state, filename, weights_only, ignore_keys, compression_level, fsync: As in
@@ -115,7 +115,7 @@ def async_save_checkpoint(
         lazy = stage == "lazy" or (stage is None and is_lazy_safe(state))
 
         def begin() -> None:
-            staging.begin(save.writer, state, lazy)
+            staging.begin(save.writer, state, lazy, frozen=stage == "lazy")
             thread.start()
 
         together("staging the state", begin, training)
@@ -142,15 +142,17 @@ class _Staging:
         self._writer: ArchiveWriter | None = None
         self._kept: Copies | LiveRecords | None = None
 
-    def begin(self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool) -> None:
-        """Copies what has to be copied now."""
+    def begin(
+        self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool, *, frozen: bool
+    ) -> None:
+        """Copies what has to be copied now; ``frozen`` is LiveRecords' own."""
         if writer is None:
             self.staged.set()
             return
         records = writer.state_records()
         threads = default_threads(current_ranks().local_world_size)
         if lazy:
-            self._kept = LiveRecords(records, state, _pool, threads, self.staged)
+            self._kept = LiveRecords(records, state, _pool, threads, self.staged, frozen=frozen)
         else:
             self._kept = Copies(records, _pool, threads)
             if self._kept.is_complete:

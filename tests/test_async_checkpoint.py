@@ -153,6 +153,22 @@ def test_a_copy_is_staged_when_the_call_returns(training: Training, tmp_path: Pa
     pending.wait_staged()
     pending.result()
 
+@pytest.mark.usefixtures("frozen_time")
+def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Gate) -> None:
+    """By whatever means: the default does not rely on its changes being counted."""
+    model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+    average = model[1].requires_grad_(False)
+    state = pyckpt.State(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
+    pyckpt.save_checkpoint(state, tmp_path / "blocking.tar")
+    pending = pyckpt.async_save_checkpoint(state, tmp_path / "async.tar")
+    assert not pending.staged.is_set()
+    for slow, fast in zip(average.parameters(), model[0].parameters(), strict=True):
+        slow.data.mul_(0.9).add_(fast.data, alpha=0.1)
+    gate.open()
+    pending.result()
+    assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
+
+
 
 # Torn saves
 
@@ -165,6 +181,11 @@ def add_one(training: Training) -> None:
 def decay_moments(training: Training) -> None:
     training.optimizer.state[training.model[0].bias]["exp_avg"].mul_(0.5)
 
+def enlarge_memory(training: Training) -> None:
+    storage = training.model[3].weight.untyped_storage()
+    storage.resize_(storage.nbytes() + 8)
+
+
 
 def add_one_and_step(training: Training) -> None:
     add_one(training)
@@ -176,6 +197,7 @@ def add_one_and_step(training: Training) -> None:
     [
         (add_one, r"parameter 3\.weight"),
         (add_one_and_step, r"parameter 3\.weight"),
+        (enlarge_memory, r"parameter 3\.weight"),
         (decay_moments, "'exp_avg' of AdamW"),
     ],
 )
