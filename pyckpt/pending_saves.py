@@ -42,8 +42,6 @@ class PendingSave(Future[list[Path]]):
         self._stage = stage
         self._progress = progress
         self.set_running_or_notify_cancel()
-        with _changed:
-            _running.append(self)
 
     def progress(self) -> tuple[int, int]:
         """Bytes that this rank has written and will write, before compression.
@@ -75,6 +73,18 @@ class PendingSave(Future[list[Path]]):
             self._collect()
 
     def finish(self, outcome: list[Path] | BaseException, progress: tuple[int, int]) -> None:
+    def begin(self) -> None:
+        """Counts among the saves that are under way, until it ends."""
+        with _changed:
+            _running.append(self)
+
+    def forget(self) -> None:
+        """It comes to nothing: whoever has called for it knows."""
+        with _changed:
+            if self in _running:
+                _running.remove(self)
+            _changed.notify_all()
+
         """Ends the save. For the thread that runs it."""
         # Nothing of the state is kept.
         self._stage = lambda: None
