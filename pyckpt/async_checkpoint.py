@@ -239,3 +239,13 @@ def _lower_priority(nice: int) -> None:
             os.setpriority(
                 os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
             )
+
+
+def _forget() -> None:
+    """A forked process has neither the threads nor what they hold."""
+    global _pool, _last_write
+    _pool = BufferPool()
+    _last_write = None
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -12,6 +12,7 @@ taken away by another thread could hit them in the middle of a step.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -306,6 +307,16 @@ def _unwatch(records: LiveRecords) -> None:
     global _watching
     with _lock:
         _watching = tuple(one for one in _watching if one is not records)
+
+
+def _forget() -> None:
+    """The threads that read did not come along to a forked process: nobody is to wait for them."""
+    global _lock, _watching
+    _lock = threading.Lock()
+    _watching = ()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _before_step(*_: Any) -> None:

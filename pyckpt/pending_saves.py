@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -72,7 +73,6 @@ class PendingSave(Future[list[Path]]):
         finally:
             self._collect()
 
-    def finish(self, outcome: list[Path] | BaseException, progress: tuple[int, int]) -> None:
     def begin(self) -> None:
         """Counts among the saves that are under way, until it ends."""
         with _changed:
@@ -85,6 +85,7 @@ class PendingSave(Future[list[Path]]):
                 _running.remove(self)
             _changed.notify_all()
 
+    def finish(self, outcome: list[Path] | BaseException, progress: tuple[int, int]) -> None:
         """Ends the save. For the thread that runs it."""
         # Nothing of the state is kept.
         self._stage = lambda: None
@@ -148,3 +149,14 @@ def raise_uncollected() -> None:
     if isinstance(error, CheckpointError):
         raise type(error)(message, rank=error.rank, path=error.path, errno=error.errno) from error
     raise CheckpointError(message) from error
+
+
+def _forget() -> None:
+    """A forked process does not have the threads: the saves are its parent's."""
+    global _changed
+    _changed = threading.Condition()
+    _running.clear()
+    _uncollected.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

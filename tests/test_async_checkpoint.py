@@ -185,7 +185,6 @@ def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Gate)
     assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
 
 
-
 # Torn saves
 
 
@@ -197,10 +196,10 @@ def add_one(training: Training) -> None:
 def decay_moments(training: Training) -> None:
     training.optimizer.state[training.model[0].bias]["exp_avg"].mul_(0.5)
 
+
 def enlarge_memory(training: Training) -> None:
     storage = training.model[3].weight.untyped_storage()
     storage.resize_(storage.nbytes() + 8)
-
 
 
 def add_one_and_step(training: Training) -> None:
@@ -213,8 +212,8 @@ def add_one_and_step(training: Training) -> None:
     [
         (add_one, r"parameter 3\.weight"),
         (add_one_and_step, r"parameter 3\.weight"),
-        (enlarge_memory, r"parameter 3\.weight"),
         (decay_moments, "'exp_avg' of AdamW"),
+        (enlarge_memory, r"parameter 3\.weight"),
     ],
 )
 def test_a_change_behind_lazys_back_commits_nothing(
@@ -311,6 +310,7 @@ def test_an_error_that_is_collected_is_not_raised_again(training: Training, tmp_
         pending.result()
     pyckpt.save_checkpoint(training.state, tmp_path / "y.tar")
 
+
 def test_files_that_cannot_be_removed_end_the_save_with_an_error(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +343,6 @@ def test_ctrl_c_at_the_last_moment_of_the_call_leaves_nothing(
         if thread.name == "pyckpt-save":
             thread.join(60)
     assert threading.active_count() == threads
-
 
 
 @pytest.mark.parametrize(
@@ -401,6 +400,7 @@ def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Gate
     ]
     assert batches == [3, 4, 5]
 
+
 def test_a_blocking_save_has_the_last_word(training: Training, tmp_path: Path, gate: Gate) -> None:
     """Under a name such as ``latest``, which every save replaces."""
     path = tmp_path / "latest.tar"
@@ -410,7 +410,6 @@ def test_a_blocking_save_has_the_last_word(training: Training, tmp_path: Path, g
     pyckpt.save_checkpoint(training.state, path)
     assert earlier.done()
     assert pyckpt.load(path)["state"]["timestamp"]["Timestamp"]["batch"] == 4
-
 
 
 def test_the_result_is_a_future_that_cannot_be_cancelled(
@@ -487,6 +486,19 @@ def test_the_interpreter_ends_after_the_save(tmp_path: Path, scenario: str) -> N
     assert done.returncode == (1 if scenario == "raise" else 0), done.stderr
     assert "unfinished" in done.stdout
     assert list(pyckpt.load(path)["state"]["extra"]) == ["weights"]
+
+
+def test_a_forked_process_does_not_wait_for_its_parents_saves(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, WORKERS / "async_worker.py", "fork", "lazy", tmp_path / "x.tar"],
+        cwd=WORKERS.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["unfinished", "child", "parent"]
 
 
 def test_an_error_at_the_end_of_the_interpreter_is_told(tmp_path: Path) -> None:
