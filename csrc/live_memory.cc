@@ -9,8 +9,10 @@
 namespace pyckpt {
 namespace {
 
-constexpr std::uint64_t kPieceNbytes = std::uint64_t{1} << 20;
-constexpr std::uint64_t kAlignment = 64;  // of copies
+constexpr std::uint64_t kPieceNbytes = std::uint64_t{1} << 20;  // a multiple of the next
+constexpr std::uint64_t kAlignment = 64;                        // of copies
+// What is staged at once: a device takes as long to begin with a piece as to copy it.
+constexpr std::uint64_t kJobNbytes = 8 * kPieceNbytes;
 
 }  // namespace
 
@@ -99,9 +101,9 @@ std::uint64_t LiveMemory::staging_nbytes() const {
 }
 
 void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
+  // Pieces that follow each other, to memory that does so as well.
   struct Job {
     Range* range;
-    std::size_t piece;
     std::uint64_t offset;
     std::size_t nbytes;
     std::uint8_t* to;
@@ -109,12 +111,21 @@ void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
   std::vector<Job> jobs;
   std::unique_lock<std::mutex> lock(mutex_);
   for (Range& range : ranges_) {
+    bool goes_on = false;
     for (std::size_t i = 0; i < range.pieces.size(); ++i) {
-      if (range.pieces[i].unread == 0 || range.pieces[i].staged != nullptr) continue;
+      if (range.pieces[i].unread == 0 || range.pieces[i].staged != nullptr) {
+        goes_on = false;
+        continue;
+      }
       const std::uint64_t offset = i * kPieceNbytes;
       const std::size_t length = std::min(kPieceNbytes, range.nbytes - offset);
-      jobs.push_back({&range, i, offset, length, buffer});
+      if (goes_on && jobs.back().nbytes < kJobNbytes) {
+        jobs.back().nbytes += length;
+      } else {
+        jobs.push_back({&range, offset, length, buffer});
+      }
       buffer += length + PaddingTo(length, kAlignment);
+      goes_on = true;
     }
   }
   lock.unlock();
@@ -128,9 +139,11 @@ void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
 
   lock.lock();
   for (const Job& job : jobs) {
-    Piece& piece = job.range->pieces[job.piece];
-    unread_ -= piece.unread;
-    piece.staged = job.to;
+    for (std::uint64_t at = 0; at < job.nbytes; at += kPieceNbytes) {
+      Piece& piece = job.range->pieces[(job.offset + at) / kPieceNbytes];
+      unread_ -= piece.unread;
+      piece.staged = job.to + at;
+    }
   }
   left_.wait(lock, [this] { return readers_ == 0; });
 }

@@ -4,8 +4,9 @@
                                    │                               │ lazy: copies what is unread
     background thread              └─▶ write ─▶ commit ─▶ result ◀─┘
 
-One background thread a save, one after the other. They are no daemons, so the interpreter ends when
-they have. On each of several ranks, the two threads have a process group each.
+One background thread a save; they write one after the other. They are no daemons, so the
+interpreter ends when they have. On each of several ranks, the two threads have a process group
+each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import sys
 import threading
 from concurrent.futures import Future
+from contextlib import closing, suppress
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -31,7 +33,7 @@ from pyckpt.state import TrainingState
 __all__ = ["async_save_checkpoint"]
 
 _pool = BufferPool()
-_last_thread: threading.Thread | None = None
+_last_write: threading.Event | None = None  # set when the latest save has been written
 
 
 def async_save_checkpoint(
@@ -64,7 +66,7 @@ def async_save_checkpoint(
       changes that torch keeps count of raise TornSaveError; those through ``tensor.data`` or by
       other libraries go unseen.
     - ``None``: lazy where ``state`` names torch optimizers for all that is trained, and nothing is
-      known that changes parameters besides; else copy.
+      known that changes parameters besides (frozen ones are then copied at once); else copy.
 
     Args:
         state, filename, weights_only, ignore_keys, compression_level, fsync: As in
@@ -84,7 +86,7 @@ def async_save_checkpoint(
             comes from the Future. SaveInProgressError: see ``when_busy``. The error of an earlier
             save that nobody has collected: this one is then not begun.
     """
-    global _last_thread
+    global _last_write
     if when_busy == "wait":
         wait_for_room(max(1, max_pending) if isinstance(max_pending, int) else 1)
     training, background = own_channels(2)
@@ -104,10 +106,12 @@ def async_save_checkpoint(
 
     save = Save(state, filename, weights_only, ignore_keys)
     staging = _Staging()
-    go: Future[PendingSave | None] = Future()
+    pending = PendingSave(staging.staged, staging.stage, staging.progress)
+    begun: Future[bool] = Future()
+    written = threading.Event()
     thread = threading.Thread(
         target=_run,
-        args=(go, save, staging, background, nice, _last_thread),
+        args=(begun, pending, save, staging, background, nice, _last_write, written),
         name="pyckpt-save",
     )
     try:
@@ -115,18 +119,22 @@ def async_save_checkpoint(
         lazy = stage == "lazy" or (stage is None and is_lazy_safe(state))
 
         def begin() -> None:
-            staging.begin(save.writer, state, lazy)
+            staging.begin(save.writer, state, lazy, frozen=stage == "lazy")
             thread.start()
 
         together("staging the state", begin, training)
-        pending = PendingSave(staging.staged, staging.stage, staging.progress)
+        pending.begin()
+        _last_write = written
+        begun.set_result(True)
     except BaseException:
-        go.set_result(None)
-        staging.close()
-        save.close()
+        # Ctrl-C may come at any time; once the thread is let go, it does all there is to do.
+        if not begun.done():
+            pending.forget()
+            written.set()
+            begun.set_result(False)
+            staging.close()
+            save.close()
         raise
-    _last_thread = thread
-    go.set_result(pending)
     return pending
 
 
@@ -142,15 +150,17 @@ class _Staging:
         self._writer: ArchiveWriter | None = None
         self._kept: Copies | LiveRecords | None = None
 
-    def begin(self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool) -> None:
-        """Copies what has to be copied now."""
+    def begin(
+        self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool, *, frozen: bool
+    ) -> None:
+        """Copies what has to be copied now; ``frozen`` is LiveRecords' own."""
         if writer is None:
             self.staged.set()
             return
         records = writer.state_records()
         threads = default_threads(current_ranks().local_world_size)
         if lazy:
-            self._kept = LiveRecords(records, state, _pool, threads, self.staged)
+            self._kept = LiveRecords(records, state, _pool, threads, self.staged, frozen=frozen)
         else:
             self._kept = Copies(records, _pool, threads)
             if self._kept.is_complete:
@@ -165,14 +175,18 @@ class _Staging:
 
     def stage(self) -> None:
         """Copies what has not been copied; any thread."""
-        if isinstance(self._kept, LiveRecords):
-            self._kept.stage()
+        kept = self._kept
+        if isinstance(kept, LiveRecords):
+            kept.stage()
+        elif kept is not None:
+            self.wait()
 
     def wait(self) -> None:
         """Until what is being copied is there. For the background thread, before it reads."""
-        if self._kept is not None:
-            self._kept.wait()
-        if not isinstance(self._kept, LiveRecords):
+        kept = self._kept
+        if kept is not None:
+            kept.wait()
+        if not isinstance(kept, LiveRecords):
             self.staged.set()
 
     def settle(self) -> None:
@@ -188,36 +202,50 @@ class _Staging:
 
 
 def _run(
-    go: Future[PendingSave | None],
+    begun: Future[bool],
+    pending: PendingSave,
     save: Save,
     staging: _Staging,
     channel: Channel,
     nice: int,
-    earlier: threading.Thread | None,
+    earlier: threading.Event | None,
+    written: threading.Event,
 ) -> None:
-    pending = go.result()
-    if pending is None:
+    if not begun.result():
         return
-    # The threads that this one starts inherit its priority.
-    _lower_priority(nice)
-    if earlier is not None:
-        earlier.join()
     outcome: list[Path] | BaseException
     try:
-        outcome = save.write(channel, staging.wait, staging.settle)
+        with closing(save), closing(staging):
+            # The threads that this one starts inherit its priority.
+            _lower_priority(nice)
+            # So that ``staged`` is set even while an earlier save is being written. An error comes
+            # again when all ranks can hear of it.
+            with suppress(Exception):
+                staging.wait()
+            if earlier is not None:
+                earlier.wait()
+            outcome = save.write(channel, staging.wait, staging.settle)
     except BaseException as error:
         outcome = error
-    # Not before the write is over, and before anybody knows that it is.
-    progress = staging.progress()
-    staging.close()
-    save.close()
-    pending.finish(outcome, progress)
+    written.set()
+    pending.finish(outcome, staging.progress())
 
 
 def _lower_priority(nice: int) -> None:
     """Of the calling thread alone, where the system has priorities of threads."""
     if nice and sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(
-            os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
-        )
+        with suppress(OSError):  # forbidden here: training is slower then, and the save still right
+            os.setpriority(
+                os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
+            )
+
+
+def _forget() -> None:
+    """A forked process has neither the threads nor what they hold."""
+    global _pool, _last_write
+    _pool = BufferPool()
+    _last_write = None
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -18,7 +18,7 @@ from pyckpt.file_identity import file_identity
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.naming import add_tar_suffix, render
 from pyckpt.options import WriteOptions
-from pyckpt.pending_saves import raise_uncollected
+from pyckpt.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.progress import ProgressHook
 from pyckpt.rng import rng_state
 from pyckpt.state import TrainingState, is_deepspeed_engine, model_state_dict
@@ -44,7 +44,8 @@ def save_checkpoint(
     raise and every earlier file is as it was.
 
     The file holds ``{"state": state.state_dict(), "rng": [random states by rank]}``. Tensors are
-    written from where they lie and must not change meanwhile.
+    written from where they lie and must not change meanwhile. Asynchronous saves that are under way
+    are finished first.
 
     Args:
         state: Anything that follows the TrainingState protocol, such as Composer's State.
@@ -72,6 +73,8 @@ def save_checkpoint(
             ValueErrors, come before anything is written. So does the error of an earlier
             asynchronous save that nobody has asked for.
     """
+    # An asynchronous save of the same name would else replace this, which is newer.
+    wait_for_room(1)
     save = Save(state, filename, weights_only, ignore_keys)
     channel = users_channel()
 

@@ -12,8 +12,9 @@ taken away by another thread could hit them in the middle of a step.
 from __future__ import annotations
 
 import functools
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyckpt import _core
-from pyckpt.errors import OptionError, TornSaveError
+from pyckpt.errors import CheckpointError, OptionError, TornSaveError
 from pyckpt.serialization import Record
 from pyckpt.staging import BufferPool, Copies, HostBuffer
 from pyckpt.state import TrainingState, is_deepspeed_engine
@@ -43,16 +44,18 @@ def check_lazy(state: TrainingState) -> None:
         if not _is_hooked(optimizer):
             raise OptionError(
                 f"stage='lazy' is not possible with {type(optimizer).__qualname__}, which does not "
-                "call the hooks of torch.optim.Optimizer before a step: use stage='copy'"
+                "call the hooks of torch.optim.Optimizer before a step (torch.compile of some "
+                "versions takes them away): use stage='copy'"
             )
 
 
 def is_lazy_safe(state: TrainingState) -> bool:
-    """Whether nothing is known that changes parameters except the steps of noticed optimizers.
+    """Whether nothing is known that changes what is trained except the steps of noticed optimizers.
 
     No for DeepSpeed, whose engines have many ways to move weights about; for Composer's algorithms,
-    some of which swap weights; and for parameters that are trained by an optimizer that ``state``
-    does not name.
+    some of which swap weights; for embeddings that forward renormalizes; and for parameters that
+    are trained by an optimizer that ``state`` does not name. Whatever changes a frozen parameter,
+    such as the average of others, is not known: see ``LiveRecords``.
     """
     if not isinstance(state.model, torch.nn.Module) or is_deepspeed_engine(state.model):
         return False
@@ -61,7 +64,9 @@ def is_lazy_safe(state: TrainingState) -> bool:
     optimizers = list(_optimizers(state))
     if not optimizers or not all(_is_hooked(optimizer) for optimizer in optimizers):
         return False
-    stepped = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+    if any(getattr(module, "max_norm", None) is not None for module in state.model.modules()):
+        return False
+    stepped = {id(parameter) for one in optimizers for parameter in _parameters(one)}
     return all(id(p) in stepped for p in state.model.parameters() if p.requires_grad)
 
 
@@ -72,6 +77,9 @@ class LiveRecords:
 
     Memory: what lies in other tensors than parameters and optimizer state, at once; and what is
     unread when the first step comes.
+
+    Args:
+        frozen: Whether parameters that no optimizer of ``state`` has are read in place too.
 
     Attributes:
         records: The same records, in the same order; valid until ``close()``.
@@ -85,6 +93,8 @@ class LiveRecords:
         pool: BufferPool,
         threads: int,
         staged: threading.Event,
+        *,
+        frozen: bool = True,
     ) -> None:
         self.staged = staged
         self._pool = pool
@@ -94,15 +104,16 @@ class LiveRecords:
         self._error: BaseException | None = None
         self._buffer: HostBuffer | None = None
 
-        tensors = _live_tensors(state)
+        self._stepping = [one for one in _optimizers(state) if _is_hooked(one)]
+        tensors = _live_tensors(state, frozen)
         storages = {record.owner._cdata for record in records}
-        self._versions = [
-            (name, tensor, tensor._version)
+        self._marks = [
+            _Mark(name, tensor)
             for name, tensor in tensors
             if tensor.untyped_storage()._cdata in storages
         ]
         live = {tensor.untyped_storage()._cdata for _, tensor in tensors}
-        self._on_device = any(tensor.is_cuda for _, tensor, _ in self._versions)
+        self._on_device = any(mark.tensor.is_cuda for mark in self._marks)
         # In a pool of its own, which goes with it: this is little, the copy before a step much.
         elsewhere = [r for r in records if r.owner._cdata not in live]
         self._copies = Copies(elsewhere, BufferPool(), threads)
@@ -113,19 +124,28 @@ class LiveRecords:
         _watch(self, state)
 
     def stage(self) -> None:
-        """Copies what is unread, so that the state may change. Never raises: ``settle()`` does."""
+        """Copies what is unread, so that the state may change.
+
+        An error is ``settle()``'s to raise; what is none of ours, such as Ctrl-C, is raised here.
+        """
         with self._lock:
             if self.staged.is_set():
                 return
             try:
-                self._check_versions()
+                self._check_untouched()
                 self._buffer = self._pool.take(self._memory.staging_nbytes, pinned=self._on_device)
                 self._memory.stage(self._buffer.bytes.data_ptr(), self._threads)
-                self._check_versions()
-            except BaseException as error:
+                self._check_untouched()
+                self._copies.wait()
+            except Exception as error:
                 self._error = error
-            self._copies.wait()
-            self._let_go()
+            except BaseException as error:
+                self._error = CheckpointError(
+                    f"{type(error).__name__} came while the state was copied before a change"
+                )
+                raise
+            finally:
+                self._let_go()
 
     def wait(self) -> None:
         """Returns when all bytes that are not read in place are copied."""
@@ -141,7 +161,7 @@ class LiveRecords:
         with self._lock:
             if not self.staged.is_set():
                 try:
-                    self._check_versions()
+                    self._check_untouched()
                 finally:
                     self._let_go()
             if self._error is not None:
@@ -161,21 +181,46 @@ class LiveRecords:
         source = self._memory.add(record.address, record.nbytes, record.reader)
         return replace(record, address=0, reader=source)
 
-    def _check_versions(self) -> None:
-        for name, tensor, version in self._versions:
-            if tensor._version != version:
+    def _check_untouched(self) -> None:
+        for mark in self._marks:
+            if not mark.is_untouched:
                 raise TornSaveError(
-                    f"{name} was changed while it was saved, and not by an optimizer's step: "
+                    f"{mark.name} was changed while it was saved, and not by an optimizer's step: "
                     "use stage='copy', or call wait_staged() first"
+                )
+        # Fused optimizers do not keep count, so it must be certain that they still call the hook.
+        for optimizer in self._stepping:
+            if not _is_hooked(optimizer):
+                raise TornSaveError(
+                    f"{type(optimizer).__qualname__} ceased to call the hooks of "
+                    "torch.optim.Optimizer while its parameters were saved: use stage='copy'"
                 )
 
     def _let_go(self) -> None:
         _unwatch(self)
-        self._versions = []
+        self._marks = []
+        self._stepping = []
         self.staged.set()
 
 
-def _live_tensors(state: TrainingState) -> list[tuple[str, torch.Tensor]]:
+class _Mark:
+    """What a tensor looks like as long as nobody has changed it."""
+
+    def __init__(self, name: str, tensor: torch.Tensor) -> None:
+        self.name = name
+        self.tensor = tensor
+        self._version = tensor._version
+        # A tensor that is given other memory leaves this as it was; memory that is resized moves.
+        self._storage = tensor.untyped_storage()
+        self._place = (self._storage.data_ptr(), self._storage.nbytes())
+
+    @property
+    def is_untouched(self) -> bool:
+        place = (self._storage.data_ptr(), self._storage.nbytes())
+        return self.tensor._version == self._version and place == self._place
+
+
+def _live_tensors(state: TrainingState, frozen: bool) -> list[tuple[str, torch.Tensor]]:
     """Parameters and optimizer state, with names for messages."""
     buffers = {
         buffer.untyped_storage()._cdata
@@ -184,25 +229,33 @@ def _live_tensors(state: TrainingState) -> list[tuple[str, torch.Tensor]]:
     }
     return [
         (name, tensor)
-        for name, tensor in _named_tensors(state)
+        for name, tensor in _named_tensors(state, frozen)
         if tensor.layout is torch.strided
         and not tensor.is_inference()  # has no version
         and tensor.untyped_storage()._cdata not in buffers
     ]
 
 
-def _named_tensors(state: TrainingState) -> Iterator[tuple[str, torch.Tensor]]:
+def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    stepped = {id(parameter) for one in _optimizers(state) for parameter in _parameters(one)}
     for name, parameter in state.model.named_parameters():
-        yield f"parameter {name}", parameter
+        if frozen or id(parameter) in stepped:
+            yield f"parameter {name}", parameter
     for optimizer in _optimizers(state):
         kind = type(optimizer).__qualname__
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                yield f"a parameter of {kind}", parameter
+        for parameter in _parameters(optimizer):
+            yield f"a parameter of {kind}", parameter
         for of_parameter in optimizer.state.values():
-            for key, value in of_parameter.items():
-                if isinstance(value, torch.Tensor):
-                    yield f"{key!r} of {kind}", value
+            # Whatever an optimizer of somebody's own keeps there besides is copied.
+            if isinstance(of_parameter, Mapping):
+                for key, value in of_parameter.items():
+                    if isinstance(value, torch.Tensor):
+                        yield f"{key!r} of {kind}", value
+
+
+def _parameters(optimizer: Any) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 def _optimizers(state: TrainingState) -> Iterator[Any]:
@@ -215,9 +268,20 @@ def _optimizers(state: TrainingState) -> Iterator[Any]:
     yield from optimizers if isinstance(optimizers, Sequence) else (optimizers,)
 
 
+# What torch puts around every optimizer's step, and calls the hooks.
+_HOOKING = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
+
+
 def _is_hooked(optimizer: Any) -> bool:
-    step = getattr(type(optimizer), "step", None)
-    return isinstance(optimizer, torch.optim.Optimizer) and getattr(step, "hooked", False)
+    """Whether a step calls torch's hooks.
+
+    The mark that torch leaves on a hooked step does not tell: it stays when torch.compile takes the
+    hooks away, as that of some versions does, or when ``optimizer.step`` is replaced.
+    """
+    step = optimizer.step if isinstance(optimizer, torch.optim.Optimizer) else None
+    while step is not None and getattr(step, "__code__", None) is not _HOOKING:
+        step = getattr(step, "__wrapped__", None)
+    return step is not None
 
 
 # The hooks, and whom they call.
@@ -243,6 +307,16 @@ def _unwatch(records: LiveRecords) -> None:
     global _watching
     with _lock:
         _watching = tuple(one for one in _watching if one is not records)
+
+
+def _forget() -> None:
+    """The threads that read did not come along to a forked process: nobody is to wait for them."""
+    global _lock, _watching
+    _lock = threading.Lock()
+    _watching = ()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _before_step(*_: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -42,8 +43,6 @@ class PendingSave(Future[list[Path]]):
         self._stage = stage
         self._progress = progress
         self.set_running_or_notify_cancel()
-        with _changed:
-            _running.append(self)
 
     def progress(self) -> tuple[int, int]:
         """Bytes that this rank has written and will write, before compression.
@@ -73,6 +72,18 @@ class PendingSave(Future[list[Path]]):
             return super().exception(timeout)
         finally:
             self._collect()
+
+    def begin(self) -> None:
+        """Counts among the saves that are under way, until it ends."""
+        with _changed:
+            _running.append(self)
+
+    def forget(self) -> None:
+        """It comes to nothing: whoever has called for it knows."""
+        with _changed:
+            if self in _running:
+                _running.remove(self)
+            _changed.notify_all()
 
     def finish(self, outcome: list[Path] | BaseException, progress: tuple[int, int]) -> None:
         """Ends the save. For the thread that runs it."""
@@ -138,3 +149,14 @@ def raise_uncollected() -> None:
     if isinstance(error, CheckpointError):
         raise type(error)(message, rank=error.rank, path=error.path, errno=error.errno) from error
     raise CheckpointError(message) from error
+
+
+def _forget() -> None:
+    """A forked process does not have the threads: the saves are its parent's."""
+    global _changed
+    _changed = threading.Condition()
+    _running.clear()
+    _uncollected.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

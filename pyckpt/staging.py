@@ -57,7 +57,7 @@ class DeviceReader:
         with torch.cuda.stream(stream):
             stream.wait_event(self._ready)
             pinned.copy_(piece, non_blocking=True)
-        stream.synchronize()
+        _mark(stream).synchronize()
         if not direct:
             out.copy_(pinned)
 
@@ -189,15 +189,24 @@ class Copies:
             return
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for source, copy in pairs:
-                assert isinstance(source.reader, DeviceReader)
-                start = copy.address - copy.owner.data_ptr()
-                out = copy.owner[start : start + copy.nbytes]
-                out.copy_(source.reader.bytes[: source.nbytes], non_blocking=True)
-            event = side.record_event()
-        self._events.append(event)
+        try:
+            with torch.cuda.stream(side):
+                for source, copy in pairs:
+                    assert isinstance(source.reader, DeviceReader)
+                    start = copy.address - copy.owner.data_ptr()
+                    out = copy.owner[start : start + copy.nbytes]
+                    out.copy_(source.reader.bytes[: source.nbytes], non_blocking=True)
+        finally:  # neither end of a copy that has begun may be used again before it has ended
+            event = _mark(side)
+            self._events.append(event)
         current.wait_event(event)
+
+
+def _mark(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """An event behind all that is queued on the stream. Who waits for it leaves the CPU alone."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    return event
 
 
 def _padded(nbytes: int) -> int:

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt import async_checkpoint, pending_saves
-from pyckpt.staging import BufferPool
+from pyckpt import PendingSave, async_checkpoint, pending_saves
+from pyckpt.checkpoint import Save
+from pyckpt.staging import BufferPool, Copies
 from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks
 
 pytestmark = pytest.mark.timeout(120)
@@ -79,9 +80,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._opened = threading.Event()
-        thread = threading.Thread(target=self._opened.wait, daemon=True)
-        thread.start()
-        monkeypatch.setattr(async_checkpoint, "_last_thread", thread)
+        monkeypatch.setattr(async_checkpoint, "_last_write", self._opened)
 
     def open(self) -> None:
         self._opened.set()
@@ -154,6 +153,38 @@ def test_a_copy_is_staged_when_the_call_returns(training: Training, tmp_path: Pa
     pending.result()
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_copy_that_takes_its_time_is_staged_though_another_save_is_being_written(
+    training: Training, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """As copies of CUDA memory do."""
+    monkeypatch.setattr(Copies, "is_complete", False)
+    pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "x", stage="copy")
+    if waits:
+        pending.wait_staged()
+        assert pending.staged.is_set()
+    assert pending.staged.wait(60)
+    assert not pending.done()
+    gate.open()
+    pending.result()
+
+
+@pytest.mark.usefixtures("frozen_time")
+def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Gate) -> None:
+    """By whatever means: the default does not rely on its changes being counted."""
+    model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+    average = model[1].requires_grad_(False)
+    state = pyckpt.State(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
+    pyckpt.save_checkpoint(state, tmp_path / "blocking.tar")
+    pending = pyckpt.async_save_checkpoint(state, tmp_path / "async.tar")
+    assert not pending.staged.is_set()
+    for slow, fast in zip(average.parameters(), model[0].parameters(), strict=True):
+        slow.data.mul_(0.9).add_(fast.data, alpha=0.1)
+    gate.open()
+    pending.result()
+    assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
+
+
 # Torn saves
 
 
@@ -164,6 +195,11 @@ def add_one(training: Training) -> None:
 
 def decay_moments(training: Training) -> None:
     training.optimizer.state[training.model[0].bias]["exp_avg"].mul_(0.5)
+
+
+def enlarge_memory(training: Training) -> None:
+    storage = training.model[3].weight.untyped_storage()
+    storage.resize_(storage.nbytes() + 8)
 
 
 def add_one_and_step(training: Training) -> None:
@@ -177,6 +213,7 @@ def add_one_and_step(training: Training) -> None:
         (add_one, r"parameter 3\.weight"),
         (add_one_and_step, r"parameter 3\.weight"),
         (decay_moments, "'exp_avg' of AdamW"),
+        (enlarge_memory, r"parameter 3\.weight"),
     ],
 )
 def test_a_change_behind_lazys_back_commits_nothing(
@@ -274,6 +311,40 @@ def test_an_error_that_is_collected_is_not_raised_again(training: Training, tmp_
     pyckpt.save_checkpoint(training.state, tmp_path / "y.tar")
 
 
+def test_files_that_cannot_be_removed_end_the_save_with_an_error(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(_: Any) -> None:
+        raise OSError("the temporary folder is busy")
+
+    pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "x.tar")
+    monkeypatch.setattr(Save, "close", close)
+    with pytest.raises(OSError, match="the temporary folder is busy"):
+        pending.result(60)
+
+
+def test_ctrl_c_at_the_last_moment_of_the_call_leaves_nothing(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = PendingSave.begin
+
+    def interrupted(self: PendingSave) -> None:
+        begin(self)
+        raise KeyboardInterrupt
+
+    threads = threading.active_count()
+    monkeypatch.setattr(PendingSave, "begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pyckpt.async_save_checkpoint(training.state, tmp_path / "x.tar")
+    monkeypatch.undo()
+    pyckpt.async_save_checkpoint(training.state, tmp_path / "y.tar", when_busy="raise").result()
+    assert [path.name for path in tmp_path.iterdir()] == ["y.tar"]
+    for thread in threading.enumerate():
+        if thread.name == "pyckpt-save":
+            thread.join(60)
+    assert threading.active_count() == threads
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -328,6 +399,17 @@ def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Gate
         for n in (1, 2, 3)
     ]
     assert batches == [3, 4, 5]
+
+
+def test_a_blocking_save_has_the_last_word(training: Training, tmp_path: Path, gate: Gate) -> None:
+    """Under a name such as ``latest``, which every save replaces."""
+    path = tmp_path / "latest.tar"
+    earlier = pyckpt.async_save_checkpoint(training.state, path)
+    training.train(1)
+    threading.Timer(0.3, gate.open).start()
+    pyckpt.save_checkpoint(training.state, path)
+    assert earlier.done()
+    assert pyckpt.load(path)["state"]["timestamp"]["Timestamp"]["batch"] == 4
 
 
 def test_the_result_is_a_future_that_cannot_be_cancelled(
@@ -404,6 +486,19 @@ def test_the_interpreter_ends_after_the_save(tmp_path: Path, scenario: str) -> N
     assert done.returncode == (1 if scenario == "raise" else 0), done.stderr
     assert "unfinished" in done.stdout
     assert list(pyckpt.load(path)["state"]["extra"]) == ["weights"]
+
+
+def test_a_forked_process_does_not_wait_for_its_parents_saves(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, WORKERS / "async_worker.py", "fork", "lazy", tmp_path / "x.tar"],
+        cwd=WORKERS.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["unfinished", "child", "parent"]
 
 
 def test_an_error_at_the_end_of_the_interpreter_is_told(tmp_path: Path) -> None:

@@ -34,6 +34,18 @@ class Derived(torch.optim.SGD):
         super().step(closure)
 
 
+def with_step_replaced(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
+    return optimizer
+
+
+def with_scheduler(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # wraps the optimizer's step
+    return optimizer
+
+
 def state_with(optimizer: Callable[[Any], Any], **fields: Any) -> pyckpt.State:
     model = nn.Linear(4, 4)
     return pyckpt.State(model, optimizer(model.parameters()), **fields)
@@ -52,6 +64,8 @@ def of_half(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         (state_with(lambda p: ()), False),
         (state_with(Foreign), False),
         (state_with(of_half), False),
+        (state_with(with_step_replaced), False),
+        (state_with(with_scheduler), True),
     ],
 )
 def test_lazy_is_the_default_where_all_steps_are_noticed(state: pyckpt.State, safe: bool) -> None:
@@ -62,6 +76,34 @@ def test_frozen_parameters_need_no_optimizer() -> None:
     state = state_with(of_half)
     state.model.bias.requires_grad_(False)
     assert is_lazy_safe(state)
+
+
+def test_embeddings_that_forward_renormalizes_are_copied() -> None:
+    model = nn.Sequential(nn.Embedding(4, 4, max_norm=1.0))
+    assert not is_lazy_safe(pyckpt.State(model, torch.optim.SGD(model.parameters())))
+
+
+class Compiled(torch.optim.SGD):
+    """Ends up as torch.compile leaves torch's own optimizers in some versions."""
+
+
+def test_hooks_that_torch_compile_takes_away_are_missed() -> None:
+    state = state_with(lambda parameters: Compiled(parameters, lr=0.1, fused=True))
+    assert is_lazy_safe(state)
+    records = [r for r in serialize(state.state_dict()) if r.is_storage]
+    live = LiveRecords(records, state, BufferPool(), 1, threading.Event())
+    Compiled.step = torch.optim.SGD.step.__wrapped__  # type: ignore[attr-defined]
+    Compiled.step.hooked = True
+    assert not is_lazy_safe(state)
+    with pytest.raises(pyckpt.OptionError, match="not possible with Compiled"):
+        check_lazy(state)
+    # Fused kernels change parameters without torch keeping count.
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizers.step()
+    with pytest.raises(pyckpt.TornSaveError, match="Compiled ceased to call the hooks"):
+        live.settle()
+    live.close()
 
 
 def test_composers_algorithms_may_change_weights() -> None:
@@ -145,6 +187,51 @@ def test_memory_that_cannot_be_had_fails_the_save_not_the_step(
     state.optimizers.step()
     with pytest.raises(MemoryError):
         records.settle()
+
+
+def test_ctrl_c_while_staging_is_the_callers(
+    live: tuple[pyckpt.State, LiveRecords], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, records = live
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BufferPool, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        state.optimizers.step()
+    assert records.staged.is_set()
+    with pytest.raises(pyckpt.CheckpointError, match="KeyboardInterrupt came while"):
+        records.settle()
+
+
+def test_frozen_parameters_are_copied_where_only_trained_ones_are_known_not_to_change() -> None:
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    model[1].requires_grad_(False)
+    state = pyckpt.State(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
+    records = [r for r in serialize(state.state_dict()) if r.is_storage]
+    for frozen, in_place in ((True, 4), (False, 2)):
+        live = LiveRecords(records, state, BufferPool(), 1, threading.Event(), frozen=frozen)
+        assert len(read_in_place(live)) == in_place
+        live.close()
+
+
+class WithTotals(torch.optim.SGD):
+    """Keeps more in its state than what belongs to parameters."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.state["count"] = 3  # type: ignore[index]
+        self.state["total"] = torch.ones(2)  # type: ignore[index]
+
+
+def test_what_else_optimizers_keep_is_copied() -> None:
+    state = state_with(WithTotals)
+    records = [r for r in serialize(state.state_dict()) if r.is_storage]
+    live = LiveRecords(records, state, BufferPool(), 1, threading.Event())
+    assert len(read_in_place(live)) == 2
+    assert len(live.records) == 3
+    live.close()
 
 
 def test_learning_rates_may_change_at_any_time() -> None:

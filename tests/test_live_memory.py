@@ -86,6 +86,35 @@ def test_only_what_is_unread_is_copied() -> None:
     assert live.released
 
 
+class Counting:
+    """A device that counts how often it is asked."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.sizes: list[int] = []
+
+    def read(self, offset: int, nbytes: int, address: int) -> None:
+        self.sizes.append(nbytes)
+        ctypes.memmove(address, self.tensor.data_ptr() + offset, nbytes)
+
+
+def test_a_device_is_asked_for_several_pieces_at_once() -> None:
+    tensor = noise(20 * PIECE + 100)
+    expected = tensor.numpy().tobytes()
+    device = Counting(tensor)
+    live = _core.LiveMemory()
+    source = live.add(0, tensor.nbytes, device)
+    found = read(source, 2 * PIECE, PIECE)
+    device.sizes.clear()
+    copies = stage(live)
+    assert sorted(device.sizes) == [PIECE + 100, 2 * PIECE, 8 * PIECE, 8 * PIECE]
+    tensor.zero_()
+    assert found == expected[2 * PIECE : 3 * PIECE]
+    assert read(source, 0, 2 * PIECE) == expected[: 2 * PIECE]
+    assert read(source, 3 * PIECE, len(expected) - 3 * PIECE) == expected[3 * PIECE :]
+    del copies
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_readers_race_with_the_owner(seed: int) -> None:
     """Workers read on while the owner stages and at once overwrites."""

@@ -100,9 +100,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._opened = threading.Event()
-        thread = threading.Thread(target=self._opened.wait, daemon=True)
-        thread.start()
-        async_checkpoint._last_thread = thread
+        async_checkpoint._last_write = self._opened
 
     def open(self) -> None:
         self._opened.set()
