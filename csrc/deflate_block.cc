@@ -1,6 +1,7 @@
 #include "deflate_block.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #if defined(__x86_64__)
@@ -140,7 +141,7 @@ struct Kernels {
   std::array<std::uint32_t, kLiterals> lengths{};
   for (std::size_t a = 0; a < kLiterals; ++a) lengths[a] = table[a] & kLengthMask;
   for (std::size_t b = 0; b < kLiterals; ++b) {
-    const std::uint32_t b_code = table[b] & ~std::uint32_t{kLengthMask};
+    const std::uint32_t b_code = table[b] & ~kLengthMask;
     for (std::size_t a = 0; a < kLiterals; ++a) {
       // a's length stays in the low bits, where b's is added.
       pairs[b << 8 | a] = table[a] + lengths[b] + (b_code << lengths[a]);
@@ -245,7 +246,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
                                                      static_cast<double>(plan.sample_nbytes);
   std::vector<std::uint64_t> frequencies(kEndOfBlock + 1);
   for (std::size_t s = 0; s < kLiterals; ++s) {
-    frequencies[s] = static_cast<std::uint64_t>(plan.sample[s] * scale + 0.5);
+    frequencies[s] = static_cast<std::uint64_t>(std::lround(plan.sample[s] * scale));
   }
   frequencies[kEndOfBlock] = 1;
   if (has_matches) {

@@ -25,15 +25,6 @@ std::uint64_t LoadBe(const std::uint8_t* p, std::size_t nbytes) {
   return value;
 }
 
-std::uint64_t LoadBe64(const std::uint8_t* p) {
-  std::uint64_t word = 0;
-  std::memcpy(&word, p, sizeof word);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-  word = __builtin_bswap64(word);
-#endif
-  return word;
-}
-
 // LZMA's range decoder. The upper half of the window is what LZMA calls code, the
 // lower half the bytes that come into it next.
 class RangeDecoder {

@@ -30,7 +30,8 @@ class RepeatFinder {
 
   // No distance is longer than max_distance. Finds runs of one 4-byte element
   // (or of shorter ones that make up 4 bytes), and what repeats at a distance
-  // that 32 divides: all of 64 bytes and more, some that are shorter.
+  // that 32 divides: all of 64 bytes and more (of 256, where the distance is below
+  // 128), some that are shorter.
   explicit RepeatFinder(std::size_t max_distance) : max_distance_(max_distance) {}
 
   // All repeats, in order, without overlaps; valid until the next call. Looks for
