@@ -55,22 +55,38 @@ test-tsan:
 	    TSAN_OPTIONS="suppressions=$(CURDIR)/tests/thread-sanitizer.supp halt_on_error=1" \
 	    setarch -R $(BIN)/python -m pytest $(SANITIZED_TESTS)
 
-# The reader alone, which needs no Python. What crashes it is left in build/fuzz.
+# The reader and the codecs, which need no Python: half of the time each. What crashes
+# them is left in build/fuzz.
 FUZZ_SECONDS ?= 120
-FUZZED := $(filter-out csrc/bindings%.cc,$(wildcard csrc/*.cc))
+FUZZERS := build/fuzz/fuzz_reader build/fuzz/fuzz_codecs
+FUZZ = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/fuzz_$(1) -timeout=20 -rss_limit_mb=2048 \
+    -max_total_time=$$(($(FUZZ_SECONDS) / 2)) -artifact_prefix=build/fuzz/ build/fuzz/corpus/$(1)
 
-fuzz: build/fuzz/fuzz_reader
-	mkdir -p build/fuzz/corpus
-	build/fuzz/fuzz_reader -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 \
-	    -max_len=65536 -artifact_prefix=build/fuzz/ build/fuzz/corpus fuzz/corpus
-
-build/fuzz/fuzz_reader: fuzz/fuzz_reader.cc $(wildcard csrc/*)
+fuzz:
 	sh scripts/system-packages $(BUILD_PACKAGES) clang libclang-rt-dev
 	mkdir -p build/fuzz
-	printf '%s\n' fuzz/fuzz_reader.cc $(FUZZED) | xargs -P $$(nproc) -I {} sh -c 'clang++ -std=c++17 \
-	    -O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -Icsrc \
-	    -D_FILE_OFFSET_BITS=64 -c {} -o build/fuzz/$$(basename {} .cc).o'
-	clang++ -fsanitize=fuzzer,address,undefined build/fuzz/*.o -lz -llzma -ldeflate -lpthread -o $@
+	$(MAKE) -j $$(nproc) $(FUZZERS)
+	$(call FUZZ,reader) -max_len=65536 fuzz/corpus
+	$(call FUZZ,codecs) -max_len=64 -len_control=0
+
+FUZZ_FLAGS := -std=c++17 -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
+    -fno-sanitize-recover=all -Icsrc -D_FILE_OFFSET_BITS=64
+FUZZED := $(filter-out csrc/bindings%.cc,$(wildcard csrc/*.cc))
+FUZZ_OBJECTS := $(patsubst csrc/%.cc,build/fuzz/%.o,$(FUZZED))
+# Encoders know no magic numbers that a fuzzer would have to guess: to look at what they
+# compare takes most of their time, and finds nothing.
+FUZZ_ENCODERS := byte_program codec_% deflate_% huffman lzma_lanes lzma_literals lzma_matches \
+    bzip2_block bzip2_huffman bzip2_mtf bzip2_rle bzip2_sort probe repeats suffix_array
+$(filter $(FUZZ_ENCODERS:%=build/fuzz/%.o),$(FUZZ_OBJECTS) build/fuzz/byte_program.o): \
+    FUZZ_FLAGS += -fno-sanitize-coverage=trace-cmp
+
+build/fuzz/fuzz_codecs: build/fuzz/byte_program.o build/fuzz/portable_twin.o
+$(FUZZERS): build/fuzz/fuzz_%: build/fuzz/fuzz_%.o $(FUZZ_OBJECTS)
+	clang++ -fsanitize=fuzzer,address,undefined $^ -lz -llzma -ldeflate -lpthread -o $@
+
+vpath %.cc csrc fuzz
+build/fuzz/%.o: %.cc $(wildcard csrc/*.h fuzz/*.h)
+	clang++ $(FUZZ_FLAGS) -c $< -o $@
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.save

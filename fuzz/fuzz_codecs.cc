@@ -1,0 +1,190 @@
+// Any bytes through any codec: what it writes, other libraries and our own reader
+// turn back to the same bytes, and portable code writes the same stream.
+// Run by `make fuzz` with libFuzzer, AddressSanitizer and UBSan.
+#include <libdeflate.h>
+#include <lzma.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "byte_program.h"
+#include "codec.h"
+#include "portable_twin.h"
+#include "stream_image.h"
+#include "stream_plan.h"
+
+namespace {
+
+using pyckpt::Codec;
+using pyckpt::Format;
+using pyckpt::Span;
+using pyckpt::fuzz::Bytes;
+using pyckpt::fuzz::PortableTwin;
+
+constexpr std::size_t kMostNbytes = 1'200'000;  // more than one chunk of any codec
+constexpr std::size_t kMostChunks = 40;
+constexpr std::size_t kHeadNbytes = 4;
+
+void Require(bool holds) {
+  if (!holds) std::abort();
+}
+
+// What the input asks for in its first kHeadNbytes. The rest is a program.
+struct Task {
+  const Format* format;
+  int level;
+  std::size_t chunk_nbytes;
+  Bytes bytes;
+};
+
+Task TaskOf(Span input) {
+  std::array<std::uint8_t, kHeadNbytes> head{};
+  const std::size_t used = std::min(input.nbytes, head.size());
+  std::copy_n(input.data, used, head.begin());
+  Task task{};
+  constexpr std::size_t kFirst = 1;  // before it is .tar, which has no codec to speak of
+  task.format = &pyckpt::Formats()[kFirst + head[0] % (pyckpt::Formats().size() - kFirst)];
+  const pyckpt::Levels& levels = task.format->levels;
+  task.level = levels.lowest + head[1] % (levels.highest - levels.lowest + 1);
+  // In most cases the codec's own, which readers of a gzip's chunk index rely on.
+  task.chunk_nbytes = task.format->codec->chunk_nbytes();
+  if (head[2] >= 128) {
+    task.chunk_nbytes = std::min(task.chunk_nbytes, pyckpt::fuzz::SizeNearLimit(head[2]) + 1);
+  }
+  // In most cases few, for speed.
+  const std::size_t most_nbytes = kMostNbytes >> head[3] % 8;
+  task.bytes = pyckpt::fuzz::RunProgram({input.data + used, input.nbytes - used},
+                                        std::min(most_nbytes, kMostChunks * task.chunk_nbytes));
+  return task;
+}
+
+// What the pipeline does, one chunk after another.
+std::string WriteStream(const Task& task) {
+  const std::vector<std::uint8_t>& raw = task.bytes.raw;
+  pyckpt::StreamPlan plan;
+  std::size_t at = 0;
+  for (const pyckpt::fuzz::Part& part : task.bytes.parts) {
+    plan.AddMemory({raw.data() + at, part.nbytes}, part.element_nbytes, plan.NewChecksum());
+    at += part.nbytes;
+  }
+  const Codec& codec = *task.format->codec;
+  const std::unique_ptr<pyckpt::ChunkEncoder> encoder = codec.NewEncoder(task.level);
+  const std::unique_ptr<pyckpt::StreamJoiner> joiner = codec.NewJoiner();
+  std::string out = joiner->Begin();
+  pyckpt::Chunk chunk;
+  pyckpt::EncodedChunk code;
+  for (std::size_t offset = 0; offset < raw.size(); offset += task.chunk_nbytes) {
+    plan.Read(offset, std::min(task.chunk_nbytes, raw.size() - offset), &chunk);
+    plan.Join(chunk);
+    encoder->Encode(chunk, &code);
+    joiner->Append(&code);
+    joiner->Settle(&code);
+    std::size_t nbytes = 0;
+    for (const Span& span : code.spans) {
+      out.append(reinterpret_cast<const char*>(span.data), span.nbytes);
+      nbytes += span.nbytes;
+    }
+    Require(nbytes == code.nbytes);
+  }
+  return out + joiner->End();
+}
+
+// ---- Readers ----------------------------------------------------------------
+
+// gzip's chunk index follows the bytes, within the member.
+std::vector<std::uint8_t> RoomFor(const Task& task) {
+  return std::vector<std::uint8_t>(task.bytes.raw.size() + 65'536);
+}
+
+bool StartsWith(const std::vector<std::uint8_t>& out, std::size_t nbytes, const Task& task) {
+  const std::vector<std::uint8_t>& raw = task.bytes.raw;
+  return nbytes >= raw.size() && std::equal(raw.begin(), raw.end(), out.begin());
+}
+
+void ReadByZlib(Span file, const Task& task) {
+  std::vector<std::uint8_t> out = RoomFor(task);
+  z_stream zlib{};
+  constexpr int kGzip = 31;  // 32 KiB window, gzip's header
+  Require(inflateInit2(&zlib, kGzip) == Z_OK);
+  zlib.next_in = const_cast<Bytef*>(file.data);  // zlib's field lacks the const
+  zlib.avail_in = static_cast<uInt>(file.nbytes);
+  zlib.next_out = out.data();
+  zlib.avail_out = static_cast<uInt>(out.size());
+  Require(inflate(&zlib, Z_FINISH) == Z_STREAM_END && zlib.avail_in == 0);
+  Require(StartsWith(out, zlib.total_out, task));
+  inflateEnd(&zlib);
+}
+
+void ReadByLibdeflate(Span file, const Task& task) {
+  static libdeflate_decompressor* const decompressor = libdeflate_alloc_decompressor();
+  std::vector<std::uint8_t> out = RoomFor(task);
+  std::size_t used = 0;
+  std::size_t got = 0;
+  Require(libdeflate_gzip_decompress_ex(decompressor, file.data, file.nbytes, out.data(),
+                                        out.size(), &used, &got) == LIBDEFLATE_SUCCESS);
+  Require(used == file.nbytes && StartsWith(out, got, task));
+}
+
+void ReadByLiblzma(Span file, const Task& task) {
+  std::vector<std::uint8_t> out = RoomFor(task);
+  std::uint64_t memory_limit = UINT64_MAX;
+  std::size_t used = 0;
+  std::size_t got = 0;
+  Require(lzma_stream_buffer_decode(&memory_limit, 0, nullptr, file.data, &used, file.nbytes,
+                                    out.data(), &got, out.size()) == LZMA_OK);
+  Require(used == file.nbytes && got == task.bytes.raw.size() && StartsWith(out, got, task));
+}
+
+// A file without a name that holds the bytes.
+std::string PathOf(Span file) {
+  static const int fd = memfd_create("fuzz", 0);
+  Require(fd >= 0 && ftruncate(fd, 0) == 0 &&
+          pwrite(fd, file.data, file.nbytes, 0) == static_cast<ssize_t>(file.nbytes));
+  return "/proc/self/fd/" + std::to_string(fd);
+}
+
+void ReadByOurselves(Span file, const Task& task) {
+  const auto image = pyckpt::StreamImage::Open(PathOf(file), {});
+  const std::vector<std::uint8_t>& raw = task.bytes.raw;
+  Require(image->Require({0, raw.size()}));
+  Require(std::equal(raw.begin(), raw.end(), image->Address(0)));
+  Require(image->Finish().empty());
+}
+
+// ---- The test ---------------------------------------------------------------
+
+// Made by LLVMFuzzerInitialize().
+std::unique_ptr<PortableTwin> twin;
+
+}  // namespace
+
+extern "C" int LLVMFuzzerInitialize(int* /*argc*/, char*** /*argv*/) {
+  twin = std::make_unique<PortableTwin>(
+      [](const std::string& input) { return WriteStream(TaskOf(pyckpt::AsSpan(input))); });
+  return 0;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbytes) {
+  const Task task = TaskOf({data, nbytes});
+  const std::string stream = WriteStream(task);
+  const Span file = pyckpt::AsSpan(stream);
+  const std::string name = task.format->name;
+  if (name == "tar.gz") {
+    ReadByZlib(file, task);
+    ReadByLibdeflate(file, task);
+  } else if (name == "tar.xz") {
+    ReadByLiblzma(file, task);
+  }
+  const bool own_chunks = task.chunk_nbytes == task.format->codec->chunk_nbytes();
+  if (!task.bytes.raw.empty() && (name != "tar.gz" || own_chunks)) ReadByOurselves(file, task);
+  Require(twin->Ask({reinterpret_cast<const char*>(data), nbytes}) == stream);
+  return 0;
+}
