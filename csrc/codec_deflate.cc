@@ -1,7 +1,5 @@
 #include "codec_deflate.h"
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <array>
 #include <vector>
@@ -9,6 +7,7 @@
 #include "chunk_index.h"
 #include "crc32.h"
 #include "deflate_block.h"
+#include "deflate_matches.h"
 #include "deflate_plan.h"
 #include "error.h"
 #include "repeats.h"
@@ -18,12 +17,7 @@ namespace {
 
 class DeflateEncoder final : public ContiguousEncoder {
  public:
-  explicit DeflateEncoder(int level) : level_(level) {}
-  DeflateEncoder(const DeflateEncoder&) = delete;
-  DeflateEncoder& operator=(const DeflateEncoder&) = delete;
-  ~DeflateEncoder() override {
-    if (zlib_ready_) deflateEnd(&zlib_);
-  }
+  explicit DeflateEncoder(int level) : level_(level), matches_(level) {}
 
  protected:
   void EncodeBytes(Span raw, const Chunk& chunk, EncodedChunk* out) override {
@@ -46,7 +40,6 @@ class DeflateEncoder final : public ContiguousEncoder {
     const std::vector<Repeat>& repeats = finder_.Find(raw);
     const std::size_t bound = DynamicBlocksBound(raw.nbytes) + BitWriter::kSlackNbytes;
     BitWriter writer(out->buffer.Reserve(bound));
-    const std::uint8_t* limit = out->buffer.data() + bound;
     std::size_t next = 0;
     for (const BlockPlan& block : PlanBlocks(raw, repeats, level_)) {
       const Span bytes = {raw.data + block.begin, block.end - block.begin};
@@ -56,48 +49,17 @@ class DeflateEncoder final : public ContiguousEncoder {
         continue;
       }
       const BlockCode code(block, repeats, next);
-      if (block.kind == BlockKind::kLiterals ||
-          !WriteMatches(bytes, code.nbits() / 8, limit, &writer)) {
+      if (block.kind == BlockKind::kLiterals || !matches_.Write(bytes, code.nbits() / 8, &writer)) {
         blocks_.Write(raw, block, code, repeats, &next, &writer);
       }
     }
     return Use(out, writer.aligned() ? writer.Align() : WriteEmptyBlock(&writer));
   }
 
-  // zlib's blocks for these bytes; false, and nothing written, where they take
-  // more than literals do.
-  bool WriteMatches(Span raw, std::size_t literal_nbytes, const std::uint8_t* limit,
-                    BitWriter* writer) {
-    constexpr int kRawDeflate = -15;  // 32 KiB window, no header
-    constexpr int kMemory = 9;
-    const int status = zlib_ready_ ? deflateReset(&zlib_)
-                                   : deflateInit2(&zlib_, level_, Z_DEFLATED, kRawDeflate, kMemory,
-                                                  Z_DEFAULT_STRATEGY);
-    if (status != Z_OK) throw Error(ErrorKind::kCodec, "zlib: cannot start a deflate stream");
-    zlib_ready_ = true;
-    constexpr std::size_t kEmptyBlockNbytes = 5;
-    BitWriter aligned = *writer;
-    if (!aligned.aligned()) WriteEmptyBlock(&aligned);
-    std::uint8_t* begin = aligned.Align();
-    const auto room = std::min<std::size_t>(limit - begin, literal_nbytes + kEmptyBlockNbytes);
-    zlib_.next_in = const_cast<Bytef*>(raw.data);  // zlib's field lacks the const
-    zlib_.avail_in = static_cast<uInt>(raw.nbytes);
-    zlib_.next_out = begin;
-    zlib_.avail_out = static_cast<uInt>(room);
-    // The flush ends with an empty stored block: what follows starts on a byte.
-    if (::deflate(&zlib_, Z_SYNC_FLUSH) != Z_OK) {
-      throw Error(ErrorKind::kCodec, "zlib: a deflate stream failed");
-    }
-    if (zlib_.avail_out == 0) return false;
-    *writer = BitWriter(zlib_.next_out);
-    return true;
-  }
-
   int level_;
   RepeatFinder finder_{kWindowNbytes};
   BlockWriter blocks_;
-  z_stream zlib_{};
-  bool zlib_ready_ = false;
+  MatchWriter matches_;
 };
 
 class GzipJoiner final : public StreamJoiner {
