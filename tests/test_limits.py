@@ -50,7 +50,7 @@ def outcomes(printed: str) -> list[dict[str, Any]]:
 
 # Memory
 
-ENCODER_NBYTES = {"tar": 0, "tar.gz": 600_000, "tar.bz2": 27_000_000, "tar.xz": 20_000_000}
+ENCODER_NBYTES = {"tar": 0, "tar.gz": 1_200_000, "tar.bz2": 27_000_000, "tar.xz": 20_000_000}
 STORED_CHUNK_NBYTES = 4 * MIB
 
 
