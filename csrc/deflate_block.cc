@@ -260,13 +260,19 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
   literals_ = BuildHuffman(possible, kLongestCode);
   distances_ = BuildHuffman(distances, kLongestCode);
 
+  std::vector<std::uint8_t> code_lengths;
+  for (const auto* codes : {&literals_, &distances_}) {
+    for (const HuffmanCode& c : *codes) code_lengths.push_back(static_cast<std::uint8_t>(c.length));
+  }
+  length_runs_ = RunsOf(code_lengths);
   std::vector<std::uint64_t> counts(kLengthCodeOrder.size());
-  for (const HuffmanCode& c : literals_) ++counts[c.length];
-  for (const HuffmanCode& c : distances_) ++counts[c.length];
+  for (const LengthRun& run : length_runs_) ++counts[run.symbol];
   lengths_ = BuildHuffman(counts, kLongestLengthsCode);
 
   nbits_ = 3 + 5 + 5 + 4 + 3 * kLengthCodeOrder.size();
-  for (std::size_t s = 0; s < counts.size(); ++s) nbits_ += counts[s] * lengths_[s].length;
+  for (const LengthRun& run : length_runs_) {
+    nbits_ += std::uint64_t{lengths_[run.symbol].length} + run.extra_nbits;
+  }
   for (std::size_t s = 0; s < frequencies.size(); ++s) {
     nbits_ += frequencies[s] * literals_[s].length;
   }
@@ -278,6 +284,35 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
   }
 }
 
+// Symbol 16 repeats the length before it; 17 and 18 are runs of zeros (section 3.2.7).
+std::vector<BlockCode::LengthRun> BlockCode::RunsOf(const std::vector<std::uint8_t>& lengths) {
+  std::vector<LengthRun> runs;
+  for (auto at = lengths.begin(); at != lengths.end();) {
+    const std::uint8_t length = *at;
+    const auto end = std::find_if(at, lengths.end(), [=](std::uint8_t l) { return l != length; });
+    auto left = static_cast<std::size_t>(end - at);
+    at = end;
+    const auto take = [&](std::uint8_t symbol, std::size_t fewest, std::size_t most,
+                          std::uint8_t extra_nbits) {
+      while (left >= fewest) {
+        const std::size_t n = std::min(left, most);
+        runs.push_back({symbol, static_cast<std::uint8_t>(n - fewest), extra_nbits});
+        left -= n;
+      }
+    };
+    if (length == 0) {
+      take(18, 11, 138, 7);
+      take(17, 3, 10, 3);
+    } else {
+      runs.push_back({length, 0, 0});
+      --left;
+      take(16, 3, 6, 2);
+    }
+    for (; left > 0; --left) runs.push_back({length, 0, 0});
+  }
+  return runs;
+}
+
 void BlockCode::WriteHeader(BitWriter* writer) const {
   writer->Put(0, 1);  // not the last block
   writer->Put(2, 2);  // dynamic code
@@ -285,11 +320,10 @@ void BlockCode::WriteHeader(BitWriter* writer) const {
   writer->Put(distances_.size() - 1, 5);
   writer->Put(kLengthCodeOrder.size() - 4, 4);
   for (const std::size_t s : kLengthCodeOrder) writer->Put(lengths_[s].length, 3);
-  const auto put = [&](const HuffmanCode& c) {
-    writer->Put(lengths_[c.length].bits, lengths_[c.length].length);
-  };
-  std::for_each(literals_.begin(), literals_.end(), put);
-  std::for_each(distances_.begin(), distances_.end(), put);
+  for (const LengthRun& run : length_runs_) {
+    writer->Put(lengths_[run.symbol].bits, lengths_[run.symbol].length);
+    writer->Put(run.extra, run.extra_nbits);
+  }
 }
 
 void BlockCode::PutMatch(std::size_t nbytes, std::size_t distance, BitWriter* writer) const {

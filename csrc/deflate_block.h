@@ -80,9 +80,18 @@ class BlockCode {
   void PutEnd(BitWriter* writer) const;
 
  private:
+  // How the header writes a code's length, or a run of equal ones.
+  struct LengthRun {
+    std::uint8_t symbol;
+    std::uint8_t extra;
+    std::uint8_t extra_nbits;
+  };
+  static std::vector<LengthRun> RunsOf(const std::vector<std::uint8_t>& lengths);
+
   std::vector<HuffmanCode> literals_;   // and end of block, and lengths
   std::vector<HuffmanCode> distances_;  // one unused if there are no matches
-  std::vector<HuffmanCode> lengths_;    // the code that the lengths of both are written in
+  std::vector<LengthRun> length_runs_;  // the lengths of both
+  std::vector<HuffmanCode> lengths_;    // the code that those are written in
   std::uint64_t nbits_ = 0;
 };
 
