@@ -18,7 +18,7 @@ constexpr std::size_t kEndOfBlock = 256;
 constexpr std::size_t kLengthSymbols = 29;
 constexpr std::size_t kDistanceSymbols = 30;
 constexpr std::size_t kLiteralSymbols = 257 + kLengthSymbols;
-constexpr int kLongestCode = 13;        // two of them and a length fit 32 bits
+constexpr int kLongestCode = 12;        // two of them and a byte for a length fit 32 bits
 constexpr int kLongestLengthsCode = 7;  // of the code that the lengths are written in
 constexpr std::size_t kShortestMatch = 3;
 constexpr std::size_t kLongestMatch = 258;
@@ -73,24 +73,24 @@ void SplitMatch(std::size_t nbytes, Match match) {
 
 // ---- Literals -------------------------------------------------------------
 
-// Six bits, which is what a shift by a 64-bit number looks at: no mask is needed.
-constexpr unsigned kLengthBits = 6;
+constexpr unsigned kLengthBits = 8;
 constexpr std::uint32_t kLengthMask = (1U << kLengthBits) - 1;
 
 // To fill the table of pairs takes as long as to write so many bytes of
 // literals saves by it.
 constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
 
-// Entries hold a code above, and in the low bits its length, which is that of the sum.
+// Entries hold a code above, and in the low bits its length; a sum of entries has the
+// sum of their lengths there.
 [[gnu::always_inline]] inline std::uint64_t TwoCodes(std::uint64_t a, std::uint64_t b) {
-  return a >> kLengthBits | b >> kLengthBits << (a & kLengthMask);
+  return a >> kLengthBits | b >> kLengthBits << (a & BitWriter::kShiftMask);
 }
 
 [[gnu::always_inline]] inline std::size_t Load16(const std::uint8_t* p) {
   return std::size_t{p[0]} | std::size_t{p[1]} << 8;
 }
 
-// Two pairs, so four literals, have at most 52 bits.
+// Two pairs, so four literals, have at most 48 bits.
 [[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
                                                         BitWriter* writer) {
   BitWriter w = *writer;
@@ -100,7 +100,7 @@ constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
     const std::uint64_t b = pairs[Load16(raw.data + i + 2)];
     const std::uint64_t c = pairs[Load16(raw.data + i + 4)];
     const std::uint64_t d = pairs[Load16(raw.data + i + 6)];
-    w.PutTwo(TwoCodes(a, b), (a + b) & kLengthMask, TwoCodes(c, d), (c + d) & kLengthMask);
+    w.PutTwo(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
   }
   *writer = w;
   return i;
@@ -120,7 +120,7 @@ constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
     const std::uint64_t b = two(i + 2);
     const std::uint64_t c = two(i + 4);
     const std::uint64_t d = two(i + 6);
-    w.PutTwo(TwoCodes(a, b), (a + b) & kLengthMask, TwoCodes(c, d), (c + d) & kLengthMask);
+    w.PutTwo(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
   }
   *writer = w;
   return i;

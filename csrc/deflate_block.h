@@ -33,18 +33,21 @@ class BitWriter {
     used_ &= 7;
   }
 
-  // Both at once, each as in Put but of 56 bits at most: fewer instructions, without
-  // a branch on how long they are together.
+  // What a shift by a 64-bit number looks at: such a mask costs no instruction.
+  static constexpr std::uint64_t kShiftMask = 63;
+
+  // Both at once, each of 56 bits at most: fewer instructions, without a branch on how
+  // long they are together. Of the lengths only the lowest eight bits count.
   void PutTwo(std::uint64_t a_bits, std::uint64_t a_length, std::uint64_t b_bits,
               std::uint64_t b_length) {
     word_ |= a_bits << used_;
-    used_ += a_length;  // below 64
-    StoreLe64(out_, word_ | b_bits << used_);
-    StoreLe64(out_ + 8, b_bits >> 1 >> (63 - used_));
-    used_ += b_length;
-    out_ += used_ >> 3;
+    const std::uint64_t between = used_ + a_length;  // below 64
+    StoreLe64(out_, word_ | b_bits << (between & kShiftMask));
+    StoreLe64(out_ + 8, b_bits >> 1 >> (~between & kShiftMask));
+    const std::uint64_t end = static_cast<std::uint8_t>(between + b_length);
+    out_ += end >> 3;
     word_ = *out_;  // all above its bits is zero
-    used_ &= 7;
+    used_ = end & 7;
   }
 
   bool aligned() const { return used_ == 0; }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
+#include <optional>
 
 #include "probe.h"
 
@@ -39,30 +39,48 @@ constexpr float kSplitBits = kFlatteryBits + 96;
 constexpr int kLastCoarseLevel = 6;
 constexpr float kCoarseSplitBits = kFlatteryBits + 144;
 
+// Four at once: loops over histograms are not vectorised by themselves.
+using Lanes = float __attribute__((vector_size(16)));
+using LaneCounts = std::int32_t __attribute__((vector_size(16)));
+constexpr std::size_t kLanes = sizeof(Lanes) / sizeof(float);
+
+LaneCounts LoadCounts(const Histogram& histogram, std::size_t at) {
+  LaneCounts counts{};
+  std::memcpy(&counts, &histogram[at], sizeof counts);
+  return counts;
+}
+
+Lanes ToFloats(LaneCounts counts) { return __builtin_convertvector(counts, Lanes); }
+
+// At least one, so that there is a logarithm, or something to divide by.
+Lanes AtLeastOne(LaneCounts counts) { return ToFloats(counts - (counts == 0)); }
+
+float Sum(Lanes lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
+
 // log2(x) for x >= 1, right to 0.0012: the exponent, and a cubic through the
-// mantissa that meets log2 at 1, 4/3, 5/3 and 2. Simple enough to be vectorised.
-float Log2(float x) {
-  std::uint32_t bits = 0;
+// mantissa that meets log2 at 1, 4/3, 5/3 and 2.
+Lanes Log2(Lanes x) {
+  constexpr std::int32_t kMantissa = (1 << 23) - 1;
+  constexpr std::int32_t kOne = 127 << 23;  // 1.0F
+  LaneCounts bits{};
   std::memcpy(&bits, &x, sizeof bits);
-  const auto exponent = static_cast<float>(static_cast<int>(bits >> 23) - 127);
-  bits = (bits & 0x7FFFFF) | 0x3F800000;
-  float m = 0;
+  const Lanes exponent = ToFloats((bits >> 23) - 127);
+  bits = (bits & kMantissa) | kOne;
+  Lanes m{};
   std::memcpy(&m, &bits, sizeof m);
   m -= 1;
   return exponent + m * (1.41899F + m * (-0.57296F + m * 0.15397F));
 }
 
-// What a perfect code for exactly these bytes would take, in bits.
-float EntropyBits(const Histogram& histogram, std::size_t nbytes) {
-  std::array<float, 8> sums{};  // as many as a vector holds
-  for (std::size_t s = 0; s < histogram.size(); s += sums.size()) {
-    for (std::size_t i = 0; i < sums.size(); ++i) {
-      const auto c = static_cast<float>(static_cast<std::int32_t>(histogram[s + i]));
-      sums[i] += c * Log2(c < 1 ? 1 : c);
-    }
+// What a perfect code for exactly the bytes in the sample would take, in bits.
+float EntropyBits(const BlockPlan& block) {
+  Lanes sum{};
+  for (std::size_t s = 0; s < block.sample.size(); s += kLanes) {
+    const LaneCounts counts = LoadCounts(block.sample, s);
+    sum += ToFloats(counts) * Log2(AtLeastOne(counts));
   }
-  const auto n = static_cast<float>(nbytes);
-  return n * Log2(n < 1 ? 1 : n) - std::accumulate(sums.begin(), sums.end(), 0.0F);
+  const auto n = static_cast<float>(block.sample_nbytes);
+  return n * Log2(Lanes{n < 1 ? 1 : n})[0] - Sum(sum);
 }
 
 // Counts bytes outside repeats. Four tables, so that equal neighbours do not wait
@@ -100,17 +118,14 @@ class Counter {
 float JoiningBits(const BlockPlan& a, const BlockPlan& b) {
   const auto a_nbytes = static_cast<float>(a.sample_nbytes);
   const auto b_nbytes = static_cast<float>(b.sample_nbytes);
-  std::array<float, 8> sums{};
-  for (std::size_t s = 0; s < a.sample.size(); s += sums.size()) {
-    for (std::size_t i = 0; i < sums.size(); ++i) {
-      const auto in_a = static_cast<float>(static_cast<std::int32_t>(a.sample[s + i]));
-      const auto in_b = static_cast<float>(static_cast<std::int32_t>(b.sample[s + i]));
-      const float difference = in_a * b_nbytes - in_b * a_nbytes;
-      const float both = in_a + in_b;
-      sums[i] += difference * difference / (both < 1 ? 1 : both);
-    }
+  Lanes sum{};
+  for (std::size_t s = 0; s < a.sample.size(); s += kLanes) {
+    const LaneCounts in_a = LoadCounts(a.sample, s);
+    const LaneCounts in_b = LoadCounts(b.sample, s);
+    const Lanes difference = ToFloats(in_a) * b_nbytes - ToFloats(in_b) * a_nbytes;
+    sum += difference * difference / AtLeastOne(in_a + in_b);
   }
-  const float square = std::accumulate(sums.begin(), sums.end(), 0.0F) / (a_nbytes * b_nbytes);
+  const float square = Sum(sum) / (a_nbytes * b_nbytes);
   constexpr float kLn2 = 0.6931472F;
   return square / (2 * kLn2);
 }
@@ -149,13 +164,12 @@ BlockKind KindOf(const BlockPlan& stretch, float bits, Span longest) {
   return BlockKind::kLiterals;
 }
 
-BlockPlan Joined(const BlockPlan& a, const BlockPlan& b) {
-  BlockPlan both = a;
-  both.end = b.end;
-  both.sample_nbytes += b.sample_nbytes;
-  both.literal_nbytes += b.literal_nbytes;
-  for (std::size_t s = 0; s < both.sample.size(); ++s) both.sample[s] += b.sample[s];
-  return both;
+// Appends b to a, its neighbour.
+void Join(const BlockPlan& b, BlockPlan* a) {
+  a->end = b.end;
+  a->sample_nbytes += b.sample_nbytes;
+  a->literal_nbytes += b.literal_nbytes;
+  for (std::size_t s = 0; s < a->sample.size(); ++s) a->sample[s] += b.sample[s];
 }
 
 // Replaces samples that are too small to make a code of.
@@ -183,6 +197,7 @@ std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats
   const std::size_t slice_every = coarse ? 2 * kSliceEvery : kSliceEvery;
   const float split_bits = coarse ? kCoarseSplitBits : kSplitBits;
   std::vector<BlockPlan> blocks;
+  std::optional<float> last_bits;  // of the last block, if known
   std::size_t next = 0;
   for (std::size_t begin = 0; begin < chunk.nbytes; begin += kStretchNbytes) {
     const std::size_t end = std::min(chunk.nbytes, begin + kStretchNbytes);
@@ -192,21 +207,25 @@ std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats
     if (!blocks.empty() && blocks.back().kind == BlockKind::kLiterals &&
         stretch.sample_nbytes != 0 && blocks.back().sample_nbytes != 0 &&
         JoiningBits(blocks.back(), stretch) <= split_bits) {
-      blocks.back() = Joined(blocks.back(), stretch);
+      Join(stretch, &blocks.back());
+      last_bits.reset();
       continue;
     }
-    const float bits = EntropyBits(stretch.sample, stretch.sample_nbytes);
+    const float bits = EntropyBits(stretch);
     stretch.kind = KindOf(stretch, bits, longest);
     if (!blocks.empty() && blocks.back().kind == stretch.kind) {
-      const BlockPlan both = Joined(blocks.back(), stretch);
-      if (stretch.kind != BlockKind::kLiterals ||
-          EntropyBits(both.sample, both.sample_nbytes) <=
-              EntropyBits(blocks.back().sample, blocks.back().sample_nbytes) + bits + split_bits) {
+      BlockPlan both = blocks.back();
+      Join(stretch, &both);
+      if (!last_bits) last_bits = EntropyBits(blocks.back());
+      const float both_bits = EntropyBits(both);
+      if (stretch.kind != BlockKind::kLiterals || both_bits <= *last_bits + bits + split_bits) {
         blocks.back() = both;
+        last_bits = both_bits;
         continue;
       }
     }
     blocks.push_back(stretch);
+    last_bits = bits;
   }
   CountMore(chunk, repeats, &blocks);
   return blocks;

@@ -39,47 +39,33 @@ int SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<
   return depths.front();  // the rarest leaf's
 }
 
-// Package-merge, where lengths are limited. Level by level, the leaves are merged with pairs
-// ("packages") of the level before, lightest first. Whoever takes the lightest 2n - 2 of the last
-// level takes, in each level before, the lightest that those packages hold; a leaf's code is as
-// long as the number of levels that it is taken from.
-void SetLimitedLengths(const std::vector<std::uint64_t>& frequencies,
-                       const std::vector<int>& leaves, int max_length,
-                       std::vector<std::uint8_t>* lengths) {
-  const std::size_t n = leaves.size();
-  struct Node {
-    std::uint64_t weight;
-    bool is_leaf;
-  };
-  std::vector<std::vector<Node>> levels(static_cast<std::size_t>(max_length));
-  for (std::size_t l = 0; l < levels.size(); ++l) {
-    std::vector<Node>& level = levels[l];
-    const std::vector<Node> none;
-    const std::vector<Node>& below = l == 0 ? none : levels[l - 1];
-    std::size_t leaf = 0;
-    std::size_t pair = 0;
-    while (leaf < n || pair + 1 < below.size()) {
-      const bool has_pair = pair + 1 < below.size();
-      const std::uint64_t package = has_pair ? below[pair].weight + below[pair + 1].weight : 0;
-      if (leaf < n &&
-          (!has_pair || frequencies[static_cast<std::size_t>(leaves[leaf])] <= package)) {
-        level.push_back({frequencies[static_cast<std::size_t>(leaves[leaf])], true});
-        ++leaf;
-      } else {
-        level.push_back({package, false});
-        pair += 2;
-      }
-    }
+// Shortens codes to max_length. The excess moves up the tree: a leaf above the limit goes one
+// down and takes one from below the limit as its sibling, whose own sibling takes their parent's
+// place. Then the rarest leaves get the longest codes. Not optimal, but by less than is worth
+// the time of a method that is: only what is rare is too long.
+void LimitLengths(const std::vector<int>& leaves, int max_length,
+                  std::vector<std::uint8_t>* lengths) {
+  const auto limit = static_cast<std::size_t>(max_length);
+  std::vector<std::size_t> counts(limit + 1);
+  // What the codes use up of all that there are, in codes of the limit's length.
+  std::size_t used = 0;
+  for (const int leaf : leaves) {
+    const auto length = std::min<std::size_t>((*lengths)[static_cast<std::size_t>(leaf)], limit);
+    ++counts[length];
+    used += std::size_t{1} << (limit - length);
   }
-  for (const int leaf : leaves) (*lengths)[static_cast<std::size_t>(leaf)] = 0;
-  std::size_t taken = 2 * n - 2;
-  for (std::size_t l = levels.size(); l-- > 0;) {
-    std::size_t taken_leaves = 0;
-    for (std::size_t i = 0; i < taken; ++i) taken_leaves += levels[l][i].is_leaf ? 1 : 0;
-    for (std::size_t i = 0; i < taken_leaves; ++i) {
-      ++(*lengths)[static_cast<std::size_t>(leaves[i])];
+  for (; used > std::size_t{1} << limit; --used) {
+    std::size_t length = limit - 1;
+    while (counts[length] == 0) --length;
+    --counts[length];
+    counts[length + 1] += 2;
+    --counts[limit];
+  }
+  auto leaf = leaves.begin();
+  for (std::size_t length = limit; length > 0; --length) {
+    for (std::size_t i = 0; i < counts[length]; ++i) {
+      (*lengths)[static_cast<std::size_t>(*leaf++)] = static_cast<std::uint8_t>(length);
     }
-    taken = 2 * (taken - taken_leaves);
   }
 }
 
@@ -124,7 +110,7 @@ std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& 
   });
   if (leaves.size() == 1) lengths[static_cast<std::size_t>(leaves[0])] = 1;
   if (leaves.size() > 1 && SetLengths(frequencies, leaves, &lengths) > max_length) {
-    SetLimitedLengths(frequencies, leaves, max_length, &lengths);
+    LimitLengths(leaves, max_length, &lengths);
   }
   return lengths;
 }

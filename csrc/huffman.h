@@ -14,10 +14,10 @@ struct HuffmanCode {
   std::uint16_t length = 0;  // 0: the symbol does not occur
 };
 
-// The lengths of the shortest code for these frequencies in which none exceeds
-// max_length (where that matters, package-merge: Larmore and Hirschberg, 1990). Symbols of
-// frequency 0 get no code, length 0; a single symbol gets one of length 1. At
-// most 2^max_length symbols may occur. Frequencies are below 2^48.
+// The lengths of the shortest code for these frequencies, or where one of them would exceed
+// max_length, of one that is little longer. Symbols of frequency 0 get no code, length 0; a
+// single symbol gets one of length 1. At most 2^max_length symbols may occur. Frequencies are
+// below 2^48.
 std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
                                               int max_length);
 
