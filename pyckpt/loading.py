@@ -56,8 +56,8 @@ def load(
             those of the whole. torch.load compares none.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         keys: Globs over key paths such as ``state/model/*``, where ``*`` also matches across
-            ``/``, and a match takes all that lies below. What matches none is left out, and not
-            decoded where the format allows it: see docs/reading.md.
+            ``/``, and a match takes all that lies below. What matches none is left out, not
+            unpickled, and not decoded where the format allows it: see docs/reading.md.
         member: The name inside a tar.
         progress: True shows a bar, and a function is called with the bytes done and in all, some 20
             times a second; both on rank 0 alone.

@@ -178,8 +178,10 @@ def test_what_weights_only_forbids_is_no_damage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pyckpt.save({"t": torch.ones(3), "d": Path("x")}, tmp_path / "x.tar")
-    assert main(["cat-tensor", str(tmp_path / "x.tar"), "t"]) == 2
+    assert main(["cat-tensor", str(tmp_path / "x.tar"), "d"]) == 2
     assert "weights_only" in capsys.readouterr().err
+    # What is not asked for does not matter.
+    assert main(["cat-tensor", str(tmp_path / "x.tar"), "t", "-o", str(tmp_path / "t.npy")]) == 0
 
 
 def test_tensors_in_tuples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
