@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["main"]
 _DAMAGED = 1
 _FAILED = 2
 _STOPPED = 130  # by Ctrl-C, as shells have it
+_UNREAD = 141  # as of a program that SIGPIPE ends
 
 _EPILOG = """\
 exit codes:
@@ -29,6 +31,7 @@ exit codes:
   1    a file is damaged
   2    anything else: wrong arguments, a missing file, a full disk
   130  stopped by Ctrl-C
+  141  whoever reads the output wants no more of it
 
 examples:
   pyckpt ls -t ckpts/ba000042-rank0.tar.gz
@@ -47,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
+    except BrokenPipeError:
+        # Or Python would try again to write what is left, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _UNREAD
     except CorruptArchiveError as error:
         return _complain(error, _DAMAGED)
     except (CheckpointError, OSError) as error:
@@ -212,7 +219,9 @@ def _print_report(report: Report) -> None:
     for problem in report.problems:
         print(f"{report.path}: {problem}")
     if report.unchecked:
-        print(f"{report.path}: {len(report.unchecked)} records have no checksum of their own")
+        print(
+            f"{report.path}: {len(report.unchecked)} records or files have no checksum of their own"
+        )
 
 
 def _report_as_json(report: Report) -> dict[str, Any]:

@@ -44,6 +44,18 @@ def test_as_a_program(archive: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("arguments", [["ls", "-t"], ["ls", "--json"], ["verify"]])
+def test_whoever_reads_may_stop(archive: Path, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyckpt", *arguments, archive], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.timeout(120)
 def test_a_bar_on_a_terminal(archive: Path) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
