@@ -28,7 +28,7 @@ _UNREAD = 141  # as of a program that SIGPIPE ends
 _EPILOG = """\
 exit codes:
   0    all went well
-  1    a file is damaged
+  1    a file is damaged, or holds something else than it should
   2    anything else: wrong arguments, a missing file, a full disk
   130  stopped by Ctrl-C
   141  whoever reads the output wants no more of it
@@ -200,14 +200,19 @@ def _as_json(info: ArchiveInfo) -> dict[str, Any]:
 
 def _verify(options: argparse.Namespace) -> int:
     reports = []
+    code = 0
     for path in options.archives:
-        report = verify(path, num_threads=options.threads, progress=_bar())
+        try:
+            report = verify(path, num_threads=options.threads, progress=_bar())
+        except OSError as error:  # the other files are worth a look all the same
+            code = _complain(error, _FAILED)
+            continue
         reports.append(report)
         if not options.json:
             _print_report(report)
     if options.json:
         print(json.dumps([_report_as_json(report) for report in reports], indent=1))
-    return 0 if all(report.ok for report in reports) else _DAMAGED
+    return code or (0 if all(report.ok for report in reports) else _DAMAGED)
 
 
 def _print_report(report: Report) -> None:

@@ -71,9 +71,7 @@ def load(
     """
     path = Path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
-    globs = [keys] if isinstance(keys, str) else keys
-    if globs is not None and not all(isinstance(glob, str) for glob in globs):
-        raise OptionError(f"keys takes globs, not {keys!r}")
+    globs = _globs(keys)
     with reporting(progress, f"loading {path.name}") as report:
 
         def tell(done: int, total: int | None) -> None:
@@ -86,6 +84,17 @@ def load(
         if report is not None and reader.wanted_nbytes is not None:
             report(reader.wanted_nbytes, reader.wanted_nbytes)
     return obj if globs is None else only(obj, globs)
+
+
+def _globs(keys: Any) -> Sequence[str] | None:
+    if keys is None:
+        return None
+    globs = [keys] if isinstance(keys, str) else keys
+    if not isinstance(globs, Sequence) or not all(isinstance(glob, str) for glob in globs):
+        raise OptionError(f"keys takes globs, not {keys!r}")
+    if not globs:
+        raise OptionError("keys is empty, so nothing would be loaded")
+    return globs
 
 
 def _load(

@@ -112,6 +112,10 @@ def test_verify_tells_by_its_exit_code(
     assert main(["extract", str(broken), "-C", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
     assert main(["verify", str(tmp_path / "none.tar")]) == 2
+    assert main(["verify", str(tmp_path / "none.tar"), str(broken), str(archive)]) == 2
+    printed = capsys.readouterr()
+    assert f"{archive}: whole" in printed.out
+    assert "none.tar" in printed.err
 
 
 @pytest.mark.parametrize("source", SUFFIXES)
@@ -184,6 +188,8 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(result) == ["torch", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
     assert 300_000 < result[".tar.gz"]["file_nbytes"] < 400_000
     assert list(tmp_path.iterdir()) == []
+    assert main(["bench", "--nbytes", "0", "--folder", str(tmp_path)]) == 2
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_what_weights_only_forbids_is_no_damage(
