@@ -130,6 +130,20 @@ def test_convert(tmp_path: Path, source: str, target: str) -> None:
     assert size < 1.02 * (tmp_path / f"c{target}").stat().st_size
 
 
+@pytest.mark.parametrize("source", [".tar.gz", ".tar.bz2", ".tar.lzma"])
+def test_convert_more_than_is_read_ahead(tmp_path: Path, source: str) -> None:
+    torch.manual_seed(0)
+    state = {
+        "large": torch.randn(2_500_000),
+        "next": torch.randn(5),
+        "half": torch.randn(9999).half(),
+    }
+    pyckpt.save(state, tmp_path / f"a{source}")
+    arguments = ["convert", str(tmp_path / f"a{source}"), str(tmp_path / "b.tar"), "--threads", "1"]
+    assert main(arguments) == 0
+    assert_equal(pyckpt.load(tmp_path / "b.tar"), state)
+
+
 def test_save_and_extract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(mixed_state(), tmp_path / "x.pt")
     output(capsys, "save", tmp_path / "x.pt", tmp_path / "x.tar.lzma")
