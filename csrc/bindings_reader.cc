@@ -13,6 +13,7 @@
 
 #include "chunk_index.h"
 #include "decoder.h"
+#include "pickle_check.h"
 #include "stream_image.h"
 #include "tar_reader.h"
 #include "zip_reader.h"
@@ -25,6 +26,11 @@ namespace {
 using Range = std::pair<std::uint64_t, std::uint64_t>;  // offset, nbytes
 
 Extent ToExtent(const Range& range) { return {range.first, range.second}; }
+
+Span ToSpan(const py::bytes& bytes) {
+  const auto view = bytes.cast<std::string_view>();
+  return {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
+}
 
 // A part of an image's memory that Python owns: once nobody has it, it is given back.
 struct ImageBytes {
@@ -163,11 +169,11 @@ void BindReader(py::module_* m) {
       .def("next", &Next);
 
   m->def("is_chunk_index", [](const py::bytes& bytes) {
-    const auto view = bytes.cast<std::string_view>();
-    const Span raw = {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
+    const Span raw = ToSpan(bytes);
     const std::optional<ChunkIndex> index = DecodeChunkIndex(raw);
     return index && index->nbytes == raw.nbytes;
   });
+  m->def("check_pickle", [](const py::bytes& pickle) { CheckPickle(ToSpan(pickle)); });
   m->def("read_zip_directory", &Directory);
   m->def("locate_zip_data", &Locate);
 }

@@ -12,6 +12,7 @@
 
 #include "error.h"
 #include "lzma_literal_decoder.h"
+#include "pickle_check.h"
 #include "stream_image.h"
 #include "tar_reader.h"
 #include "zip_reader.h"
@@ -92,10 +93,19 @@ void DecodeLiterals(const std::uint8_t* data, std::size_t nbytes) {
   }
 }
 
+void CheckPickle(const std::uint8_t* data, std::size_t nbytes) {
+  const std::vector<std::uint8_t> pickle(data, data + nbytes);  // with nothing behind it
+  try {
+    pyckpt::CheckPickle({pickle.data(), nbytes});
+  } catch (const pyckpt::Error&) {  // the claims of most bytes are refused
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbytes) {
   DecodeLiterals(data, nbytes);
+  CheckPickle(data, nbytes);
   const std::string path = PathOf(data, nbytes);
   for (const bool mapped : {false, true}) {
     try {

@@ -144,6 +144,9 @@ class TarReader:
         """(name, type, header_offset, offset, nbytes)"""
 
 def is_chunk_index(raw: bytes, /) -> bool: ...
+def check_pickle(pickle: bytes, /) -> None:
+    """Raises CorruptError if it claims more than its size bears out, or asks for extensions."""
+
 def read_zip_directory(image: StreamImage, range: tuple[int, int], /) -> list[ZipEntry]: ...
 def locate_zip_data(
     image: StreamImage, entries: Sequence[ZipEntry], /

@@ -130,6 +130,7 @@ class ArchiveReader:
         report: Called with the bytes that are done, and ``wanted_nbytes``; raises to stop.
 
     Attributes:
+        num_threads: How many threads decode.
         mapped: Whether bytes stay in the file.
         wanted_nbytes: How many are going to be decoded, as far as its user has said.
 
@@ -147,12 +148,13 @@ class ArchiveReader:
         report: Report | None = None,
     ) -> None:
         self.path = path
+        self.num_threads = num_threads or default_threads()
         self.wanted_nbytes: int | None = None
         self._reporter = report
         with self.corruption():
             self.image = _core.StreamImage(
                 os.fsencode(path),
-                threads=num_threads or default_threads(),
+                threads=self.num_threads,
                 mapped=mapped,
                 progress=None if report is None else _weakly(self._report),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,13 +23,15 @@ __all__ = ["main"]
 _DAMAGED = 1
 _FAILED = 2
 _STOPPED = 130  # by Ctrl-C, as shells have it
+_UNREAD = 141  # as of a program that SIGPIPE ends
 
 _EPILOG = """\
 exit codes:
   0    all went well
-  1    a file is damaged
+  1    a file is damaged, or holds something else than it should
   2    anything else: wrong arguments, a missing file, a full disk
   130  stopped by Ctrl-C
+  141  whoever reads the output wants no more of it
 
 examples:
   pyckpt ls -t ckpts/ba000042-rank0.tar.gz
@@ -47,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
+    except BrokenPipeError:
+        # Or Python would try again to write what is left, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _UNREAD
     except CorruptArchiveError as error:
         return _complain(error, _DAMAGED)
     except (CheckpointError, OSError) as error:
@@ -193,14 +200,19 @@ def _as_json(info: ArchiveInfo) -> dict[str, Any]:
 
 def _verify(options: argparse.Namespace) -> int:
     reports = []
+    code = 0
     for path in options.archives:
-        report = verify(path, num_threads=options.threads, progress=_bar())
+        try:
+            report = verify(path, num_threads=options.threads, progress=_bar())
+        except OSError as error:  # the other files are worth a look all the same
+            code = _complain(error, _FAILED)
+            continue
         reports.append(report)
         if not options.json:
             _print_report(report)
     if options.json:
         print(json.dumps([_report_as_json(report) for report in reports], indent=1))
-    return 0 if all(report.ok for report in reports) else _DAMAGED
+    return code or (0 if all(report.ok for report in reports) else _DAMAGED)
 
 
 def _print_report(report: Report) -> None:
@@ -212,7 +224,9 @@ def _print_report(report: Report) -> None:
     for problem in report.problems:
         print(f"{report.path}: {problem}")
     if report.unchecked:
-        print(f"{report.path}: {len(report.unchecked)} records have no checksum of their own")
+        print(
+            f"{report.path}: {len(report.unchecked)} records or files have no checksum of their own"
+        )
 
 
 def _report_as_json(report: Report) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pyckpt.tensor_index import tensors_in
 __all__ = ["convert", "pack"]
 
 _MOST_PICKLE_NBYTES = 16 << 20
+_READ_AHEAD_NBYTES = 4 << 20  # for each thread that decodes
 _LOCAL_HEADER_NBYTES = 30  # of a zip record, before its name
 
 
@@ -189,22 +190,32 @@ def _usual_element_nbytes(reader: ArchiveReader, member: Member) -> int:
 
 
 def _segment(reader: ArchiveReader, offset: int, nbytes: int, element_nbytes: int) -> Segment:
-    return Segment(_ImageReader(reader, offset), nbytes, element_nbytes)
+    return Segment(_ImageReader(reader, offset, nbytes), nbytes, element_nbytes)
 
 
 class _ImageReader:
-    """Bytes of an archive for a writer, decoded when they are asked for and then forgotten."""
+    """Bytes of an archive for a writer, decoded a little before they are asked for and then
+    forgotten."""
 
-    # The core's image is one thread's at a time. Decoding itself is parallel.
+    # The core's image is one thread's at a time. Decoding itself is parallel, if there is enough.
     _lock = threading.Lock()
 
-    def __init__(self, reader: ArchiveReader, offset: int) -> None:
+    def __init__(self, reader: ArchiveReader, offset: int, nbytes: int) -> None:
         self._reader = reader
         self._offset = offset
+        self._nbytes = nbytes
+        self._decoded = 0  # up to where, about
 
     def read(self, offset: int, nbytes: int, address: int) -> None:
         with self._lock:
+            if offset + nbytes > self._decoded:
+                self._read_ahead(offset, nbytes)
             piece = self._reader.take(self._offset + offset, nbytes)
             # Before another thread decodes more, which may move it.
             ctypes.memmove(address, (ctypes.c_uint8 * nbytes).from_buffer(piece), nbytes)
             del piece
+
+    def _read_ahead(self, offset: int, nbytes: int) -> None:
+        wanted = max(nbytes, self._reader.num_threads * _READ_AHEAD_NBYTES)
+        self._decoded = min(self._nbytes, offset + wanted)
+        self._reader.require(self._offset + offset, self._decoded - offset)

@@ -22,9 +22,9 @@ from torch.serialization import default_restore_location
 from pyckpt.admitted_types import admitted, state_types
 from pyckpt.archive_reader import ArchiveReader, Damage, StoredRecord, TorchFile, describe
 from pyckpt.errors import CorruptArchiveError
-from pyckpt.key_paths import matches
 from pyckpt.memory import require_memory
-from pyckpt.tensor_index import TensorInfo, tensors_in
+from pyckpt.pickle_cut import cut_pickle
+from pyckpt.tensor_index import tensors_in
 
 __all__ = [
     "BrokenRecord",
@@ -63,8 +63,8 @@ def deserialize(
         weights_only: As in torch.load.
         verify: Whether to compare checksums: those of the records, and without ``keys`` those of
             the archive, if it holds nothing else.
-        keys: Globs over key paths. Of tensors whose path, or a part that it begins with, matches
-            none, the object has stand-ins without data (device ``meta``).
+        keys: Globs over key paths. What none of them names is left out, or None stands for it, and
+            is not unpickled.
 
     Raises:
         CorruptArchiveError: Something is damaged; it names the tensors.
@@ -73,7 +73,7 @@ def deserialize(
     data = file.read(_PICKLE, verify=verify)
     records = [r for r in file.records.values() if r.name.startswith(_STORAGES)]
     if keys is not None:
-        wanted = {t.storage.key for t in _tensors(file, data) if matches(t.key_path, keys)}
+        data, wanted = _cut(file, data, keys)
         records = [r for r in records if r.name.removeprefix(_STORAGES) in wanted]
     places = _decode_storages(file, records, data, verify)
     if verify and keys is None:
@@ -82,7 +82,7 @@ def deserialize(
         record.name.removeprefix(_STORAGES): _storage(file.reader, place)
         for record, place in zip(records, places, strict=True)
     }
-    storage_of = _StorageOf(file, storages, _restorer(map_location), partly=keys is not None)
+    storage_of = _StorageOf(file, storages, _restorer(map_location))
     unpickler: Any = (_WeightsUnpickler if weights_only else _AnyUnpickler)(
         io.BytesIO(data), storage_of
     )
@@ -123,9 +123,9 @@ _BROKEN = (
 )
 
 
-def _tensors(file: TorchFile, data: bytes) -> list[TensorInfo]:
+def _cut(file: TorchFile, data: bytes, keys: Sequence[str]) -> tuple[bytes, set[str]]:
     try:
-        return tensors_in(data)
+        return cut_pickle(data, keys)
     except pickle.UnpicklingError as error:
         path = file.reader.path
         raise CorruptArchiveError(f"{path} has a broken pickle: {error}", path=str(path)) from error
@@ -244,13 +244,10 @@ class _StorageOf:
         file: TorchFile,
         storages: Mapping[str, torch.UntypedStorage],
         restore: Restorer,
-        *,
-        partly: bool,
     ) -> None:
         self._path = file.reader.path
         self._storages = storages
         self._restore = restore
-        self._partly = partly
         self._done: dict[str, torch.storage.TypedStorage] = {}
         self._nbytes: dict[str, int] = {}
 
@@ -263,20 +260,17 @@ class _StorageOf:
         dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
         nbytes = numel * dtype.itemsize
         storage = self._storages.get(key)
-        if storage is None and self._partly:
-            restored = torch.UntypedStorage(nbytes, device="meta")
-        elif storage is None or storage.nbytes() != nbytes:
+        if storage is None or storage.nbytes() != nbytes:
             has = "none" if storage is None else f"one of {storage.nbytes()}"
             raise CorruptArchiveError(
                 f"{self._path} wants a storage {key!r} of {nbytes} bytes and has {has}",
                 path=str(self._path),
             )
-        else:
-            try:
-                restored = self._restore(storage, location)
-            except Exception as error:
-                self.error = error
-                raise
+        try:
+            restored = self._restore(storage, location)
+        except Exception as error:
+            self.error = error
+            raise
         typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         self._done[key] = typed
         self._nbytes[key] = restored.nbytes()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import re
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from pyckpt.errors import OptionError
 
-__all__ = ["IgnoreKeys", "matches", "only", "without_ignored"]
+__all__ = ["Globs", "IgnoreKeys", "join_path", "only", "without_ignored"]
 
 IgnoreKeys = str | Sequence[str] | Callable[[dict[str, Any]], Any] | None
 
@@ -49,11 +50,28 @@ def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, 
     return left
 
 
-def matches(path: str, globs: Sequence[str]) -> bool:
-    """Whether a glob matches the path, or one that it lies below."""
-    parts = path.split("/")
-    above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-    return any(fnmatch.fnmatchcase(one, glob) for glob in globs for one in above)
+def join_path(path: str, key: Any) -> str:
+    """The path of what lies at ``key`` in what lies at ``path``, which is empty for the root."""
+    name = key.decode() if isinstance(key, bytes) else str(key)
+    return f"{path}/{name}" if path else name
+
+
+class Globs:
+    """Globs over key paths, as in :func:`without_ignored`."""
+
+    def __init__(self, globs: Sequence[str]) -> None:
+        self._match = [re.compile(fnmatch.translate(glob)).match for glob in globs]
+        # What each begins with before anything can stand for something else.
+        self._starts = [re.split(r"[*?[]", glob, maxsplit=1)[0] for glob in globs]
+
+    def match(self, path: str) -> bool:
+        """Whether one matches the path."""
+        return any(match(path) for match in self._match)
+
+    def may_match_below(self, path: str) -> bool:
+        """Whether one might match something that lies below the path."""
+        below = f"{path}/" if path else ""
+        return any(start.startswith(below) or below.startswith(start) for start in self._starts)
 
 
 def only(tree: Any, globs: Sequence[str]) -> Any:
@@ -72,11 +90,25 @@ def only(tree: Any, globs: Sequence[str]) -> Any:
         if not named:
             raise OptionError(f"keys: nothing matches {glob!r}")
         kept.update(named)
-    left = {path for path in paths if matches(path, globs)}
+    holding: set[str] = set()
     for path in kept:
         parts = path.split("/")
-        left.update("/".join(parts[:n]) for n in range(1, len(parts)))
-    return _copy_without(tree, set(paths) - left, _LISTS_AND_TUPLES)
+        holding.update("/".join(parts[:n]) for n in range(1, len(parts)))
+    return _copy_without(tree, set(_left_out(tree, kept, holding)), _LISTS_AND_TUPLES)
+
+
+def _left_out(
+    node: Any, kept: Container[str], holding: Container[str], prefix: str = ""
+) -> Iterator[str]:
+    """Of all that lies below ``node`` what neither is kept nor holds what is."""
+    for key, value in _items(node, _LISTS_AND_TUPLES):
+        path = f"{prefix}{key}"
+        if path in kept:
+            continue
+        if path in holding:
+            yield from _left_out(value, kept, holding, f"{path}/")
+        else:
+            yield path
 
 
 _LISTS = (list,)  # what globs look into besides dicts

@@ -56,8 +56,8 @@ def load(
             those of the whole. torch.load compares none.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         keys: Globs over key paths such as ``state/model/*``, where ``*`` also matches across
-            ``/``, and a match takes all that lies below. What matches none is left out, and not
-            decoded where the format allows it: see docs/reading.md.
+            ``/``, and a match takes all that lies below. What matches none is left out, not
+            unpickled, and not decoded where the format allows it: see docs/reading.md.
         member: The name inside a tar.
         progress: True shows a bar, and a function is called with the bytes done and in all, some 20
             times a second; both on rank 0 alone.
@@ -71,9 +71,7 @@ def load(
     """
     path = Path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
-    globs = [keys] if isinstance(keys, str) else keys
-    if globs is not None and not all(isinstance(glob, str) for glob in globs):
-        raise OptionError(f"keys takes globs, not {keys!r}")
+    globs = _globs(keys)
     with reporting(progress, f"loading {path.name}") as report:
 
         def tell(done: int, total: int | None) -> None:
@@ -86,6 +84,17 @@ def load(
         if report is not None and reader.wanted_nbytes is not None:
             report(reader.wanted_nbytes, reader.wanted_nbytes)
     return obj if globs is None else only(obj, globs)
+
+
+def _globs(keys: Any) -> Sequence[str] | None:
+    if keys is None:
+        return None
+    globs = [keys] if isinstance(keys, str) else keys
+    if not isinstance(globs, Sequence) or not all(isinstance(glob, str) for glob in globs):
+        raise OptionError(f"keys takes globs, not {keys!r}")
+    if not globs:
+        raise OptionError("keys is empty, so nothing would be loaded")
+    return globs
 
 
 def _load(

@@ -1,19 +1,17 @@
-"""Which tensors a pickle of torch.save holds, found out without running anything that it names.
-
-The pickle is read by a machine for which every class and function is an inert stand-in: what
-would be called is noted with its arguments. So any pickle can be looked at, whoever wrote it.
-"""
+"""Which tensors a pickle of torch.save holds, found out without running anything that it names."""
 
 from __future__ import annotations
 
 import functools
-import io
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from pyckpt.key_paths import join_path
+from pyckpt.pickle_tree import Inert, StoredStorage, Way, read_tree
 
 __all__ = ["StorageInfo", "TensorInfo", "tensors_in"]
 
@@ -73,79 +71,14 @@ def tensors_in(data: bytes) -> list[TensorInfo]:
     Raises:
         pickle.UnpicklingError: It is no pickle that torch.save writes.
     """
+    tree = read_tree(data)
     try:
-        tree = _InertUnpickler(io.BytesIO(data)).load()
         return list(_Walk(len(data)).tensors(tree, ""))
     except pickle.UnpicklingError:
         raise
-    # Whatever a broken pickle can do to the machine.
+    # Whatever stands where something else should.
     except Exception as error:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
-
-
-class _Inert:
-    """Stands for an object: what it would be made of."""
-
-    args: tuple[Any, ...]
-    items: dict[Any, Any]
-    members: list[Any]
-    state: Any
-
-    def __new__(cls, *args: Any, **_: Any) -> _Inert:
-        self = super().__new__(cls)
-        self.args = args
-        self.items = {}
-        self.members = []
-        self.state = None
-        return self
-
-    def __init__(self, *args: Any, **_: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any, **_: Any) -> _Inert:
-        return _Inert(self, *args)  # as an attribute that getattr found would be
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items[key] = value
-
-    def append(self, value: Any) -> None:
-        self.members.append(value)
-
-    def extend(self, values: Any) -> None:
-        self.members.extend(values)
-
-    def add(self, value: Any) -> None:
-        self.members.append(value)
-
-
-# The machine in Python: the one in C makes room for whatever numbers a pickle has.
-class _InertUnpickler(pickle._Unpickler):
-    """Builds containers, and stand-ins for everything else."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, encoding="bytes")
-        self._classes: dict[tuple[str, str], type[_Inert]] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        key = (module, name)
-        if key not in self._classes:
-            self._classes[key] = type(name, (_Inert,), {"__module__": module})
-        return self._classes[key]
-
-    def persistent_load(self, pid: Any) -> StorageInfo:
-        kind, storage_type, key, location, numel = pid
-        if _text(kind) != "storage" or not isinstance(numel, int) or numel < 0:
-            raise pickle.UnpicklingError(f"a persistent id that is no storage's: {pid!r}")
-        return StorageInfo(
-            _text(key), _storage_dtypes()[storage_type.__name__], numel, _text(location)
-        )
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @functools.cache
@@ -156,36 +89,28 @@ def _storage_dtypes() -> dict[str, torch.dtype]:
 
 
 class _Walk:
-    """One way through the tree of a pickle."""
-
     def __init__(self, data_nbytes: int) -> None:
-        # A few bytes can name a tree without end, by the same branch twice on every level.
-        self._steps_left = max(1 << 20, 16 * data_nbytes)
-        self._above: set[int] = set()
+        self._way = Way(data_nbytes)
 
     def tensors(self, node: Any, path: str) -> Iterator[TensorInfo]:
         if node is None or isinstance(node, str | bytes | int | float):
             return
-        if id(node) in self._above:  # a structure that contains itself
+        if not self._way.enter(node):
             return
-        self._steps_left -= 1
-        if self._steps_left < 0:
-            raise pickle.UnpicklingError("a structure too large for its pickle")
-        self._above.add(id(node))
-        if isinstance(node, _Inert):
+        if isinstance(node, Inert):
             yield from self._of_inert(node, path)
         elif isinstance(node, dict):
             for key, value in node.items():
-                yield from self.tensors(value, _join(path, key))
+                yield from self.tensors(value, join_path(path, key))
         elif isinstance(node, list | tuple | set | frozenset):
             for index, value in enumerate(node):
-                yield from self.tensors(value, _join(path, index))
-        self._above.remove(id(node))
+                yield from self.tensors(value, join_path(path, index))
+        self._way.leave(node)
 
-    def _of_inert(self, node: _Inert, path: str) -> Iterator[TensorInfo]:
-        storage = next((arg for arg in node.args if isinstance(arg, StorageInfo)), None)
+    def _of_inert(self, node: Inert, path: str) -> Iterator[TensorInfo]:
+        storage = next((arg for arg in node.args if isinstance(arg, StoredStorage)), None)
         if storage is not None and type(node).__name__.startswith("_rebuild_"):
-            yield _tensor(node.args, storage, path)
+            yield _tensor(node.args, _storage_info(storage), path)
             return
         # Parameters, subclasses and sparse tensors are made of tensors, which have their path.
         for arg in node.args:
@@ -193,6 +118,13 @@ class _Walk:
                 yield from self.tensors(part, path)
         for part in (node.items, node.members, node.state):
             yield from self.tensors(part, path)
+
+
+def _storage_info(stored: StoredStorage) -> StorageInfo:
+    kind, storage_type, key, location, numel = stored.saved_id
+    if kind != "storage" or not isinstance(numel, int) or numel < 0:
+        raise pickle.UnpicklingError(f"a persistent id that is no storage's: {stored.saved_id!r}")
+    return StorageInfo(str(key), _storage_dtypes()[storage_type.__name__], numel, str(location))
 
 
 def _tensor(args: tuple[Any, ...], storage: StorageInfo, path: str) -> TensorInfo:
@@ -203,7 +135,3 @@ def _tensor(args: tuple[Any, ...], storage: StorageInfo, path: str) -> TensorInf
     dtypes = [getattr(torch, name, None) for name in names]
     dtype = next((d for d in dtypes if isinstance(d, torch.dtype)), storage.dtype)
     return TensorInfo(path, dtype, tuple(shape), tuple(stride), int(offset), storage)
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}/{_text(key)}" if path else _text(key)

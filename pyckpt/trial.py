@@ -10,6 +10,7 @@ import torch
 
 from pyckpt import _core
 from pyckpt.archive import save
+from pyckpt.errors import OptionError
 from pyckpt.loading import load
 
 __all__ = ["measure"]
@@ -25,7 +26,12 @@ def measure(
     Returns:
         By suffix, and for torch.save and torch.load as ``"torch"``: ``save_seconds``,
         ``load_seconds`` and ``file_nbytes``.
+
+    Raises:
+        OptionError: ``nbytes`` is less than 1.
     """
+    if nbytes < 1:
+        raise OptionError(f"nbytes must be at least 1, not {nbytes}")
     generator = torch.Generator().manual_seed(0)
     numel = max(1, nbytes // (4 * _TENSORS))
     state = {str(n): 0.02 * torch.randn(numel, generator=generator) for n in range(_TENSORS)}

@@ -66,8 +66,9 @@ class Report:
         members: How many members there are.
         records: How many records of torch's were compared with their checksums.
         nbytes: How many bytes those have.
-        unchecked: Records without a checksum of their own: those of programs that asked torch to
-            take none. Only the compression's checksums, if any, tell of damage in them.
+        unchecked: Records without a checksum of their own, those of programs that asked torch to
+            take none; and files of torch before 1.6, which had none. Only the compression's
+            checksums, if any, tell of damage in them.
     """
 
     path: Path
@@ -132,7 +133,10 @@ def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
             _verify_tar(reader, report)
         else:
             report.members = 1
-            _verify_torch_file(reader, reader.whole(), report)
+            if reader.contents(0) is Contents.TORCH_ZIP:
+                _verify_torch_file(reader, reader.whole(), report)
+            else:
+                report.unchecked.append(path.name)
         _verify_stream(reader, report)
     except CorruptArchiveError as error:
         # A stream that cannot be decoded further says so each time.
@@ -153,12 +157,15 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
             member.inner_name(reader.path)
         except CorruptArchiveError:
             report.problems.append(Problem("its name leads out of the archive", name, offset=at))
-        if member.type == "0" and reader.contents(member.offset) is Contents.TORCH_ZIP:
+        contents = reader.contents(member.offset) if member.type == "0" else Contents.OTHER
+        if contents is Contents.TORCH_ZIP:
             try:
                 _verify_torch_file(reader, member, report)
             except CorruptArchiveError as error:
                 report.problems.append(_broken_file(reader, member, error))
             reader.forget(member)
+        elif contents is Contents.TORCH_LEGACY:
+            report.unchecked.append(name)
     _verify_behind_tar(reader, report)
 
 

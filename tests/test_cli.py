@@ -44,6 +44,18 @@ def test_as_a_program(archive: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("arguments", [["ls", "-t"], ["ls", "--json"], ["verify"]])
+def test_whoever_reads_may_stop(archive: Path, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyckpt", *arguments, archive], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.timeout(120)
 def test_a_bar_on_a_terminal(archive: Path) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -100,6 +112,10 @@ def test_verify_tells_by_its_exit_code(
     assert main(["extract", str(broken), "-C", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
     assert main(["verify", str(tmp_path / "none.tar")]) == 2
+    assert main(["verify", str(tmp_path / "none.tar"), str(broken), str(archive)]) == 2
+    printed = capsys.readouterr()
+    assert f"{archive}: whole" in printed.out
+    assert "none.tar" in printed.err
 
 
 @pytest.mark.parametrize("source", SUFFIXES)
@@ -112,6 +128,20 @@ def test_convert(tmp_path: Path, source: str, target: str) -> None:
     pyckpt.save(mixed_state(), tmp_path / f"c{target}")
     size = (tmp_path / f"b{target}").stat().st_size
     assert size < 1.02 * (tmp_path / f"c{target}").stat().st_size
+
+
+@pytest.mark.parametrize("source", [".tar.gz", ".tar.bz2", ".tar.lzma"])
+def test_convert_more_than_is_read_ahead(tmp_path: Path, source: str) -> None:
+    torch.manual_seed(0)
+    state = {
+        "large": torch.randn(2_500_000),
+        "next": torch.randn(5),
+        "half": torch.randn(9999).half(),
+    }
+    pyckpt.save(state, tmp_path / f"a{source}")
+    arguments = ["convert", str(tmp_path / f"a{source}"), str(tmp_path / "b.tar"), "--threads", "1"]
+    assert main(arguments) == 0
+    assert_equal(pyckpt.load(tmp_path / "b.tar"), state)
 
 
 def test_save_and_extract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,14 +202,18 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(result) == ["torch", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
     assert 300_000 < result[".tar.gz"]["file_nbytes"] < 400_000
     assert list(tmp_path.iterdir()) == []
+    assert main(["bench", "--nbytes", "0", "--folder", str(tmp_path)]) == 2
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_what_weights_only_forbids_is_no_damage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pyckpt.save({"t": torch.ones(3), "d": Path("x")}, tmp_path / "x.tar")
-    assert main(["cat-tensor", str(tmp_path / "x.tar"), "t"]) == 2
+    assert main(["cat-tensor", str(tmp_path / "x.tar"), "d"]) == 2
     assert "weights_only" in capsys.readouterr().err
+    # What is not asked for does not matter.
+    assert main(["cat-tensor", str(tmp_path / "x.tar"), "t", "-o", str(tmp_path / "t.npy")]) == 0
 
 
 def test_tensors_in_tuples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,8 +267,11 @@ def test_keys_choose_what_is_loaded(nested: Path, suffix: str) -> None:
 def test_keys_that_name_nothing(nested: Path) -> None:
     with pytest.raises(pyckpt.OptionError, match="nothing matches 'state/mode'"):
         pyckpt.load(nested / "x.tar", keys=["state/mode", "n"])
-    with pytest.raises(pyckpt.OptionError, match="takes globs"):
-        pyckpt.load(nested / "x.tar", keys=[1])  # type: ignore[list-item]
+    for wrong in ([1], 1, {"n"}):
+        with pytest.raises(pyckpt.OptionError, match="takes globs"):
+            pyckpt.load(nested / "x.tar", keys=wrong)  # type: ignore[arg-type]
+    with pytest.raises(pyckpt.OptionError, match="keys is empty"):
+        pyckpt.load(nested / "x.tar", keys=[])
 
 
 def test_keys_leave_damage_elsewhere_alone(nested: Path, tmp_path: Path) -> None:

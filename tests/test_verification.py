@@ -69,6 +69,19 @@ def test_records_without_checksums_are_named(tmp_path: Path) -> None:
     assert torch.equal(pyckpt.load(tmp_path / "x.pt")["t"], torch.arange(9))
 
 
+@pytest.mark.parametrize("mode", [None, "w", "w:gz", "w:bz2"])
+def test_files_of_before_checksums_are_named(tmp_path: Path, mode: str | None) -> None:
+    path = tmp_path / "old.pt"
+    torch.save(mixed_state(), path, _use_new_zipfile_serialization=False)
+    if mode is not None:
+        with tarfile.open(tmp_path / "x", mode) as tar:
+            tar.add(path, "old.pt")
+        path = tmp_path / "x"
+    report = pyckpt.verify(path)
+    assert report.ok
+    assert (report.members, report.records, report.unchecked) == (1, 0, ["old.pt"])
+
+
 def flipped(contents: bytes, at: int) -> bytes:
     return contents[:at] + bytes([contents[at] ^ 0x10]) + contents[at + 1 :]
 
