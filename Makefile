@@ -59,7 +59,7 @@ test-tsan:
 # them is left in build/fuzz.
 FUZZ_SECONDS ?= 120
 FUZZERS := build/fuzz/fuzz_reader build/fuzz/fuzz_codecs
-FUZZ = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/fuzz_$(1) -timeout=20 -rss_limit_mb=2048 \
+FUZZ = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/fuzz_$(1) -timeout=60 -rss_limit_mb=2048 \
     -max_total_time=$$(($(FUZZ_SECONDS) / 2)) -artifact_prefix=build/fuzz/ build/fuzz/corpus/$(1)
 
 fuzz:
