@@ -3,9 +3,9 @@
 Compressors live off what the bytes look like, so nothing here is made up, tiled or repeated, but
 for ``REPETITIVE_STATES``, which show what becomes of such: every weight and every moment of AdamW
 comes out of training a character model, of the size that is asked for, on the sources of Python's
-standard library. Seeds are fixed, so two runs on one machine save the same bytes. A smaller state is
-a narrower model, trained in the same way. The training is short: weights are still near the normal
-noise that they start from, moments are those of real gradients.
+standard library. Seeds are fixed, so two runs on one machine save the same bytes. A smaller state
+is a narrower model, trained in the same way. The training is short: weights are still near the
+normal noise that they start from, moments are those of real gradients.
 """
 
 from __future__ import annotations
