@@ -35,7 +35,8 @@ check: .venv/installed-check
 
 # The core with sanitizers in it, under the tests that work it hardest; the next target
 # builds the ordinary one again.
-SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_serialization.py \
+SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_gzip.py \
+    tests/test_serialization.py \
     tests/test_decoders.py tests/test_live_memory.py tests/test_loading.py \
     tests/test_verification.py
 sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done)

@@ -1,5 +1,6 @@
 """What .tar.gz archives hold, whatever the bytes, and who can read them."""
 
+import functools
 import gzip
 import os
 import random
@@ -34,7 +35,6 @@ DECODERS = {
     "igzip": ["igzip", "-dc"],
     "busybox": ["busybox", "zcat"],
     "7z": ["7z", "x", "-so", "-tgzip"],
-    "bsdtar": ["bsdtar", "-cf", "-", "--format=raw"],  # of an archive: its first member
 }
 
 
@@ -48,6 +48,7 @@ def floats(nbytes: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) 
     return tensor.to(dtype).view(torch.uint8).numpy().tobytes()
 
 
+@functools.cache
 def source_text(nbytes: int) -> bytes:
     """Python's own library."""
     text = b"".join(p.read_bytes() for p in sorted(Path(os.__file__).parent.glob("*.py")))
@@ -85,7 +86,7 @@ def stretches(kinds: int, nbytes: int) -> bytes:
 
 N = 1_200_000  # more than a chunk
 
-CONTENTS: dict[str, Callable[[], bytes]] = {
+BUILDERS: dict[str, Callable[[], bytes]] = {
     "floats": lambda: floats(N),
     "bfloat16": lambda: floats(N, torch.bfloat16),
     "float16": lambda: floats(N, torch.float16, 0.02),
@@ -113,6 +114,8 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
         for i in range(0, 200_000, 20_000)
     ),
 }
+# Each built once, when it is first asked for.
+CONTENTS = {name: functools.cache(build) for name, build in BUILDERS.items()}
 
 
 def save(payload: bytes, path: Path, level: int | None = None, element_nbytes: int = 1) -> bytes:
@@ -141,10 +144,15 @@ def check(payload: bytes, folder: Path, level: int | None = None) -> None:
     assert image.finish() == []
 
 
-@pytest.mark.parametrize("level", [0, 1, 6, 7, 9])
+@pytest.mark.parametrize("level", [6, 9])
 @pytest.mark.parametrize("name", CONTENTS)
 def test_every_content_comes_back(tmp_path: Path, name: str, level: int) -> None:
     check(CONTENTS[name](), tmp_path, level)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3, 4, 5, 7, 8])
+def test_every_level(tmp_path: Path, level: int) -> None:
+    check(b"".join(build()[:100_000] for build in CONTENTS.values()), tmp_path, level)
 
 
 @pytest.mark.parametrize("tool", DECODERS)
@@ -155,6 +163,16 @@ def test_every_tool_decodes(tmp_path: Path, tool: str) -> None:
     tar = save(payload, tmp_path / "x.tar")
     done = subprocess.run([*DECODERS[tool], path], stdout=subprocess.PIPE, timeout=60, check=True)
     assert done.stdout[: len(tar)] == tar
+
+
+@pytest.mark.parametrize("reader", ["tar -xzOf", "bsdtar -xOf", "busybox tar -xzOf"])
+def test_every_tar_extracts(tmp_path: Path, reader: str) -> None:
+    payload = CONTENTS["text by turns with floats"]() * 3
+    path = tmp_path / "x.tar.gz"
+    save(payload, path)
+    command = [*reader.split(), path, "composer_states.pt"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, check=True)
+    assert payload in done.stdout
 
 
 @pytest.mark.parametrize("mode", ["r:gz", "r|gz"])
@@ -186,9 +204,9 @@ def test_sizes(tmp_path: Path, name: str, nbytes: int) -> None:
 @pytest.mark.parametrize("name", ["floats", "noise", "zeros", "text"])
 def test_tensors_that_end_around_a_chunk(tmp_path: Path, name: str, extra: int) -> None:
     payload = CONTENTS[name]()
-    start = len(save(b"", tmp_path / "x.tar")) if name == "zeros" else None
-    if start is None:
-        start = save(payload, tmp_path / "x.tar").index(payload)
+    # Where a tensor's bytes begin does not depend on them.
+    mark = CONTENTS["noise"]()
+    start = save(mark, tmp_path / "x.tar").index(mark)
     check(payload[: CHUNK_NBYTES - start + extra], tmp_path)
 
 
@@ -212,7 +230,7 @@ fragments = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(fragments, max_size=8),
     st.integers(0, 4000),
