@@ -35,7 +35,8 @@ check: .venv/installed-check
 
 # The core with sanitizers in it, under the tests that work it hardest; the next target
 # builds the ordinary one again.
-SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_serialization.py \
+SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_gzip.py \
+    tests/test_serialization.py \
     tests/test_decoders.py tests/test_live_memory.py tests/test_loading.py \
     tests/test_verification.py
 sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done)
@@ -59,7 +60,7 @@ test-tsan:
 # them is left in build/fuzz.
 FUZZ_SECONDS ?= 120
 FUZZERS := build/fuzz/fuzz_reader build/fuzz/fuzz_codecs
-FUZZ = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/fuzz_$(1) -timeout=20 -rss_limit_mb=2048 \
+FUZZ = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/fuzz_$(1) -timeout=60 -rss_limit_mb=2048 \
     -max_total_time=$$(($(FUZZ_SECONDS) / 2)) -artifact_prefix=build/fuzz/ build/fuzz/corpus/$(1)
 
 fuzz:

@@ -4,7 +4,8 @@
 
 Each input is one tar. The programs compress it as a file in the page cache; pyckpt writes the whole
 archive from memory, and so do torch.save (without compression) and Composer's way. All take turns;
-medians are compared. Then pyckpt's speed with one thread, two and so on.
+medians are compared. Then pyckpt's speed with one thread, two and so on, and what becomes of bytes
+that repeat and of incompressible ones, beside gzip, bzip2 and xz at their default levels.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 import pyckpt
 from benchmarks.contest import Result, measure
 from benchmarks.machine import describe_machine
-from benchmarks.rivals import Writer, composers_way, torch_save
-from benchmarks.states import CODEC_STATES, tensors_of
+from benchmarks.rivals import Writer, composers_way, raw_write, torch_save
+from benchmarks.states import CODEC_STATES, INCOMPRESSIBLE, REPETITIVE_STATES, tensors_of
 from benchmarks.table import format_table
 from pyckpt.options import available_cpus
 
@@ -32,6 +33,12 @@ __all__ = ["main"]
 
 _TORCH = "torch.save, uncompressed"
 _COMPOSER = "Composer's way"
+
+# What repeats is at most so much larger than the classic program's file, what cannot be compressed
+# than the input; and a tar is written at so much of the speed of its bytes alone.
+_MOST_OF_CLASSIC = 1.1
+_MOST_GROWTH = 1.001
+_LEAST_OF_RAW = 0.9
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Format:
         suffix: Of pyckpt's file.
         programs: Rivals, timed; ``{threads}`` is filled in.
         smallest: The program whose size is the measure, run once.
+        classic: The program that everybody has, at its default level: what repeats has to come out
+            about as small, and no slower.
         times_as_fast: Targets against rivals.
         size_margin: How much larger than ``smallest``'s the file may be.
     """
@@ -49,6 +58,7 @@ class Format:
     suffix: str
     programs: tuple[str, ...]
     smallest: str
+    classic: str
     times_as_fast: Mapping[str, float]
     size_margin: float
 
@@ -58,6 +68,7 @@ FORMATS = (
         ".tar.gz",
         ("pigz -1 -p {threads}", "igzip -1 -T {threads}"),
         "gzip -9",
+        "gzip -6",
         {_TORCH: 1.0, _COMPOSER: 80, "pigz -1 -p {threads}": 25},
         0.003,
     ),
@@ -65,12 +76,14 @@ FORMATS = (
         ".tar.lzma",
         ("xz -0 -T {threads} --block-size=1MiB",),
         "xz -9e",
+        "xz -6",
         {_COMPOSER: 30, "xz -0 -T {threads} --block-size=1MiB": 7},
         0.0,
     ),
     Format(
         ".tar.bz2",
         ("lbzip2 -n {threads}",),
+        "bzip2 -9",
         "bzip2 -9",
         {_COMPOSER: 5, "lbzip2 -n {threads}": 2},
         0.002,
@@ -91,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for format_ in FORMATS:
                 if format_.suffix in options.formats:
                     points += _contest(kind.name, state, format_, folder, options)
+        _repetitive(folder, options)
+        _stored(folder, options)
         if options.threads > 1:
             _scaling(CODEC_STATES[0].build(options.nbytes), folder, options)
     if options.picture:
@@ -124,7 +139,7 @@ def _contest(
         for name, result in results.items()
     ]
     allowed = 1 + format_.size_margin
-    verdict = "met" if size <= smallest * allowed else "missed"
+    verdict = _verdict(size <= smallest * allowed)
     rows.append(
         (
             format_.smallest,
@@ -159,7 +174,7 @@ def _row(
         target = format_.times_as_fast.get(name)
         against = f"{ratio:.2f}x as fast"
         if target is not None:
-            against += f" (>= {target:g}) {'met' if ratio >= target else 'missed'}"
+            against += f" (>= {target:g}) {_verdict(ratio >= target)}"
     return (
         name.replace("{threads}", str(threads)),
         f"{result.median:.3f}",
@@ -214,6 +229,76 @@ def _scaling(state: Any, folder: Path, options: argparse.Namespace) -> None:
     _say(format_table(("", "threads", "MB/s", "of one"), rows))
 
 
+def _repetitive(folder: Path, options: argparse.Namespace) -> None:
+    """One row for each input and format: size and speed against the format's classic program."""
+    rows = []
+    for kind in (*REPETITIVE_STATES, INCOMPRESSIBLE):
+        state = kind.build(options.repetitive_nbytes)
+        nbytes = sum(tensor.nbytes for tensor in tensors_of(state))
+        tar = folder / "input.tar"
+        pyckpt.save(state, tar, fsync=False)
+        for format_ in FORMATS:
+            if format_.suffix not in options.formats:
+                continue
+            classic = format_.classic
+            writers = {
+                "one": _pyckpt(1),
+                "all": _pyckpt(options.threads),
+                classic: _program(classic, tar, 1),
+            }
+            paths = {writer: folder / f"{i}{format_.suffix}" for i, writer in enumerate(writers)}
+            results = measure(state, paths, writers, repeat=options.repeat, fsync=options.fsync)
+            for path in paths.values():
+                path.unlink()
+            ours, theirs = results["one"].file_nbytes, results[classic].file_nbytes
+            limit, measured = (
+                (_MOST_GROWTH, ours / nbytes)
+                if kind is INCOMPRESSIBLE
+                else (_MOST_OF_CLASSIC, ours / theirs)
+            )
+            rows.append(
+                (
+                    f"{kind.name} {format_.suffix}",
+                    f"{ours / nbytes:.5f}",
+                    f"{theirs / nbytes:.5f}",
+                    f"{measured:.4f} (<= {limit:g}) {_verdict(measured <= limit)}",
+                    *(
+                        f"{ratio:.2f}x (>= 1) {_verdict(ratio >= 1)}"
+                        for ratio in (
+                            results[classic].median / results[writer].median
+                            for writer in ("one", "all")
+                        )
+                    ),
+                )
+            )
+    names = ", ".join(f.classic for f in FORMATS if f.suffix in options.formats)
+    _say(
+        f"\nWhat repeats, {options.repetitive_nbytes:,} bytes (text less), against {names}; sizes "
+        f"against theirs, of {INCOMPRESSIBLE.name} against the input\n"
+    )
+    header = ("", "of input", "theirs", "size", "speed, one thread", f"{options.threads} threads")
+    _say(format_table(header, rows))
+
+
+def _stored(folder: Path, options: argparse.Namespace) -> None:
+    """A plain tar of what cannot be compressed, against a write of the same bytes."""
+    state = INCOMPRESSIBLE.build(options.stored_nbytes)
+    writers: dict[str, Writer] = {"ours": _pyckpt(options.threads), "raw": raw_write}
+    paths = {"ours": folder / "stored.tar", "raw": folder / "raw"}
+    results = measure(state, paths, writers, repeat=options.repeat, fsync=options.fsync)
+    for path in paths.values():
+        path.unlink()
+    ratio = results["raw"].median / results["ours"].median
+    _say(
+        f"\nstored (.tar), {options.stored_nbytes:,} bytes: {ratio:.2f}x the speed of a raw write "
+        f"(>= {_LEAST_OF_RAW:g}) {_verdict(ratio >= _LEAST_OF_RAW)}"
+    )
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "missed"
+
+
 def _draw(points: Sequence[tuple[str, str, float, float]], path: Path) -> None:
     """Speed against size, one picture for each input."""
     import matplotlib
@@ -244,6 +329,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     suffixes = [format_.suffix for format_ in FORMATS]
     add("--nbytes", type=int, default=24_000_000, help="of each input, about (%(default)s)")
+    add(
+        "--repetitive-nbytes",
+        type=int,
+        default=8_000_000,
+        help="of the inputs that repeat, about (%(default)s)",
+    )
+    add("--stored-nbytes", type=int, default=400_000_000, help="of the tar (%(default)s)")
     add("--repeat", type=int, default=3, help="runs of each (%(default)s)")
     add("--threads", type=int, default=available_cpus(), help="of all (%(default)s)")
     add("--formats", nargs="+", choices=suffixes, default=suffixes, help="default: all")

@@ -1,10 +1,11 @@
 """The states that are saved: real ones, from a short training of a transformer.
 
-Compressors live off what the bytes look like, so nothing here is made up, tiled or repeated: every
-weight and every moment of AdamW comes out of training a character model, of the size that is asked
-for, on the sources of Python's standard library. Seeds are fixed, so two runs on one machine save
-the same bytes. A smaller state is a narrower model, trained in the same way. The training is short:
-weights are still near the normal noise that they start from, moments are those of real gradients.
+Compressors live off what the bytes look like, so nothing here is made up, tiled or repeated, but
+for ``REPETITIVE_STATES``, which show what becomes of such: every weight and every moment of AdamW
+comes out of training a character model, of the size that is asked for, on the sources of Python's
+standard library. Seeds are fixed, so two runs on one machine save the same bytes. A smaller state
+is a narrower model, trained in the same way. The training is short: weights are still near the
+normal noise that they start from, moments are those of real gradients.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pyckpt import State
 
 __all__ = [
     "CODEC_STATES",
+    "INCOMPRESSIBLE",
+    "REPETITIVE_STATES",
     "STATES",
     "CharacterModel",
     "StateKind",
@@ -186,3 +189,33 @@ CODEC_STATES = (
     StateKind("AdamW moments", _moments),
     StateKind("trained state", _weights_and_moments),
 )
+
+
+def _tiled(tile_nbytes: int) -> Callable[[int], dict[str, Any]]:
+    def build(nbytes: int) -> dict[str, Any]:
+        tile = torch.randn(tile_nbytes // 4, generator=torch.Generator().manual_seed(0))
+        return {"tiled": tile.repeat(max(2, nbytes // tile_nbytes))}
+
+    return build
+
+
+def _token_ids(nbytes: int) -> dict[str, Any]:
+    """Of a vocabulary of 50,257, as int64."""
+    generator = torch.Generator().manual_seed(0)
+    return {"ids": torch.randint(50_257, (nbytes // 8,), generator=generator)}
+
+
+def _bytes_of_noise(nbytes: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {"noise": torch.randint(256, (nbytes,), dtype=torch.uint8, generator=generator)}
+
+
+REPETITIVE_STATES = (
+    StateKind("zeros", lambda nbytes: {"zeros": torch.zeros(nbytes // 4)}),
+    StateKind("token ids", _token_ids),
+    StateKind("a counter", lambda nbytes: {"counter": torch.arange(nbytes // 8)}),
+    StateKind("text", lambda nbytes: {"text": library_text(nbytes).to(torch.uint8)}),
+    StateKind("4 kB, tiled", _tiled(4096)),
+    StateKind("3 MB, tiled", _tiled(3_000_000)),
+)
+INCOMPRESSIBLE = StateKind("incompressible bytes", _bytes_of_noise)

@@ -65,11 +65,12 @@ class Bzip2Joiner final : public StreamJoiner {
     chunk->nbytes = total / 8;
     used_ = total % 8;
     // A block alone is longer than a byte, so what is left over is the chunk's.
-    carry_ = used_ == 0
-                 ? 0
-                 : static_cast<std::uint8_t>(
-                       BitsAt(chunk->buffer.data(), chunk->nbits - used_, static_cast<int>(used_))
-                       << (8 - used_));
+    carry_ = 0;
+    if (used_ != 0) {
+      const int nbits = static_cast<int>(used_);
+      const std::uint64_t bits = BitsAt(chunk->buffer.data(), chunk->nbits - used_, nbits);
+      carry_ = static_cast<std::uint8_t>(bits << (8 - nbits));
+    }
   }
 
   void Settle(EncodedChunk* chunk) const override {

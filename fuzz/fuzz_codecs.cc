@@ -60,7 +60,7 @@ Task TaskOf(Span input) {
     task.chunk_nbytes = std::min(task.chunk_nbytes, pyckpt::fuzz::SizeNearLimit(head[2]) + 1);
   }
   // In most cases few, for speed.
-  const std::size_t most_nbytes = kMostNbytes >> head[3] % 8;
+  const std::size_t most_nbytes = head[3] >= 240 ? kMostNbytes : std::size_t{4096} << head[3] % 6;
   task.bytes = pyckpt::fuzz::RunProgram({input.data + used, input.nbytes - used},
                                         std::min(most_nbytes, kMostChunks * task.chunk_nbytes));
   return task;
