@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bytes.h"
+#include "runs.h"
 #include "stream_plan.h"
 
 namespace pyckpt {
@@ -61,7 +62,7 @@ class ContiguousEncoder : public ChunkEncoder {
   virtual void EncodeBytes(Span raw, const Chunk& chunk, EncodedChunk* out) = 0;
 
  private:
-  Buffer gathered_;
+  Gatherer gatherer_;
 };
 
 // One per stream. Begin, Append and End are called one at a time and in stream

@@ -15,17 +15,20 @@
 namespace pyckpt::deflate {
 namespace {
 
-class DeflateEncoder final : public ContiguousEncoder {
+class DeflateEncoder final : public ChunkEncoder {
  public:
   explicit DeflateEncoder(int level) : level_(level), matches_(level) {}
 
- protected:
-  void EncodeBytes(Span raw, const Chunk& chunk, EncodedChunk* out) override {
+  void Encode(const Chunk& chunk, EncodedChunk* out) override {
+    out->raw_nbytes = chunk.nbytes;
     out->check = chunk.Crc();
-    if (level_ != 0 && EncodeBlocks(raw, out) <= StoredBlocksBound(raw.nbytes)) return;
+    const std::vector<Run>& runs = gatherer_.Gather(chunk, kWindowNbytes);
+    const std::size_t stored_bound = StoredBlocksBound(chunk.nbytes, runs.size());
+    if (level_ != 0 && EncodeBlocks(runs, chunk.nbytes, out) <= stored_bound) return;
     // What was asked for, or all there is to do where samples were wrong.
-    BitWriter writer(out->buffer.Reserve(StoredBlocksBound(raw.nbytes) + BitWriter::kSlackNbytes));
-    Use(out, WriteStoredBlocks(raw, &writer));
+    BitWriter writer(out->buffer.Reserve(stored_bound + BitWriter::kSlackNbytes));
+    WriteStored(runs, 0, chunk.nbytes, &writer);
+    Use(out, writer.Align());
   }
 
  private:
@@ -36,28 +39,44 @@ class DeflateEncoder final : public ContiguousEncoder {
     return out->nbytes;
   }
 
-  std::uint64_t EncodeBlocks(Span raw, EncodedChunk* out) {
-    const std::vector<Repeat>& repeats = finder_.Find(raw);
-    const std::size_t bound = DynamicBlocksBound(raw.nbytes) + BitWriter::kSlackNbytes;
-    BitWriter writer(out->buffer.Reserve(bound));
+  static void WriteStored(const std::vector<Run>& runs, std::size_t begin, std::size_t end,
+                          BitWriter* writer) {
+    ForEachPart(runs, begin, end, [&](Span bytes) { WriteStoredBlocks(bytes, writer); });
+  }
+
+  std::uint64_t EncodeBlocks(const std::vector<Run>& runs, std::size_t nbytes, EncodedChunk* out) {
+    FindRepeats(runs);
+    BitWriter writer(out->buffer.Reserve(DynamicBlocksBound(nbytes, MostBlocks(runs)) +
+                                         BitWriter::kSlackNbytes));
     std::size_t next = 0;
-    for (const BlockPlan& block : PlanBlocks(raw, repeats, level_)) {
-      const Span bytes = {raw.data + block.begin, block.end - block.begin};
-      while (next < repeats.size() && repeats[next].end <= block.begin) ++next;
+    for (const BlockPlan& block : PlanBlocks(runs, repeats_, level_)) {
+      while (next < repeats_.size() && repeats_[next].end <= block.begin) ++next;
       if (block.kind == BlockKind::kStored) {
-        WriteStoredBlocks(bytes, &writer);
+        WriteStored(runs, block.begin, block.end, &writer);
         continue;
       }
-      const BlockCode code(block, repeats, next);
-      if (block.kind == BlockKind::kLiterals || !matches_.Write(bytes, code.nbits() / 8, &writer)) {
-        blocks_.Write(raw, block, code, repeats, &next, &writer);
+      const BlockCode code(block, repeats_, next);
+      if (block.kind == BlockKind::kLiterals ||
+          !matches_.Write(gatherer_.Joined(block.begin, block.end), code.nbits() / 8, &writer)) {
+        blocks_.Write(runs, block, code, repeats_, &next, &writer);
       }
     }
     return Use(out, writer.aligned() ? writer.Align() : WriteEmptyBlock(&writer));
   }
 
+  void FindRepeats(const std::vector<Run>& runs) {
+    repeats_.clear();
+    for (const Run& run : runs) {
+      for (const Repeat& repeat : finder_.Find(run.bytes)) {
+        repeats_.push_back({run.begin + repeat.begin, run.begin + repeat.end, repeat.distance});
+      }
+    }
+  }
+
   int level_;
+  Gatherer gatherer_;
   RepeatFinder finder_{kWindowNbytes};
+  std::vector<Repeat> repeats_;
   BlockWriter blocks_;
   MatchWriter matches_;
 };

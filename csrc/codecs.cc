@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "codec.h"
 #include "codec_bzip2.h"
 #include "codec_deflate.h"
@@ -26,17 +24,8 @@ const std::vector<Format>& Formats() {
 const Codec& StoreCodec() { return *Formats().front().codec; }
 
 void ContiguousEncoder::Encode(const Chunk& chunk, EncodedChunk* out) {
-  Span raw;
-  if (chunk.pieces.size() == 1) {
-    raw = chunk.pieces.front().span;
-  } else {
-    std::uint8_t* to = gathered_.Reserve(chunk.nbytes);
-    raw = {to, chunk.nbytes};
-    for (const Piece& piece : chunk.pieces) {
-      std::memcpy(to, piece.span.data, piece.span.nbytes);
-      to += piece.span.nbytes;
-    }
-  }
+  constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+  const Span raw = gatherer_.Gather(chunk, kNone).front().bytes;
   out->raw_nbytes = raw.nbytes;
   EncodeBytes(raw, chunk, out);
 }

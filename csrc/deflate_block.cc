@@ -339,13 +339,12 @@ void BlockCode::PutEnd(BitWriter* writer) const {
   writer->Put(literals_[kEndOfBlock].bits, literals_[kEndOfBlock].length);
 }
 
-std::size_t DynamicBlocksBound(std::size_t raw_nbytes) {
+std::size_t DynamicBlocksBound(std::size_t raw_nbytes, std::size_t blocks) {
   constexpr std::size_t kHeaderNbytes = 512;
-  constexpr std::size_t kBlockNbytes = std::size_t{16} << 10;  // no plan has shorter ones
-  return raw_nbytes * kLongestCode / 8 + (raw_nbytes / kBlockNbytes + 1) * kHeaderNbytes;
+  return raw_nbytes * kLongestCode / 8 + (blocks + 1) * kHeaderNbytes;
 }
 
-void BlockWriter::Write(Span chunk, const BlockPlan& plan, const BlockCode& code,
+void BlockWriter::Write(const std::vector<Run>& runs, const BlockPlan& plan, const BlockCode& code,
                         const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer) {
   static const Kernels& kKernels = ChooseKernels();
   code.WriteHeader(writer);
@@ -362,11 +361,12 @@ void BlockWriter::Write(Span chunk, const BlockPlan& plan, const BlockCode& code
   SplitAtRepeats(
       plan.begin, plan.end, repeats, next, kShortestMatch,
       [&](std::size_t from, std::size_t to) {
-        const Span literals = {chunk.data + from, to - from};
-        for (std::size_t i = emit(literals, table, writer); i < literals.nbytes; ++i) {
-          const std::uint64_t c = table_[literals.data[i]];
-          writer->Put(c >> kLengthBits, c & kLengthMask);
-        }
+        ForEachPart(runs, from, to, [&](Span literals) {
+          for (std::size_t i = emit(literals, table, writer); i < literals.nbytes; ++i) {
+            const std::uint64_t c = table_[literals.data[i]];
+            writer->Put(c >> kLengthBits, c & kLengthMask);
+          }
+        });
       },
       [&](std::size_t from, std::size_t to, std::size_t distance) {
         SplitMatch(to - from, [&](std::size_t n) { code.PutMatch(n, distance, writer); });
@@ -381,10 +381,8 @@ std::uint8_t* WriteEmptyBlock(BitWriter* writer) {
   return writer->Align();
 }
 
-std::size_t StoredBlocksBound(std::size_t raw_nbytes) {
-  const std::size_t blocks =
-      std::max<std::size_t>(1, (raw_nbytes + kStoredLimit - 1) / kStoredLimit);
-  return raw_nbytes + 5 * blocks + 1;
+std::size_t StoredBlocksBound(std::size_t raw_nbytes, std::size_t runs) {
+  return raw_nbytes + 5 * (raw_nbytes / kStoredLimit + runs) + 1;
 }
 
 std::uint8_t* WriteStoredBlocks(Span raw, BitWriter* writer) {

@@ -12,6 +12,7 @@
 #include "deflate_plan.h"
 #include "huffman.h"
 #include "repeats.h"
+#include "runs.h"
 
 namespace pyckpt::deflate {
 
@@ -64,8 +65,8 @@ class BitWriter {
   std::uint64_t used_ = 0;
 };
 
-// Room that the dynamic blocks of a chunk may need, whatever their codes.
-std::size_t DynamicBlocksBound(std::size_t raw_nbytes);
+// Room that dynamic blocks may need, whatever their codes.
+std::size_t DynamicBlocksBound(std::size_t raw_nbytes, std::size_t blocks);
 
 // The code of a dynamic block, for the part of a chunk that a plan says. It comes
 // from the plan's sample: symbols that it missed get codes all the same.
@@ -102,7 +103,7 @@ class BlockCode {
 class BlockWriter {
  public:
   // One block, not the last of its stream. *next as in BlockCode; it moves on.
-  void Write(Span chunk, const BlockPlan& plan, const BlockCode& code,
+  void Write(const std::vector<Run>& runs, const BlockPlan& plan, const BlockCode& code,
              const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer);
 
  private:
@@ -115,8 +116,8 @@ class BlockWriter {
 std::uint8_t* WriteEmptyBlock(BitWriter* writer);
 
 // Stored blocks, the first of which starts in the writer's last byte: 5 bytes
-// for each 65,535, and one.
-std::size_t StoredBlocksBound(std::size_t raw_nbytes);
+// for each 65,535, or what is left of them in each run, and one.
+std::size_t StoredBlocksBound(std::size_t raw_nbytes, std::size_t runs);
 std::uint8_t* WriteStoredBlocks(Span raw, BitWriter* writer);
 
 }  // namespace pyckpt::deflate

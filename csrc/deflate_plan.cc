@@ -131,16 +131,17 @@ float JoiningBits(const BlockPlan& a, const BlockPlan& b) {
 }
 
 // The bytes of a stretch outside repeats, counted.
-BlockPlan CountStretch(Span chunk, std::size_t begin, std::size_t end,
+BlockPlan CountStretch(const Run& run, std::size_t begin, std::size_t end,
                        const std::vector<Repeat>& repeats, std::size_t slice_every,
                        std::size_t* next, Span* longest) {
   BlockPlan block{begin, end, BlockKind::kLiterals, {}, 0, 0};
   Counter counter;
-  *longest = {chunk.data + begin, 0};
+  const auto at = [&](std::size_t place) { return run.bytes.data + (place - run.begin); };
+  *longest = {at(begin), 0};
   SplitAtRepeats(
       begin, end, repeats, next, kShortestRepeat,
       [&](std::size_t from, std::size_t to) {
-        const Span literals = {chunk.data + from, to - from};
+        const Span literals = {at(from), to - from};
         counter.Add(literals, slice_every);
         block.literal_nbytes += literals.nbytes;
         if (literals.nbytes > longest->nbytes) *longest = literals;
@@ -173,7 +174,8 @@ void Join(const BlockPlan& b, BlockPlan* a) {
 }
 
 // Replaces samples that are too small to make a code of.
-void CountMore(Span chunk, const std::vector<Repeat>& repeats, std::vector<BlockPlan>* blocks) {
+void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
+               std::vector<BlockPlan>* blocks) {
   std::size_t next = 0;
   for (BlockPlan& block : *blocks) {
     Counter counter;
@@ -183,7 +185,8 @@ void CountMore(Span chunk, const std::vector<Repeat>& repeats, std::vector<Block
     SplitAtRepeats(
         block.begin, block.end, repeats, &next, kShortestRepeat,
         [&](std::size_t from, std::size_t to) {
-          if (more) counter.Add({chunk.data + from, to - from}, slice_every);
+          if (!more) return;
+          ForEachPart(runs, from, to, [&](Span literals) { counter.Add(literals, slice_every); });
         },
         [](std::size_t, std::size_t, std::size_t) {});
     if (more) counter.StoreIn(&block);
@@ -192,24 +195,24 @@ void CountMore(Span chunk, const std::vector<Repeat>& repeats, std::vector<Block
 
 }  // namespace
 
-std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats, int level) {
+std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
+                                  int level) {
   const bool coarse = level <= kLastCoarseLevel;
   const std::size_t slice_every = coarse ? 2 * kSliceEvery : kSliceEvery;
   const float split_bits = coarse ? kCoarseSplitBits : kSplitBits;
   std::vector<BlockPlan> blocks;
   std::optional<float> last_bits;  // of the last block, if known
   std::size_t next = 0;
-  for (std::size_t begin = 0; begin < chunk.nbytes; begin += kStretchNbytes) {
-    const std::size_t end = std::min(chunk.nbytes, begin + kStretchNbytes);
+  const auto add = [&](const Run& run, std::size_t begin, std::size_t end) {
     Span longest;
-    BlockPlan stretch = CountStretch(chunk, begin, end, repeats, slice_every, &next, &longest);
+    BlockPlan stretch = CountStretch(run, begin, end, repeats, slice_every, &next, &longest);
     // Most stretches are like the last, which is known at a glance.
     if (!blocks.empty() && blocks.back().kind == BlockKind::kLiterals &&
         stretch.sample_nbytes != 0 && blocks.back().sample_nbytes != 0 &&
         JoiningBits(blocks.back(), stretch) <= split_bits) {
       Join(stretch, &blocks.back());
       last_bits.reset();
-      continue;
+      return;
     }
     const float bits = EntropyBits(stretch);
     stretch.kind = KindOf(stretch, bits, longest);
@@ -221,14 +224,25 @@ std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats
       if (stretch.kind != BlockKind::kLiterals || both_bits <= *last_bits + bits + split_bits) {
         blocks.back() = both;
         last_bits = both_bits;
-        continue;
+        return;
       }
     }
     blocks.push_back(stretch);
     last_bits = bits;
+  };
+  for (const Run& run : runs) {
+    for (std::size_t at = run.begin; at < run.end(); at += kStretchNbytes) {
+      add(run, at, std::min(run.end(), at + kStretchNbytes));
+    }
   }
-  CountMore(chunk, repeats, &blocks);
+  CountMore(runs, repeats, &blocks);
   return blocks;
+}
+
+std::size_t MostBlocks(const std::vector<Run>& runs) {
+  std::size_t stretches = 0;
+  for (const Run& run : runs) stretches += (run.bytes.nbytes + kStretchNbytes - 1) / kStretchNbytes;
+  return stretches;
 }
 
 }  // namespace pyckpt::deflate

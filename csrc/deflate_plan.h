@@ -9,6 +9,7 @@
 
 #include "bytes.h"
 #include "repeats.h"
+#include "runs.h"
 
 namespace pyckpt::deflate {
 
@@ -32,7 +33,12 @@ struct BlockPlan {
 // The blocks of a chunk, in order and without gaps. Neighbouring stretches of
 // the same kind are one block where a joint code costs no more than two; up to
 // level 6, where it costs little more.
-std::vector<BlockPlan> PlanBlocks(Span chunk, const std::vector<Repeat>& repeats, int level);
+// No repeat lies in two runs.
+std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
+                                  int level);
+
+// How many blocks there are at most.
+std::size_t MostBlocks(const std::vector<Run>& runs);
 
 }  // namespace pyckpt::deflate
 

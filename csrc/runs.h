@@ -1,0 +1,50 @@
+// A chunk's bytes as few runs of memory: large pieces where they lie, small ones copied
+// together.
+#ifndef PYCKPT_RUNS_H_
+#define PYCKPT_RUNS_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "bytes.h"
+#include "stream_plan.h"
+
+namespace pyckpt {
+
+struct Run {
+  std::size_t begin;  // in the chunk
+  Span bytes;
+
+  std::size_t end() const { return begin + bytes.nbytes; }
+};
+
+// Calls part(bytes) for what each run holds of the chunk's bytes from begin to end.
+template <typename Part>
+void ForEachPart(const std::vector<Run>& runs, std::size_t begin, std::size_t end, Part part) {
+  for (const Run& run : runs) {
+    const std::size_t from = std::max(begin, run.begin);
+    const std::size_t to = std::min(end, run.end());
+    if (from < to) part(Span{run.bytes.data + (from - run.begin), to - from});
+  }
+}
+
+class Gatherer {
+ public:
+  // The chunk's runs, in order and without gaps. Neighbouring pieces that are shorter than
+  // in_place_nbytes become one. Valid until the next call.
+  const std::vector<Run>& Gather(const Chunk& chunk, std::size_t in_place_nbytes);
+
+  // The bytes from begin to end of those runs as one, copied if they are in several. Valid
+  // until the next call.
+  Span Joined(std::size_t begin, std::size_t end);
+
+ private:
+  Buffer gathered_;
+  Buffer joined_;
+  std::vector<Run> runs_;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_RUNS_H_
