@@ -22,7 +22,7 @@ import pyckpt
 from pyckpt import PendingSave, async_checkpoint, pending_saves
 from pyckpt.checkpoint import Save
 from pyckpt.staging import BufferPool, Copies
-from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks
+from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks, torchrun
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -520,12 +520,18 @@ def test_an_error_at_the_end_of_the_interpreter_is_told(tmp_path: Path) -> None:
 ranks_take_long = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
 
-def run_async_ranks(tmp_path: Path, scenario: str, *zero: int, **options: Any) -> list[Any]:
+def run_async_ranks(
+    tmp_path: Path,
+    scenario: str,
+    *zero: int,
+    launch: Callable[..., Any] = run_ranks,
+    **options: Any,
+) -> list[Any]:
     """Two ranks that save to ``tmp_path / "folder"``; what those report that live."""
     out, folder = tmp_path / "out", tmp_path / "folder"
     out.mkdir()
     folder.mkdir(exist_ok=True)
-    run_ranks("async_ranks_worker.py", scenario, out, folder, *zero, **options)
+    launch("async_ranks_worker.py", scenario, out, folder, *zero, **options)
     return [json.loads(path.read_text()) for path in sorted(out.iterdir())]
 
 
@@ -574,7 +580,7 @@ def test_a_rank_that_is_killed_in_the_background_hangs_nobody(tmp_path: Path) ->
 
 @ranks_take_long
 def test_ranks_end_after_the_save_though_their_groups_are_destroyed(tmp_path: Path) -> None:
-    run_async_ranks(tmp_path, "exit", 2)
+    run_async_ranks(tmp_path, "exit", 2, launch=torchrun)
     names = [f"x-{rank}.tar.lzma" for rank in range(2)]
     assert sorted(os.listdir(tmp_path / "folder")) == names
     assert list(pyckpt.load(tmp_path / "folder" / names[0])["state"])
