@@ -10,7 +10,6 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -135,7 +134,7 @@ class Copies:
         offset = 0
         for record in records:
             address = memory.data_ptr() + offset
-            self.records.append(replace(record, address=address, reader=None, owner=memory))
+            self.records.append(record._replace(address=address, reader=None, owner=memory))
             offset += _padded(record.nbytes)
         try:
             self._copy(threads)
