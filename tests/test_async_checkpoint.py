@@ -20,6 +20,7 @@ from torch import nn
 
 import pyckpt
 from pyckpt import PendingSave, async_checkpoint, pending_saves
+from pyckpt.archive import archive_format
 from pyckpt.checkpoint import Save
 from pyckpt.staging import BufferPool, Copies
 from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks, torchrun
@@ -438,6 +439,34 @@ def test_copies_use_the_same_memory_again(
         [buffer] = pool._free
         buffers.add(buffer)
     assert len(buffers) == 1
+
+
+def test_memory_stays_within_the_published_formula(tmp_path: Path) -> None:
+    """docs/async.md's, of the host memory for copies, and docs/format.md's for what writes."""
+    done = subprocess.run(
+        [sys.executable, WORKERS / "async_memory_worker.py", tmp_path / "x.tar.gz"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    row = archive_format(tmp_path / "x.tar.gz")
+    assert row is not None
+    writing = 7 * row.chunk_nbytes + 600_000  # with one thread
+    writing += 1 << 20  # the interpreter's own ups and downs
+    stepped, other = found["stepped_nbytes"], found["other_nbytes"]
+    copies = {
+        "copy": stepped + other,
+        "two copies": 2 * (stepped + other),
+        "lazy, no step": other,
+        "lazy, all unread": stepped + other,
+    }
+    for case, nbytes in copies.items():
+        assert 0.9 * nbytes <= found[case] <= nbytes + writing, case
+    # The pool's memory is there already; what is neither parameter nor moment comes and goes.
+    assert found["copy again"] <= writing
+    assert found["lazy, all unread again"] <= other + writing
 
 
 # Threads and the end of the process
