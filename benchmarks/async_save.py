@@ -6,6 +6,10 @@ First the calls: of a state of weights and AdamW moments, how long each way bloc
 how long until the file is complete. Between two calls the caller waits until the file is complete.
 Then a training loop that saves now and then in each way; the picture shows its steps. All ways are
 measured in turn.
+
+DeepSpeed's decoupled engine takes no part: with the writer that needs no asynchronous I/O of its
+own ("type": "PYTHON") it runs on the CPU, but its process reads the tensors where training has
+them, so the step after a save waits until the file is written.
 """
 
 from __future__ import annotations
@@ -100,23 +104,41 @@ class Calls:
 
 
 class Memcpy:
-    """All tensors of a state, copied by all cores to memory that has been used before."""
+    """All tensors of a state, copied to host memory that has been used before.
+
+    By all cores; what lies on a GPU, by that, to pinned memory.
+    """
 
     def __init__(self, state: pyckpt.State) -> None:
-        self._sources = [tensor for tensor in tensors_of(state.state_dict()) if tensor.nbytes]
-        self._copies = [torch.empty_like(tensor).fill_(0) for tensor in self._sources]
+        tensors = [tensor for tensor in tensors_of(state.state_dict()) if tensor.nbytes]
+        self._pairs = [
+            (torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).fill_(0), tensor)
+            for tensor in tensors
+        ]
 
     def run(self) -> float:
         """The seconds of one copy."""
+        _synchronize()
         start = time.perf_counter()
+        for copy, source in self._pairs:
+            if source.is_cuda:
+                copy.copy_(source, non_blocking=True)
         _core.parallel_copy(
             [
                 (copy.data_ptr(), source.data_ptr(), source.nbytes)
-                for copy, source in zip(self._copies, self._sources, strict=True)
+                for copy, source in self._pairs
+                if not source.is_cuda
             ],
             available_cpus(),
         )
+        _synchronize()
         return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    """Waits until the GPU, if training uses one, has done all that it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         for key, value in describe_machine(Path(folder)).items():
             _say(f"{key + ':':8} {value}")
+        if options.device == "cuda":
+            _say(f"{'GPU:':8} {torch.cuda.get_device_name()}")
         _measure_calls(Path(folder), options)
         gc.collect()
         _measure_loop(Path(folder), options)
@@ -145,7 +169,7 @@ def _one_rank() -> Iterator[None]:
 
 
 def _measure_calls(folder: Path, options: argparse.Namespace) -> None:
-    model, optimizer = trained(options.nbytes // 12, steps=2, batch=_BATCH)
+    model, optimizer = trained(options.nbytes // 12, steps=2, batch=_BATCH, device=options.device)
     state = pyckpt.State(model, optimizer)
     memcpy = Memcpy(state)
     nbytes = sum(tensor.nbytes for tensor in tensors_of(state.state_dict()))
@@ -180,6 +204,7 @@ def _measure_calls(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _call(way: Way, state: pyckpt.State, path: Path) -> tuple[float, float]:
+    _synchronize()
     start = time.perf_counter()
     pending = way(state, path)
     blocked = time.perf_counter() - start
@@ -220,9 +245,11 @@ class Loop:
 
 
 def _measure_loop(folder: Path, options: argparse.Namespace) -> None:
-    model, optimizer = trained(options.loop_nbytes // 12, steps=1, batch=_BATCH)
+    model, optimizer = trained(
+        options.loop_nbytes // 12, steps=1, batch=_BATCH, device=options.device
+    )
     state = pyckpt.State(model, optimizer)
-    text = library_text()
+    text = library_text().to(options.device)
     ways: dict[str, Way | None] = {"no saves": None, **_WAYS}
     if options.composer_repeat == 0:
         del ways[_COMPOSER]
@@ -235,8 +262,8 @@ def _measure_loop(folder: Path, options: argparse.Namespace) -> None:
         _say(f"training loops: round {round_ + 1} of {options.loop_repeat}")
     nbytes = sum(tensor.nbytes for tensor in tensors_of(state.state_dict()))
     _say(
-        f"\nA training loop on the CPU, state of {nbytes:,} bytes: {options.steps} steps, a save "
-        f"every {options.every}; medians of {options.loop_repeat}\n"
+        f"\nA training loop on {options.device}, state of {nbytes:,} bytes: {options.steps} steps, "
+        f"a save every {options.every}; medians of {options.loop_repeat}\n"
     )
     speeds = {
         name: statistics.median(options.steps / loop.seconds for loop in several)
@@ -328,6 +355,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.async_save", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="trains there (%(default)s)")
     add("--nbytes", type=int, default=800_000_000, help="of the state, about (%(default)s)")
     add("--repeat", type=int, default=5, help="calls of each way (%(default)s)")
     add("--composer-repeat", type=int, default=1, help="of Composer's way: slow (%(default)s)")

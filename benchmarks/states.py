@@ -66,8 +66,9 @@ class CharacterModel(nn.Module):
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         """Scores of every next character, for ``text`` of shape (batch, context)."""
         length = text.shape[1]
-        x = self.characters(text) + self.positions(torch.arange(length))
-        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        positions = torch.arange(length, device=text.device)
+        x = self.characters(text) + self.positions(positions)
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=text.device)
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)
         scores: torch.Tensor = self.head(self.norm(x))
@@ -92,7 +93,7 @@ def train(
     steps: int,
     batch: int,
 ) -> Iterator[float]:
-    """Trains on random passages; yields the loss of each step.
+    """Trains on random passages, where ``text`` lies; yields the loss of each step.
 
     One thread, so that sums come out the same whatever the number of CPUs.
     """
@@ -133,14 +134,16 @@ class StateKind:
     build: Callable[[int], dict[str, Any]]
 
 
-def trained(parameters: int, *, steps: int, batch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def trained(
+    parameters: int, *, steps: int, batch: int, device: str = "cpu"
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model of about so many parameters, and its optimizer, after a few steps."""
     # A block has 12 width^2 weights; all else counts little.
     width = math.sqrt(parameters / (12 * _BLOCKS))
     torch.manual_seed(0)
-    model = CharacterModel(max(1, round(width / _WIDTH_STEP)) * _WIDTH_STEP)
+    model = CharacterModel(max(1, round(width / _WIDTH_STEP)) * _WIDTH_STEP).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, foreach=False)
-    for _ in train(model, optimizer, library_text(), steps=steps, batch=batch):
+    for _ in train(model, optimizer, library_text().to(device), steps=steps, batch=batch):
         pass
     return model, optimizer
 

@@ -167,10 +167,12 @@ def _gather_in_group(group: Any, outcome: Any) -> list[Any]:
     longest = max(int(size) for size in sizes)
     padded = torch.zeros(longest, dtype=torch.uint8)
     padded[: len(data)] = data
-    gathered = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
-    group.allgather([gathered], [padded]).wait()
+    gathered = [bytearray(longest) for _ in sizes]
+    group.allgather(
+        [[torch.frombuffer(one, dtype=torch.uint8) for one in gathered]], [padded]
+    ).wait()
     return [
-        pickle.loads(bytes(one[: int(size)].tolist()))
+        pickle.loads(memoryview(one)[: int(size)])
         for one, size in zip(gathered, sizes, strict=True)
     ]
 

@@ -15,7 +15,6 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -179,7 +178,7 @@ class LiveRecords:
 
     def _in_place(self, record: Record) -> Record:
         source = self._memory.add(record.address, record.nbytes, record.reader)
-        return replace(record, address=0, reader=source)
+        return record._replace(address=0, reader=source)
 
     def _check_untouched(self) -> None:
         for mark in self._marks:

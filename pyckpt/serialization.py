@@ -10,11 +10,13 @@ import hashlib
 import io
 import pickle
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch._utils import _rebuild_tensor_v2
 from torch.serialization import location_tag, normalize_storage_type
 
 from pyckpt.staging import DeviceReader
@@ -29,6 +31,20 @@ _STORAGE_ALIGNMENT = b"64"
 _FILE_VERSION = b"3\n"
 _ID_DIGITS = 40
 _STORAGES = (torch.storage.TypedStorage, torch.UntypedStorage)
+_FREQUENT = frozenset({bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict})
+# The types of plain tensors, and the classes that stand for them in a pickle.
+_PLAIN_DTYPES = {
+    torch.bool: torch.BoolStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.int8: torch.CharStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int32: torch.IntStorage,
+    torch.int64: torch.LongStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float32: torch.FloatStorage,
+    torch.float64: torch.DoubleStorage,
+}
 
 
 class Reader(Protocol):
@@ -39,8 +55,7 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record of the zip file.
 
     Attributes:
@@ -58,7 +73,7 @@ class Record:
     nbytes: int
     element_nbytes: int = 1
     reader: Reader | None = None
-    owner: Any = field(default=None, repr=False)
+    owner: Any = None
     is_storage: bool = False
 
 
@@ -122,6 +137,12 @@ class _Extent(NamedTuple):
         )
 
 
+class _Stored(NamedTuple):
+    """Stands in a pickle for a storage whose persistent id is known."""
+
+    persistent_id: tuple[Any, ...]
+
+
 class _StoragePickler(pickle.Pickler):
     """Replaces storages by persistent ids and collects them, first seen first."""
 
@@ -130,9 +151,27 @@ class _StoragePickler(pickle.Pickler):
         self.extents: list[_Extent] = []
         self._keys: dict[tuple[int, int, int, torch.dtype], str] = {}
         self._dtypes: dict[int, torch.dtype] = {}  # by address
+        self._locations: dict[torch.device, str] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not _is_plain(obj):
+            return NotImplemented
+        # What torch makes of it, in a third of the time: training waits for the pickle.
+        storage, dtype = obj.untyped_storage(), obj.dtype
+        self._check_dtype(storage, dtype)
+        extent = _Extent(storage, dtype, 0, storage.nbytes())
+        numel = extent.nbytes // dtype.itemsize
+        stored = _Stored(self._persistent_id(extent, _PLAIN_DTYPES[dtype], numel))
+        shape = (obj.storage_offset(), tuple(obj.size()), obj.stride())
+        return _rebuild_tensor_v2, (stored, *shape, obj.requires_grad, OrderedDict())
 
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        if not isinstance(obj, _STORAGES):  # most objects are not, and there are many
+        kind = type(obj)
+        if kind in _FREQUENT:
+            return None
+        if kind is _Stored:
+            return obj.persistent_id  # type: ignore[no-any-return]
+        if not isinstance(obj, _STORAGES):
             return None
         if isinstance(obj, torch.storage.TypedStorage):
             storage = obj._untyped_storage
@@ -148,7 +187,11 @@ class _StoragePickler(pickle.Pickler):
         key = self._keys.setdefault(extent.key, str(len(self.extents)))
         if len(self._keys) > len(self.extents):
             self.extents.append(extent)
-        return ("storage", storage_type, key, location_tag(extent.storage), numel)
+        device = extent.storage.device
+        location = self._locations.get(device)
+        if location is None:
+            location = self._locations[device] = location_tag(extent.storage)
+        return ("storage", storage_type, key, location, numel)
 
     def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
         """Whole storages of two types would no longer share their memory when loaded."""
@@ -178,7 +221,7 @@ class _CompactPickler(_StoragePickler):
         if not isinstance(obj, torch.Tensor):
             return NotImplemented
         reduced = obj.__reduce_ex__(_PICKLE_PROTOCOL)
-        if reduced[0] is not torch._utils._rebuild_tensor_v2:
+        if reduced[0] is not _rebuild_tensor_v2:
             return reduced
         storage, start, size, stride, *rest = reduced[1]
         span = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
@@ -195,6 +238,17 @@ class _CompactPickler(_StoragePickler):
             obj.numel * itemsize,
         )
         return self._persistent_id(extent, _storage_type(obj.storage), obj.numel)
+
+
+def _is_plain(obj: Any) -> bool:
+    """Whether it is a tensor that is nothing but numbers in its own memory, as most are."""
+    return (
+        type(obj) is torch.Tensor
+        and obj.dtype in _PLAIN_DTYPES
+        and obj.layout is torch.strided
+        and obj.device.type in ("cpu", "cuda")
+        and not (obj.is_nested or obj.is_neg() or obj.__dict__ or obj._backward_hooks)
+    )
 
 
 def _storage_type(storage: torch.storage.TypedStorage) -> Any:

@@ -10,7 +10,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,11 +72,21 @@ class HostBuffer:
         self.bytes = torch.empty(nbytes, dtype=torch.uint8)
         self.pinned = pinned
         if pinned and nbytes:
-            cudart = torch.cuda.cudart()
-            address = self.bytes.data_ptr()
-            torch.cuda.check_error(cudart.cudaHostRegister(address, nbytes, _PORTABLE))
+            _register(self.bytes)
             # The memory lives as long as this call needs it: the tensor is an argument too.
             weakref.finalize(self, _unregister, self.bytes).atexit = False
+
+
+def _register(memory: torch.Tensor) -> None:
+    cudart = torch.cuda.cudart()
+    try:
+        address, nbytes = memory.data_ptr(), memory.nbytes
+        torch.cuda.check_error(cudart.cudaHostRegister(address, nbytes, _PORTABLE))
+    except RuntimeError:
+        # CUDA would report this again, after the next kernel: that is not to be one of training's.
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")
+        raise
 
 
 def _unregister(memory: torch.Tensor) -> None:
@@ -135,7 +145,7 @@ class Copies:
         offset = 0
         for record in records:
             address = memory.data_ptr() + offset
-            self.records.append(replace(record, address=address, reader=None, owner=memory))
+            self.records.append(record._replace(address=address, reader=None, owner=memory))
             offset += _padded(record.nbytes)
         try:
             self._copy(threads)

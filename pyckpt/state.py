@@ -100,7 +100,7 @@ class State:
     Attributes:
         model: The module that is trained, or a DeepSpeedEngine.
         optimizers: One optimizer or several; saved by class name, as Composer does.
-        schedulers: One learning-rate scheduler or several; likewise.
+        schedulers: One learning-rate scheduler or several; likewise. None is none.
         run_name: What ``{run_name}`` stands for.
         timestamp: How far the training has come.
         extra: Anything else to save, under the key ``extra``.
@@ -185,6 +185,8 @@ def _by_class(objects: Any) -> dict[str, Any]:
 
 def _named(objects: Any) -> Iterator[tuple[str, Any]]:
     """Objects by class name; a second object of a class gets a number."""
+    if objects is None:
+        return
     several = objects if isinstance(objects, Sequence) else (objects,)
     seen: dict[str, int] = {}
     for one in several:

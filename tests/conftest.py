@@ -4,8 +4,12 @@ from types import SimpleNamespace
 
 import hypothesis
 import pytest
+import torch
 
 from pyckpt import archive
+
+# Tests run beside each other, and threads that wait for others' time are slower than one.
+torch.set_num_threads(1)
 
 hypothesis.settings.register_profile(
     "pyckpt",

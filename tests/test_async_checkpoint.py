@@ -20,9 +20,10 @@ from torch import nn
 
 import pyckpt
 from pyckpt import PendingSave, async_checkpoint, pending_saves
+from pyckpt.archive import archive_format
 from pyckpt.checkpoint import Save
 from pyckpt.staging import BufferPool, Copies
-from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks
+from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks, torchrun
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -440,6 +441,34 @@ def test_copies_use_the_same_memory_again(
     assert len(buffers) == 1
 
 
+def test_memory_stays_within_the_published_formula(tmp_path: Path) -> None:
+    """docs/async.md's, of the host memory for copies, and docs/format.md's for what writes."""
+    done = subprocess.run(
+        [sys.executable, WORKERS / "async_memory_worker.py", tmp_path / "x.tar.gz"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    row = archive_format(tmp_path / "x.tar.gz")
+    assert row is not None
+    writing = 7 * row.chunk_nbytes + 600_000  # with one thread
+    writing += 1 << 20  # the interpreter's own ups and downs
+    stepped, other = found["stepped_nbytes"], found["other_nbytes"]
+    copies = {
+        "copy": stepped + other,
+        "two copies": 2 * (stepped + other),
+        "lazy, no step": other,
+        "lazy, all unread": stepped + other,
+    }
+    for case, nbytes in copies.items():
+        assert 0.9 * nbytes <= found[case] <= nbytes + writing, case
+    # The pool's memory is there already; what is neither parameter nor moment comes and goes.
+    assert found["copy again"] <= writing
+    assert found["lazy, all unread again"] <= other + writing
+
+
 # Threads and the end of the process
 
 
@@ -520,12 +549,18 @@ def test_an_error_at_the_end_of_the_interpreter_is_told(tmp_path: Path) -> None:
 ranks_take_long = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
 
-def run_async_ranks(tmp_path: Path, scenario: str, *zero: int, **options: Any) -> list[Any]:
+def run_async_ranks(
+    tmp_path: Path,
+    scenario: str,
+    *zero: int,
+    launch: Callable[..., Any] = run_ranks,
+    **options: Any,
+) -> list[Any]:
     """Two ranks that save to ``tmp_path / "folder"``; what those report that live."""
     out, folder = tmp_path / "out", tmp_path / "folder"
     out.mkdir()
     folder.mkdir(exist_ok=True)
-    run_ranks("async_ranks_worker.py", scenario, out, folder, *zero, **options)
+    launch("async_ranks_worker.py", scenario, out, folder, *zero, **options)
     return [json.loads(path.read_text()) for path in sorted(out.iterdir())]
 
 
@@ -574,7 +609,7 @@ def test_a_rank_that_is_killed_in_the_background_hangs_nobody(tmp_path: Path) ->
 
 @ranks_take_long
 def test_ranks_end_after_the_save_though_their_groups_are_destroyed(tmp_path: Path) -> None:
-    run_async_ranks(tmp_path, "exit", 2)
+    run_async_ranks(tmp_path, "exit", 2, launch=torchrun)
     names = [f"x-{rank}.tar.lzma" for rank in range(2)]
     assert sorted(os.listdir(tmp_path / "folder")) == names
     assert list(pyckpt.load(tmp_path / "folder" / names[0])["state"])

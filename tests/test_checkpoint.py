@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import pyckpt
-from tests.launch import run_ranks
+from tests.launch import run_ranks, torchrun
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_a_killed_rank_hangs_nobody(tmp_path: Path) -> None:
     out.mkdir()
     folder.mkdir()
     (folder / "x.tar").write_bytes(b"old")
-    done = run_ranks("checkpoint_worker.py", "killed", out, f"{folder}/x.tar", must_succeed=False)
+    done = torchrun("checkpoint_worker.py", "killed", out, f"{folder}/x.tar", must_succeed=False)
     assert done.returncode != 0
     [survivor] = reports(out, "killed", range(1))
     assert survivor["error"][0] == "CheckpointError"

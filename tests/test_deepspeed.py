@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pyckpt
-from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks
+from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks, torchrun
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
 
@@ -69,7 +69,7 @@ def test_training_goes_on_from_the_extracted_archives(
 @pytest.mark.timeout(4 * COMPILE_SECONDS)
 def test_what_is_offloaded_to_nvme_is_saved_as_by_deepspeed(tmp_path: Path) -> None:
     filename = f"{tmp_path}/rank{{rank}}.tar.gz"
-    run_ranks("deepspeed_worker.py", "save", 3, tmp_path, filename, "nvme", timeout=COMPILE_SECONDS)
+    torchrun("deepspeed_worker.py", "save", 3, tmp_path, filename, "nvme", timeout=COMPILE_SECONDS)
     saved = reports(tmp_path, "save")
     extracted, theirs = tmp_path / "extracted", tmp_path / "by-deepspeed"
     extracted.mkdir()
@@ -81,7 +81,7 @@ def test_what_is_offloaded_to_nvme_is_saved_as_by_deepspeed(tmp_path: Path) -> N
     for name in swapped:
         assert (extracted / name).read_bytes() == (theirs / name).read_bytes()
 
-    run_ranks("deepspeed_worker.py", "resume", 3, tmp_path, "unused", "nvme")
+    torchrun("deepspeed_worker.py", "resume", 3, tmp_path, "unused", "nvme")
     resumed = reports(tmp_path, "resume")
     # Only the first: from its own folder too DeepSpeed goes on with Adam's step count at 0.
     assert [r["losses"][0] for r in resumed] == [r["losses"][0] for r in saved]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 import pyckpt
 from pyckpt.distributed import Ranks, current_ranks, together
-from tests.launch import TIMEOUT_SECONDS, run_ranks
+from tests.launch import TIMEOUT_SECONDS, torchrun
 
 NAMES = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"]
 
@@ -73,7 +73,7 @@ def test_a_process_group_knows_better(environment: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_ranks_under_torchrun() -> None:
-    done = run_ranks("ranks_worker.py", ranks=2)
+    done = torchrun("ranks_worker.py")
     assert sorted(done.stdout.split()) == ["0,0,2,2,0", "1,1,2,2,0"]
 
 

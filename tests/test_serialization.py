@@ -256,6 +256,33 @@ def test_the_dtypes_that_matter_are_among_those_tested() -> None:
     } <= set(DTYPES)  # fmt: skip
 
 
+def test_the_pickle_of_tensors_is_torchs_byte_by_byte() -> None:
+    base = torch.arange(24.0)
+    state = {
+        "plain": base,
+        "view": base[3:19].view(4, 4).t(),
+        "scalar": torch.tensor(3),
+        "leaf": torch.ones(2).requires_grad_(),
+        "noted": torch.zeros(2, dtype=torch.bool),
+        "again": base,
+        "parameter": nn.Parameter(base),
+    }
+    state["noted"].note = "a tensor's own attribute"
+    theirs = io.BytesIO()
+    torch.save(state, theirs)
+    with zipfile.ZipFile(theirs) as file:
+        [name] = [name for name in file.namelist() if name.endswith("/data.pkl")]
+        expected = file.read(name)
+    assert bytes(serialize(state)[0].owner.numpy()) == expected
+
+
+def test_a_tensor_with_hooks_is_warned_of_as_by_torch(tmp_path: Path) -> None:
+    tensor = torch.ones(2, requires_grad=True)
+    tensor.register_hook(lambda gradient: gradient)
+    with pytest.warns(UserWarning, match="backward hook .* will not be serialized"):
+        pyckpt.save(tensor, tmp_path / "x.tar")
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # in torch's own reader
 @pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, torch.qint32], ids=str)

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyckpt
+from pyckpt import staging
 from pyckpt.serialization import serialize
-from pyckpt.staging import BufferPool, Copies, DeviceReader
+from pyckpt.staging import BufferPool, Copies, DeviceReader, HostBuffer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -173,3 +174,11 @@ def test_queued_work_belongs_to_the_state(tmp_path: Path) -> None:
     result = busy(square)  # still computing when the save starts
     pyckpt.save(result, tmp_path / "x")
     assert torch.equal(pyckpt.load(tmp_path / "x"), expected)
+
+
+@needs_cuda
+def test_memory_that_cannot_be_pinned_does_not_fail_what_comes_next() -> None:
+    buffer = HostBuffer(1 << 20, pinned=True)
+    with pytest.raises(RuntimeError):
+        staging._register(buffer.bytes)  # for a second time
+    assert torch.zeros(4, device="cuda").sum().item() == 0

@@ -145,3 +145,12 @@ def test_timestamps() -> None:
 def test_a_module_is_no_engine() -> None:
     assert not is_deepspeed_engine(nn.Identity())
     assert not is_deepspeed_engine(None)
+
+
+def test_none_is_no_scheduler() -> None:
+    """As scripts have it that make one only sometimes."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    without, none = pyckpt.State(model, optimizer), pyckpt.State(model, optimizer, None)
+    assert repr(none.state_dict()) == repr(without.state_dict())
+    none.load_state_dict(without.state_dict())

@@ -7,10 +7,10 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import forget_peak, peak_nbytes
 from torch import nn
 
 import pyckpt
@@ -18,21 +18,6 @@ import pyckpt
 NBYTES, FILENAMES = int(sys.argv[1]), sys.argv[2:]
 NOISE_NUMEL = 1 << 20
 CPUS = 2  # for all machines to need the same memory
-STATUS = Path("/proc/self/status")
-
-
-def peak_nbytes() -> int:
-    """The most memory that this process ever had; 0 where /proc is hidden."""
-    if not STATUS.exists():
-        return 0
-    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-
-
-def forget_peak() -> None:
-    """From here on the peak counts from what is in use."""
-    if STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def save(state: pyckpt.State, filename: str) -> dict[str, Any]:
