@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-from multiprocessing.connection import wait
+import threading
 from pathlib import Path
 
-import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 WORKERS = Path(__file__).parent / "workers"
 
@@ -21,8 +23,7 @@ TIMEOUT_SECONDS = 400
 
 # To import torch and DeepSpeed takes longer than most of what ranks do. So one process does it, has
 # no threads, and every rank is forked from that.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.preloaded"])
+multiprocessing.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_ranks(
@@ -34,28 +35,30 @@ def run_ranks(
 ) -> None:
     """Runs a worker on so many ranks, each a process, and returns when all have ended.
 
-    They find what torchrun's find: its variables, a store that outlives them, and SIGTERM when
-    another rank has failed. Only the end of an interpreter they do not go through.
+    torchrun's own agent starts them, and ends the others when one fails; only the interpreters are
+    not new ones.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with tempfile.NamedTemporaryFile() as output:
-        processes = [
-            _FORKS.Process(
-                target=_run_rank,
-                args=(_variables(rank, ranks, store.port), output.name, worker, arguments),
-            )
-            for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=ranks,
+            run_id="tests",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            start_method="forkserver",
+            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL),
+        )
+        late = threading.Timer(timeout, os.kill, (os.getpid(), signal.SIGTERM))
+        late.start()
         try:
-            _wait(processes, time.monotonic() + timeout)
+            elastic_launch(config, _run_rank)(worker, arguments)
+        except ChildFailedError:
+            logs = [path.read_text() for path in sorted(Path(folder).rglob("*.log"))]
+            assert not must_succeed, "\n".join(logs)
         finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        codes = [process.exitcode for process in processes]
-        assert not any(codes) or not must_succeed, Path(output.name).read_text()
+            late.cancel()
 
 
 def torchrun(
@@ -89,45 +92,12 @@ def private_mounts(script: str) -> list[str]:
     return ["unshare", *as_root, "--mount", "sh", "-ec", script]
 
 
-def _variables(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun tells a rank."""
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "PATH": _path(),
-    }
-
-
 def _path() -> str:
     """With ninja, for DeepSpeed."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def _run_rank(
-    variables: dict[str, str], output: str, worker: str, arguments: tuple[object, ...]
-) -> None:
-    with open(output, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ.update(variables)
+def _run_rank(worker: str, arguments: tuple[object, ...]) -> None:
+    os.environ["PATH"] = _path()
     sys.argv = [worker, *map(str, arguments)]
     runpy.run_path(str(WORKERS / worker), run_name="__main__")
-
-
-def _wait(processes: list[multiprocessing.process.BaseProcess], deadline: float) -> None:
-    running = list(processes)
-    while running and (left := deadline - time.monotonic()) > 0:
-        ended = wait([process.sentinel for process in running], left)
-        failed = [process for process in running if process.sentinel in ended and process.exitcode]
-        running = [process for process in running if process.sentinel not in ended]
-        if failed:
-            for process in running:
-                process.terminate()
-    assert not running, "ranks have not ended in time"
