@@ -104,14 +104,10 @@ class LiveRecords:
         self._buffer: HostBuffer | None = None
 
         self._stepping = [one for one in _optimizers(state) if _is_hooked(one)]
-        tensors = _live_tensors(state, frozen)
+        marks = _live_tensors(state, frozen)
         storages = {record.owner._cdata for record in records}
-        self._marks = [
-            _Mark(name, tensor)
-            for name, tensor in tensors
-            if tensor.untyped_storage()._cdata in storages
-        ]
-        live = {tensor.untyped_storage()._cdata for _, tensor in tensors}
+        self._marks = [mark for mark in marks if mark.storage._cdata in storages]
+        live = {mark.storage._cdata for mark in marks}
         self._on_device = any(mark.tensor.is_cuda for mark in self._marks)
         # In a pool of its own, which goes with it: this is little, the copy before a step much.
         elsewhere = [r for r in records if r.owner._cdata not in live]
@@ -205,34 +201,36 @@ class LiveRecords:
 class _Mark:
     """What a tensor looks like as long as nobody has changed it."""
 
-    def __init__(self, name: str, tensor: torch.Tensor) -> None:
+    def __init__(self, name: str, tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
         self.name = name
         self.tensor = tensor
         self._version = tensor._version
         # A tensor that is given other memory leaves this as it was; memory that is resized moves.
-        self._storage = tensor.untyped_storage()
-        self._place = (self._storage.data_ptr(), self._storage.nbytes())
+        self.storage = storage
+        self._place = (storage.data_ptr(), storage.nbytes())
 
     @property
     def is_untouched(self) -> bool:
-        place = (self._storage.data_ptr(), self._storage.nbytes())
+        place = (self.storage.data_ptr(), self.storage.nbytes())
         return self.tensor._version == self._version and place == self._place
 
 
-def _live_tensors(state: TrainingState, frozen: bool) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and optimizer state, with names for messages."""
+def _live_tensors(state: TrainingState, frozen: bool) -> list[_Mark]:
+    """Parameters and optimizer state, as they are now."""
     buffers = {
         buffer.untyped_storage()._cdata
         for buffer in state.model.buffers()
         if buffer.layout is torch.strided
     }
-    return [
-        (name, tensor)
-        for name, tensor in _named_tensors(state, frozen)
-        if tensor.layout is torch.strided
-        and not tensor.is_inference()  # has no version
-        and tensor.untyped_storage()._cdata not in buffers
-    ]
+    marks: dict[int, _Mark] = {}  # by the tensor's id: optimizers name the model's once more
+    for name, tensor in _named_tensors(state, frozen):
+        # Those of inference have no version.
+        if id(tensor) in marks or tensor.layout is not torch.strided or tensor.is_inference():
+            continue
+        storage = tensor.untyped_storage()
+        if storage._cdata not in buffers:
+            marks[id(tensor)] = _Mark(name, tensor, storage)
+    return list(marks.values())
 
 
 def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]:
