@@ -24,7 +24,7 @@ const std::vector<Format>& Formats() {
 const Codec& StoreCodec() { return *Formats().front().codec; }
 
 void ContiguousEncoder::Encode(const Chunk& chunk, EncodedChunk* out) {
-  constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+  constexpr auto kNone = static_cast<std::size_t>(-1);
   const Span raw = gatherer_.Gather(chunk, kNone).front().bytes;
   out->raw_nbytes = raw.nbytes;
   EncodeBytes(raw, chunk, out);
