@@ -173,8 +173,9 @@ class LiveRecords:
                 self._buffer = None
 
     def _in_place(self, record: Record) -> Record:
-        source = self._memory.add(record.address, record.nbytes, record.reader)
-        return record._replace(address=0, reader=source)
+        name, address, nbytes, element_nbytes, reader, owner, is_storage = record
+        source = self._memory.add(address, nbytes, reader)
+        return Record(name, 0, nbytes, element_nbytes, source, owner, is_storage)
 
     def _check_untouched(self) -> None:
         for mark in self._marks:
@@ -240,8 +241,9 @@ def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, to
             yield f"parameter {name}", parameter
     for optimizer in _optimizers(state):
         kind = type(optimizer).__qualname__
+        name = f"a parameter of {kind}"
         for parameter in _parameters(optimizer):
-            yield f"a parameter of {kind}", parameter
+            yield name, parameter
         for of_parameter in optimizer.state.values():
             # Whatever an optimizer of somebody's own keeps there besides is copied.
             if isinstance(of_parameter, Mapping):

@@ -154,13 +154,16 @@ class _StoragePickler(pickle.Pickler):
         self._locations: dict[torch.device, str] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is OrderedDict and not obj and not obj.__dict__:  # every tensor's hooks
+            return OrderedDict, ()
         if not _is_plain(obj):
             return NotImplemented
         # What torch makes of it, in a third of the time: training waits for the pickle.
         storage, dtype = obj.untyped_storage(), obj.dtype
         self._check_dtype(storage, dtype)
-        extent = _Extent(storage, dtype, 0, storage.nbytes())
-        numel = extent.nbytes // dtype.itemsize
+        nbytes = storage.nbytes()
+        extent = _Extent(storage, dtype, 0, nbytes)
+        numel = nbytes // dtype.itemsize
         stored = _Stored(self._persistent_id(extent, _PLAIN_DTYPES[dtype], numel))
         shape = (obj.storage_offset(), tuple(obj.size()), obj.stride())
         return _rebuild_tensor_v2, (stored, *shape, obj.requires_grad, OrderedDict())
@@ -195,9 +198,10 @@ class _StoragePickler(pickle.Pickler):
 
     def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
         """Whole storages of two types would no longer share their memory when loaded."""
-        if storage.device.type == "meta" or storage.data_ptr() == 0:
+        address = storage.data_ptr()
+        if address == 0:  # empty, or on no device
             return
-        known = self._dtypes.setdefault(storage.data_ptr(), dtype)
+        known = self._dtypes.setdefault(address, dtype)
         if known != dtype:
             raise RuntimeError(
                 "tensors or storages of different types that view the same memory cannot be saved: "
@@ -264,6 +268,5 @@ def _bytes_record(name: str, data: bytes) -> Record:
 def _serialization_id(data: bytes, tensors: Sequence[Record]) -> bytes:
     """40 digits, as torch has them; equal for equal pickles and sizes."""
     digest = hashlib.sha256(data)
-    for record in tensors:
-        digest.update(f"{record.name} {record.nbytes}\n".encode())
+    digest.update("".join(f"{record.name} {record.nbytes}\n" for record in tensors).encode())
     return str(int.from_bytes(digest.digest(), "big")).zfill(_ID_DIGITS)[-_ID_DIGITS:].encode()
