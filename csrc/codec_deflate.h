@@ -12,8 +12,8 @@ namespace pyckpt::deflate {
 inline constexpr std::size_t kChunkNbytes = std::size_t{1} << 20;
 
 // Level 0 stores. At the others floats become literals with Huffman codes of
-// their own, whatever the level; where a match finder pays,
-// libdeflate runs at this level.
+// their own, whatever the level; where a match finder pays, libdeflate runs at this
+// level.
 class GzipCodec final : public Codec {
  public:
   std::size_t chunk_nbytes() const override { return kChunkNbytes; }

@@ -217,11 +217,15 @@ std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vecto
     const float bits = EntropyBits(stretch);
     stretch.kind = KindOf(stretch, bits, longest);
     if (!blocks.empty() && blocks.back().kind == stretch.kind) {
+      if (stretch.kind != BlockKind::kLiterals) {
+        Join(stretch, &blocks.back());
+        return;
+      }
       BlockPlan both = blocks.back();
       Join(stretch, &both);
       if (!last_bits) last_bits = EntropyBits(blocks.back());
       const float both_bits = EntropyBits(both);
-      if (stretch.kind != BlockKind::kLiterals || both_bits <= *last_bits + bits + split_bits) {
+      if (both_bits <= *last_bits + bits + split_bits) {
         blocks.back() = both;
         last_bits = both_bits;
         return;
