@@ -90,22 +90,42 @@ constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
   return std::size_t{p[0]} | std::size_t{p[1]} << 8;
 }
 
+struct Portable {
+  static std::uint64_t NbytesIn(std::uint64_t nbits) { return nbits >> 3 & 31; }
+};
+
+#if defined(__x86_64__)
+struct Bmi {
+  // In one instruction. Its intrinsic may be called by functions of its own target alone,
+  // and those cannot become part of a loop that is shared.
+  static std::uint64_t NbytesIn(std::uint64_t nbits) {
+    constexpr std::uint64_t kFiveBitsFromThird = 5 << 8 | 3;
+    std::uint64_t nbytes = 0;
+    asm("bextr %2, %1, %0" : "=r"(nbytes) : "r"(nbits), "r"(kFiveBitsFromThird) : "cc");
+    return nbytes;
+  }
+};
+#endif
+
 // Two pairs, so four literals, have at most 48 bits.
+template <typename Cpu>
 [[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
                                                         BitWriter* writer) {
   BitWriter w = *writer;
   std::size_t i = 0;
+#pragma GCC unroll 8
   for (; i + 8 <= raw.nbytes; i += 8) {
     const std::uint64_t a = pairs[Load16(raw.data + i)];
     const std::uint64_t b = pairs[Load16(raw.data + i + 2)];
     const std::uint64_t c = pairs[Load16(raw.data + i + 4)];
     const std::uint64_t d = pairs[Load16(raw.data + i + 6)];
-    w.PutTwo(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
+    w.PutTwo<Cpu>(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
   }
   *writer = w;
   return i;
 }
 
+template <typename Cpu>
 [[gnu::always_inline]] inline std::size_t EmitLoop(Span raw, const std::uint32_t* table,
                                                    BitWriter* writer) {
   BitWriter w = *writer;
@@ -120,7 +140,7 @@ constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
     const std::uint64_t b = two(i + 2);
     const std::uint64_t c = two(i + 4);
     const std::uint64_t d = two(i + 6);
-    w.PutTwo(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
+    w.PutTwo<Cpu>(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
   }
   *writer = w;
   return i;
@@ -149,12 +169,14 @@ struct Kernels {
   }
 }
 
-constexpr Kernels kPortable = {
-    [](Span raw, const std::uint32_t* table, BitWriter* w) { return EmitLoop(raw, table, w); },
-    [](Span raw, const std::uint32_t* pairs, BitWriter* w) { return EmitPairsLoop(raw, pairs, w); },
-    [](const std::array<std::uint32_t, kLiterals>& table, std::uint32_t* pairs) {
-      FillPairsLoop(table, pairs);
-    }};
+constexpr Kernels kPortable = {[](Span raw, const std::uint32_t* table, BitWriter* w) {
+                                 return EmitLoop<Portable>(raw, table, w);
+                               },
+                               [](Span raw, const std::uint32_t* pairs, BitWriter* w) {
+                                 return EmitPairsLoop<Portable>(raw, pairs, w);
+                               },
+                               [](const std::array<std::uint32_t, kLiterals>& table,
+                                  std::uint32_t* pairs) { FillPairsLoop(table, pairs); }};
 
 #if defined(__x86_64__)
 __m128i LoadVector(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
@@ -166,11 +188,11 @@ void AddVector(const std::uint32_t* from, __m128i added, std::uint32_t* to) {
 
 // The same loops: shifts by a variable amount are one instruction with BMI2.
 [[gnu::target("bmi2")]] std::size_t EmitBmi2(Span raw, const std::uint32_t* table, BitWriter* w) {
-  return EmitLoop(raw, table, w);
+  return EmitLoop<Bmi>(raw, table, w);
 }
 [[gnu::target("bmi2")]] std::size_t EmitPairsBmi2(Span raw, const std::uint32_t* pairs,
                                                   BitWriter* w) {
-  return EmitPairsLoop(raw, pairs, w);
+  return EmitPairsLoop<Bmi>(raw, pairs, w);
 }
 // What the second byte adds to an entry depends on the first one's length alone, of
 // which there are fewer than sixteen: a look-up in a vector for each of its four bytes.

@@ -37,16 +37,18 @@ class BitWriter {
   // What a shift by a 64-bit number looks at: such a mask costs no instruction.
   static constexpr std::uint64_t kShiftMask = 63;
 
-  // Both at once, each of 56 bits at most: fewer instructions, without a branch on how
-  // long they are together. Of the lengths only the lowest eight bits count.
+  // Both at once, a of 1 to 56 bits and b of 56 at most: fewer instructions, without a
+  // branch on how long they are together. Of the lengths only the lowest eight bits count.
+  // Cpu::NbytesIn(n) is n / 8 for the lowest eight bits of n.
+  template <typename Cpu>
   void PutTwo(std::uint64_t a_bits, std::uint64_t a_length, std::uint64_t b_bits,
               std::uint64_t b_length) {
     word_ |= a_bits << used_;
-    const std::uint64_t between = used_ + a_length;  // below 64
+    const std::uint64_t between = used_ + a_length;  // 1 to 63
     StoreLe64(out_, word_ | b_bits << (between & kShiftMask));
-    StoreLe64(out_ + 8, b_bits >> 1 >> (~between & kShiftMask));
-    const std::uint64_t end = static_cast<std::uint8_t>(between + b_length);
-    out_ += end >> 3;
+    StoreLe64(out_ + 8, b_bits >> (-between & kShiftMask));
+    const std::uint64_t end = between + b_length;
+    out_ += Cpu::NbytesIn(end);
     word_ = *out_;  // all above its bits is zero
     used_ = end & 7;
   }
