@@ -39,6 +39,10 @@ constexpr float kSplitBits = kFlatteryBits + 96;
 constexpr int kLastCoarseLevel = 6;
 constexpr float kCoarseSplitBits = kFlatteryBits + 144;
 
+// Most stretches are so like the block before that half of the sample tells. In half of
+// it a difference shows half as clearly, and half of that is left for chance.
+constexpr float kAtAGlance = 0.25F;
+
 // Four at once: loops over histograms are not vectorised by themselves.
 using Lanes = float __attribute__((vector_size(16)));
 using LaneCounts = std::int32_t __attribute__((vector_size(16)));
@@ -83,12 +87,19 @@ float EntropyBits(const BlockPlan& block) {
   return n * Log2(Lanes{n < 1 ? 1 : n})[0] - Sum(sum);
 }
 
+// Those that are counted.
+struct Slices {
+  std::size_t first;
+  std::size_t every;
+};
+
 // Counts bytes outside repeats. Four tables, so that equal neighbours do not wait
 // for one counter.
 class Counter {
  public:
-  void Add(Span literals, std::size_t one_slice_in) {
-    for (std::size_t at = 0; at < literals.nbytes; at += kSliceNbytes * one_slice_in) {
+  void Add(Span literals, Slices slices) {
+    for (std::size_t at = kSliceNbytes * slices.first; at < literals.nbytes;
+         at += kSliceNbytes * slices.every) {
       const std::size_t end = std::min(literals.nbytes, at + kSliceNbytes);
       nbytes_ += end - at;
       std::size_t i = at;
@@ -132,8 +143,8 @@ float JoiningBits(const BlockPlan& a, const BlockPlan& b) {
 
 // The bytes of a stretch outside repeats, counted.
 BlockPlan CountStretch(const Run& run, std::size_t begin, std::size_t end,
-                       const std::vector<Repeat>& repeats, std::size_t slice_every,
-                       std::size_t* next, Span* longest) {
+                       const std::vector<Repeat>& repeats, Slices slices, std::size_t* next,
+                       Span* longest) {
   BlockPlan block{begin, end, BlockKind::kLiterals, {}, 0, 0};
   Counter counter;
   const auto at = [&](std::size_t place) { return run.bytes.data + (place - run.begin); };
@@ -142,7 +153,7 @@ BlockPlan CountStretch(const Run& run, std::size_t begin, std::size_t end,
       begin, end, repeats, next, kShortestRepeat,
       [&](std::size_t from, std::size_t to) {
         const Span literals = {at(from), to - from};
-        counter.Add(literals, slice_every);
+        counter.Add(literals, slices);
         block.literal_nbytes += literals.nbytes;
         if (literals.nbytes > longest->nbytes) *longest = literals;
       },
@@ -165,12 +176,16 @@ BlockKind KindOf(const BlockPlan& stretch, float bits, Span longest) {
   return BlockKind::kLiterals;
 }
 
+void JoinSamples(const BlockPlan& b, BlockPlan* a) {
+  a->sample_nbytes += b.sample_nbytes;
+  for (std::size_t s = 0; s < a->sample.size(); ++s) a->sample[s] += b.sample[s];
+}
+
 // Appends b to a, its neighbour.
 void Join(const BlockPlan& b, BlockPlan* a) {
   a->end = b.end;
-  a->sample_nbytes += b.sample_nbytes;
   a->literal_nbytes += b.literal_nbytes;
-  for (std::size_t s = 0; s < a->sample.size(); ++s) a->sample[s] += b.sample[s];
+  JoinSamples(b, a);
 }
 
 // Replaces samples that are too small to make a code of.
@@ -181,12 +196,12 @@ void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
     Counter counter;
     const bool more = block.kind == BlockKind::kLiterals &&
                       block.sample_nbytes < std::min(kSampleNbytes, block.literal_nbytes);
-    const std::size_t slice_every = std::max<std::size_t>(1, block.literal_nbytes / kSampleNbytes);
+    const Slices slices = {0, std::max<std::size_t>(1, block.literal_nbytes / kSampleNbytes)};
     SplitAtRepeats(
         block.begin, block.end, repeats, &next, kShortestRepeat,
         [&](std::size_t from, std::size_t to) {
           if (!more) return;
-          ForEachPart(runs, from, to, [&](Span literals) { counter.Add(literals, slice_every); });
+          ForEachPart(runs, from, to, [&](Span literals) { counter.Add(literals, slices); });
         },
         [](std::size_t, std::size_t, std::size_t) {});
     if (more) counter.StoreIn(&block);
@@ -200,20 +215,29 @@ std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vecto
   const bool coarse = level <= kLastCoarseLevel;
   const std::size_t slice_every = coarse ? 2 * kSliceEvery : kSliceEvery;
   const float split_bits = coarse ? kCoarseSplitBits : kSplitBits;
+  const float glance_bits = kFlatteryBits + kAtAGlance * (split_bits - kFlatteryBits);
   std::vector<BlockPlan> blocks;
   std::optional<float> last_bits;  // of the last block, if known
   std::size_t next = 0;
+  const auto is_like_last = [&](const BlockPlan& stretch, float most_bits) {
+    return !blocks.empty() && blocks.back().kind == BlockKind::kLiterals &&
+           stretch.sample_nbytes != 0 && blocks.back().sample_nbytes != 0 &&
+           JoiningBits(blocks.back(), stretch) <= most_bits;
+  };
+  const auto append_to_last = [&](const BlockPlan& stretch) {
+    Join(stretch, &blocks.back());
+    last_bits.reset();
+  };
   const auto add = [&](const Run& run, std::size_t begin, std::size_t end) {
     Span longest;
-    BlockPlan stretch = CountStretch(run, begin, end, repeats, slice_every, &next, &longest);
-    // Most stretches are like the last, which is known at a glance.
-    if (!blocks.empty() && blocks.back().kind == BlockKind::kLiterals &&
-        stretch.sample_nbytes != 0 && blocks.back().sample_nbytes != 0 &&
-        JoiningBits(blocks.back(), stretch) <= split_bits) {
-      Join(stretch, &blocks.back());
-      last_bits.reset();
-      return;
-    }
+    const auto count = [&](std::size_t first_slice, std::size_t* from) {
+      return CountStretch(run, begin, end, repeats, {first_slice, 2 * slice_every}, from, &longest);
+    };
+    std::size_t again = next;
+    BlockPlan stretch = count(0, &next);
+    if (is_like_last(stretch, glance_bits)) return append_to_last(stretch);
+    JoinSamples(count(slice_every, &again), &stretch);
+    if (is_like_last(stretch, split_bits)) return append_to_last(stretch);
     const float bits = EntropyBits(stretch);
     stretch.kind = KindOf(stretch, bits, longest);
     if (!blocks.empty() && blocks.back().kind == stretch.kind) {
