@@ -5,9 +5,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <string>
-#include <vector>
 
 namespace pyckpt {
 
@@ -22,19 +24,31 @@ inline Span AsSpan(const std::string& bytes) {
 }
 
 // A reusable byte buffer: it grows when it must and never shrinks, so a worker
-// allocates in its first chunk and no more.
+// allocates in its first chunk and no more. Memory that nobody writes to is never
+// touched.
 class Buffer {
  public:
-  // Makes room for nbytes and returns the start; the contents are unspecified.
+  // Makes room for nbytes and returns the start. What was there stays; what is new is
+  // unspecified.
   std::uint8_t* Reserve(std::size_t nbytes) {
-    if (storage_.size() < nbytes) storage_.resize(nbytes);
-    return storage_.data();
+    if (nbytes > capacity_) {
+      void* grown = std::realloc(bytes_.get(), nbytes);
+      if (grown == nullptr) throw std::bad_alloc();
+      static_cast<void>(bytes_.release());
+      bytes_.reset(static_cast<std::uint8_t*>(grown));
+      capacity_ = nbytes;
+    }
+    return bytes_.get();
   }
-  std::uint8_t* data() { return storage_.data(); }
-  std::size_t capacity() const { return storage_.size(); }
+  std::uint8_t* data() { return bytes_.get(); }
+  std::size_t capacity() const { return capacity_; }
 
  private:
-  std::vector<std::uint8_t> storage_;
+  struct Free {
+    void operator()(std::uint8_t* bytes) const { std::free(bytes); }
+  };
+  std::unique_ptr<std::uint8_t, Free> bytes_;
+  std::size_t capacity_ = 0;
 };
 
 inline void AppendLe(std::string* out, std::uint64_t value, int nbytes) {
