@@ -40,6 +40,8 @@ _MOST_OF_CLASSIC = 1.1
 _MOST_GROWTH = 1.001
 _LEAST_OF_RAW = 0.9
 
+_STORED_RUNS = 5
+
 
 @dataclass(frozen=True)
 class Format:
@@ -53,6 +55,8 @@ class Format:
             about as small, and no slower.
         times_as_fast: Targets against rivals.
         size_margin: How much larger than ``smallest``'s the file may be.
+        nbytes: Of each input, about: enough for starting up not to count, and no more than the
+            slowest rival gets through in seconds.
     """
 
     suffix: str
@@ -61,6 +65,7 @@ class Format:
     classic: str
     times_as_fast: Mapping[str, float]
     size_margin: float
+    nbytes: int
 
 
 FORMATS = (
@@ -71,6 +76,7 @@ FORMATS = (
         "gzip -6",
         {_TORCH: 1.0, _COMPOSER: 80, "pigz -1 -p {threads}": 25},
         0.003,
+        200_000_000,
     ),
     Format(
         ".tar.lzma",
@@ -79,6 +85,7 @@ FORMATS = (
         "xz -6",
         {_COMPOSER: 30, "xz -0 -T {threads} --block-size=1MiB": 7},
         0.0,
+        24_000_000,
     ),
     Format(
         ".tar.bz2",
@@ -87,6 +94,7 @@ FORMATS = (
         "bzip2 -9",
         {_COMPOSER: 5, "lbzip2 -n {threads}": 2},
         0.002,
+        24_000_000,
     ),
 )
 
@@ -100,14 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key, value in describe_machine(folder).items():
             _say(f"{key + ':':8} {value}")
         for kind in CODEC_STATES:
-            state = kind.build(options.nbytes)
             for format_ in FORMATS:
                 if format_.suffix in options.formats:
+                    state = kind.build(options.nbytes or format_.nbytes)
                     points += _contest(kind.name, state, format_, folder, options)
         _repetitive(folder, options)
         _stored(folder, options)
         if options.threads > 1:
-            _scaling(CODEC_STATES[0].build(options.nbytes), folder, options)
+            _scaling(folder, options)
     if options.picture:
         _draw(points, options.picture)
     return 0
@@ -203,13 +211,14 @@ def _program(command: str, tar: Path, threads: int) -> Writer:
     return write
 
 
-def _scaling(state: Any, folder: Path, options: argparse.Namespace) -> None:
-    nbytes = sum(tensor.nbytes for tensor in tensors_of(state))
+def _scaling(folder: Path, options: argparse.Namespace) -> None:
     counts = sorted({*(2**i for i in range(options.threads.bit_length())), options.threads})
     rows = []
     for format_ in FORMATS:
         if format_.suffix not in options.formats:
             continue
+        state = CODEC_STATES[0].build(options.nbytes or format_.nbytes)
+        nbytes = sum(tensor.nbytes for tensor in tensors_of(state))
         writers = {str(count): _pyckpt(count) for count in counts if count <= options.threads}
         paths = {count: folder / f"threads-{count}{format_.suffix}" for count in writers}
         results = measure(state, paths, writers, repeat=options.repeat, fsync=options.fsync)
@@ -281,11 +290,16 @@ def _repetitive(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _stored(folder: Path, options: argparse.Namespace) -> None:
-    """A plain tar of what cannot be compressed, against a write of the same bytes."""
+    """A plain tar of what cannot be compressed, against a write of the same bytes.
+
+    That is a matter of milliseconds, and of whether the system has the memory for its page cache at
+    hand: so it is done more often than the rest.
+    """
     state = INCOMPRESSIBLE.build(options.stored_nbytes)
     writers: dict[str, Writer] = {"ours": _pyckpt(options.threads), "raw": raw_write}
     paths = {"ours": folder / "stored.tar", "raw": folder / "raw"}
-    results = measure(state, paths, writers, repeat=options.repeat, fsync=options.fsync)
+    repeat = _STORED_RUNS * options.repeat
+    results = measure(state, paths, writers, repeat=repeat, fsync=options.fsync)
     for path in paths.values():
         path.unlink()
     ratio = results["raw"].median / results["ours"].median
@@ -328,7 +342,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     suffixes = [format_.suffix for format_ in FORMATS]
-    add("--nbytes", type=int, default=24_000_000, help="of each input, about (%(default)s)")
+    sizes = ", ".join(f"{f.nbytes // 1_000_000} MB for {f.suffix}" for f in FORMATS)
+    add("--nbytes", type=int, help=f"of each input, about (default: {sizes})")
     add(
         "--repetitive-nbytes",
         type=int,
