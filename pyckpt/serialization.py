@@ -13,6 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -31,7 +32,14 @@ _STORAGE_ALIGNMENT = b"64"
 _FILE_VERSION = b"3\n"
 _ID_DIGITS = 40
 _STORAGES = (torch.storage.TypedStorage, torch.UntypedStorage)
-_FREQUENT = frozenset({bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict})
+_HOST = torch.device("cpu")
+# What pickles of states consist of, and is no storage: values, and what is called to make them.
+_FREQUENT = frozenset(
+    {
+        *(bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict),
+        *(type, FunctionType, type(torch.FloatStorage)),
+    }
+)
 # The types of plain tensors, and the classes that stand for them in a pickle.
 _PLAIN_DTYPES = {
     torch.bool: torch.BoolStorage,
@@ -102,7 +110,7 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
         _bytes_record(".storage_alignment", _STORAGE_ALIGNMENT),
         _bytes_record("byteorder", sys.byteorder.encode()),
     ]
-    tensors = [extent.record(index) for index, extent in enumerate(pickler.extents)]
+    tensors = [_storage_record(extent, *kept) for extent, kept in pickler.extents.items()]
     tail = [
         _bytes_record("version", _FILE_VERSION),
         _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
@@ -110,37 +118,16 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
     return head + tensors + tail
 
 
-class _Extent(NamedTuple):
-    """Part of a storage that becomes one record; mostly it is the whole."""
-
-    storage: torch.UntypedStorage
-    dtype: torch.dtype
-    start: int  # bytes
-    nbytes: int
-
-    @property
-    def key(self) -> tuple[int, int, int, torch.dtype]:
-        # A record is loaded with one type, so extents of two types need two.
-        return (self.storage._cdata, self.start, self.nbytes, self.dtype)
-
-    def record(self, index: int) -> Record:
-        name = f"{_ROOT}/data/{index}"
-        element_nbytes = self.dtype.itemsize // (2 if self.dtype.is_complex else 1)
-        if self.storage.device.type == "cpu":
-            address = self.storage.data_ptr() + self.start if self.nbytes else 0
-            reader = None
-        else:
-            address = 0
-            reader = DeviceReader(self.storage, self.start)
-        return Record(
-            name, address, self.nbytes, element_nbytes, reader, self.storage, is_storage=True
-        )
+# Part of a storage that becomes one record; mostly it is the whole: the storage's _cdata, where it
+# starts and its size in bytes, and its type. A record is loaded with one type, so two need two.
+# Not a NamedTuple, nor is the next: one takes as long to make as a tensor's storage to ask for.
+_Extent = tuple[int, int, int, torch.dtype]
 
 
-class _Stored(NamedTuple):
-    """Stands in a pickle for a storage whose persistent id is known."""
+class _Stored(tuple[tuple[Any, ...]]):
+    """Stands in a pickle for a storage: holds its persistent id."""
 
-    persistent_id: tuple[Any, ...]
+    __slots__ = ()
 
 
 class _StoragePickler(pickle.Pickler):
@@ -148,8 +135,8 @@ class _StoragePickler(pickle.Pickler):
 
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
-        self.extents: list[_Extent] = []
-        self._keys: dict[tuple[int, int, int, torch.dtype], str] = {}
+        # The key of each in the pickle, and what keeps it alive.
+        self.extents: dict[_Extent, tuple[str, torch.UntypedStorage]] = {}
         self._dtypes: dict[int, torch.dtype] = {}  # by address
         self._locations: dict[torch.device, str] = {}
 
@@ -161,40 +148,48 @@ class _StoragePickler(pickle.Pickler):
         # What torch makes of it, in a third of the time: training waits for the pickle.
         storage, dtype = obj.untyped_storage(), obj.dtype
         self._check_dtype(storage, dtype)
-        nbytes = storage.nbytes()
-        extent = _Extent(storage, dtype, 0, nbytes)
+        extent = (storage._cdata, 0, nbytes := storage.nbytes(), dtype)
         numel = nbytes // dtype.itemsize
-        stored = _Stored(self._persistent_id(extent, _PLAIN_DTYPES[dtype], numel))
-        shape = (obj.storage_offset(), tuple(obj.size()), obj.stride())
-        return _rebuild_tensor_v2, (stored, *shape, obj.requires_grad, OrderedDict())
+        stored = self._persistent_id(extent, storage, _PLAIN_DTYPES[dtype], numel)
+        return _rebuild_tensor_v2, (
+            _Stored((stored,)),
+            obj.storage_offset(),
+            tuple(obj.shape),
+            obj.stride(),
+            obj.requires_grad,
+            OrderedDict(),
+        )
 
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         kind = type(obj)
         if kind in _FREQUENT:
             return None
         if kind is _Stored:
-            return obj.persistent_id  # type: ignore[no-any-return]
+            return obj[0]  # type: ignore[no-any-return]
         if not isinstance(obj, _STORAGES):
             return None
         if isinstance(obj, torch.storage.TypedStorage):
-            storage = obj._untyped_storage
-            self._check_dtype(storage, obj.dtype)
-            extent = _Extent(storage, obj.dtype, 0, storage.nbytes())
-            return self._persistent_id(extent, _storage_type(obj), obj._size())
-        self._check_dtype(obj, torch.uint8)
-        extent = _Extent(obj, torch.uint8, 0, obj.nbytes())
-        return self._persistent_id(extent, normalize_storage_type(type(obj)), obj.nbytes())
+            storage, dtype = obj._untyped_storage, obj.dtype
+            storage_type, numel = _storage_type(obj), obj._size()
+        else:
+            storage, dtype = obj, torch.uint8
+            storage_type, numel = normalize_storage_type(type(obj)), obj.nbytes()
+        self._check_dtype(storage, dtype)
+        extent = (storage._cdata, 0, storage.nbytes(), dtype)
+        return self._persistent_id(extent, storage, storage_type, numel)
 
-    def _persistent_id(self, extent: _Extent, storage_type: Any, numel: int) -> tuple[Any, ...]:
+    def _persistent_id(
+        self, extent: _Extent, storage: torch.UntypedStorage, storage_type: Any, numel: int
+    ) -> tuple[Any, ...]:
         # One str for all who share: a pickle writes equal strs again, the same one never.
-        key = self._keys.setdefault(extent.key, str(len(self.extents)))
-        if len(self._keys) > len(self.extents):
-            self.extents.append(extent)
-        device = extent.storage.device
+        kept = self.extents.get(extent)
+        if kept is None:
+            kept = self.extents[extent] = (str(len(self.extents)), storage)
+        device = storage.device
         location = self._locations.get(device)
         if location is None:
-            location = self._locations[device] = location_tag(extent.storage)
-        return ("storage", storage_type, key, location, numel)
+            location = self._locations[device] = location_tag(storage)
+        return ("storage", storage_type, kept[0], location, numel)
 
     def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
         """Whole storages of two types would no longer share their memory when loaded."""
@@ -202,7 +197,7 @@ class _StoragePickler(pickle.Pickler):
         if address == 0:  # empty, or on no device
             return
         known = self._dtypes.setdefault(address, dtype)
-        if known != dtype:
+        if known is not dtype:
             raise RuntimeError(
                 "tensors or storages of different types that view the same memory cannot be saved: "
                 f"{known} and {dtype}"
@@ -234,14 +229,10 @@ class _CompactPickler(_StoragePickler):
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         if not isinstance(obj, _Span):
             return super().persistent_id(obj)
-        itemsize = obj.storage.dtype.itemsize
-        extent = _Extent(
-            obj.storage._untyped_storage,
-            obj.storage.dtype,
-            obj.start * itemsize,
-            obj.numel * itemsize,
-        )
-        return self._persistent_id(extent, _storage_type(obj.storage), obj.numel)
+        storage, dtype = obj.storage._untyped_storage, obj.storage.dtype
+        start, nbytes = obj.start * dtype.itemsize, obj.numel * dtype.itemsize
+        extent = (storage._cdata, start, nbytes, dtype)
+        return self._persistent_id(extent, storage, _storage_type(obj.storage), obj.numel)
 
 
 def _is_plain(obj: Any) -> bool:
@@ -250,7 +241,7 @@ def _is_plain(obj: Any) -> bool:
         type(obj) is torch.Tensor
         and obj.dtype in _PLAIN_DTYPES
         and obj.layout is torch.strided
-        and obj.device.type in ("cpu", "cuda")
+        and (obj.is_cpu or obj.is_cuda)
         and not (obj.is_nested or obj.is_neg() or obj.__dict__ or obj._backward_hooks)
     )
 
@@ -258,6 +249,17 @@ def _is_plain(obj: Any) -> bool:
 def _storage_type(storage: torch.storage.TypedStorage) -> Any:
     """The class that stands for the type in a pickle, such as torch.FloatStorage."""
     return getattr(torch, storage._pickle_storage_type())
+
+
+def _storage_record(extent: _Extent, key: str, storage: torch.UntypedStorage) -> Record:
+    _, start, nbytes, dtype = extent
+    element_nbytes = dtype.itemsize // (2 if dtype.is_complex else 1)
+    address, reader = 0, None
+    if storage.device != _HOST:
+        reader = DeviceReader(storage, start)
+    elif nbytes:
+        address = storage.data_ptr() + start
+    return Record(f"{_ROOT}/data/{key}", address, nbytes, element_nbytes, reader, storage, True)
 
 
 def _bytes_record(name: str, data: bytes) -> Record:
