@@ -12,7 +12,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ import torch
 from torch._utils import _rebuild_tensor_v2
 from torch.serialization import location_tag, normalize_storage_type
 
+from pyckpt import _core
 from pyckpt.staging import DeviceReader
 
 __all__ = ["Reader", "Record", "serialize"]
@@ -31,14 +32,11 @@ _FORMAT_VERSION = b"1"
 _STORAGE_ALIGNMENT = b"64"
 _FILE_VERSION = b"3\n"
 _ID_DIGITS = 40
-_STORAGES = (torch.storage.TypedStorage, torch.UntypedStorage)
 _HOST = torch.device("cpu")
 # What pickles of states consist of, and is no storage: values, and what is called to make them.
-_FREQUENT = frozenset(
-    {
-        *(bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict),
-        *(type, FunctionType, type(torch.FloatStorage)),
-    }
+_FREQUENT = (
+    *(bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict),
+    *(type, FunctionType, type(torch.FloatStorage)),
 )
 # The types of plain tensors, and the classes that stand for them in a pickle.
 _PLAIN_DTYPES = {
@@ -101,7 +99,8 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
             their device cannot be stored.
     """
     buffer = io.BytesIO()
-    pickler = (_CompactPickler if compact_views else _StoragePickler)(buffer)
+    storages = _Storages()
+    pickler = (_CompactPickler if compact_views else _StoragePickler)(buffer, storages)
     pickler.dump(obj)
     data = buffer.getvalue()
     head = [
@@ -110,7 +109,7 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
         _bytes_record(".storage_alignment", _STORAGE_ALIGNMENT),
         _bytes_record("byteorder", sys.byteorder.encode()),
     ]
-    tensors = [_storage_record(extent, *kept) for extent, kept in pickler.extents.items()]
+    tensors = [_storage_record(extent, *kept) for extent, kept in storages.extents.items()]
     tail = [
         _bytes_record("version", _FILE_VERSION),
         _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
@@ -130,57 +129,56 @@ class _Stored(tuple[tuple[Any, ...]]):
     __slots__ = ()
 
 
-class _StoragePickler(pickle.Pickler):
-    """Replaces storages by persistent ids and collects them, first seen first."""
+_PERSISTENT_IDS = {**dict.fromkeys(_FREQUENT), _Stored: itemgetter(0)}
 
-    def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
-        # The key of each in the pickle, and what keeps it alive.
+
+class _Storages:
+    """Collects storages, first seen first, and gives them persistent ids.
+
+    Attributes:
+        extents: The key of each in the pickle, and what keeps it alive.
+    """
+
+    def __init__(self) -> None:
         self.extents: dict[_Extent, tuple[str, torch.UntypedStorage]] = {}
         self._dtypes: dict[int, torch.dtype] = {}  # by address
         self._locations: dict[torch.device, str] = {}
 
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is OrderedDict and not obj and not obj.__dict__:  # every tensor's hooks
-            return OrderedDict, ()
-        if not _is_plain(obj):
-            return NotImplemented
-        # What torch makes of it, in a third of the time: training waits for the pickle.
-        storage, dtype = obj.untyped_storage(), obj.dtype
-        self._check_dtype(storage, dtype)
-        extent = (storage._cdata, 0, nbytes := storage.nbytes(), dtype)
-        numel = nbytes // dtype.itemsize
-        stored = self._persistent_id(extent, storage, _PLAIN_DTYPES[dtype], numel)
-        return _rebuild_tensor_v2, (
-            _Stored((stored,)),
-            obj.storage_offset(),
-            tuple(obj.shape),
-            obj.stride(),
-            obj.requires_grad,
-            OrderedDict(),
-        )
-
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        kind = type(obj)
-        if kind in _FREQUENT:
-            return None
-        if kind is _Stored:
-            return obj[0]  # type: ignore[no-any-return]
-        if not isinstance(obj, _STORAGES):
-            return None
+        """Of a storage that is pickled by itself, or inside something else than plain tensors."""
         if isinstance(obj, torch.storage.TypedStorage):
-            storage, dtype = obj._untyped_storage, obj.dtype
-            storage_type, numel = _storage_type(obj), obj._size()
-        else:
-            storage, dtype = obj, torch.uint8
-            storage_type, numel = normalize_storage_type(type(obj)), obj.nbytes()
-        self._check_dtype(storage, dtype)
-        extent = (storage._cdata, 0, storage.nbytes(), dtype)
-        return self._persistent_id(extent, storage, storage_type, numel)
+            return self.whole(obj._untyped_storage, obj.dtype, _storage_type(obj), obj._size())
+        if isinstance(obj, torch.UntypedStorage):
+            return self.whole(obj, torch.uint8, normalize_storage_type(type(obj)), obj.nbytes())
+        return None
 
-    def _persistent_id(
+    def whole(
+        self,
+        storage: torch.UntypedStorage,
+        dtype: torch.dtype,
+        storage_type: Any,
+        numel: int | None = None,
+    ) -> tuple[Any, ...]:
+        """The persistent id of all that there is; ``numel`` is as much as fits, unless given.
+
+        Raises:
+            RuntimeError: Parts of it would no longer share their memory when they are loaded.
+        """
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+        # Else it is empty, or on no device.
+        if address and (known := self._dtypes.setdefault(address, dtype)) != dtype:
+            raise RuntimeError(
+                "tensors or storages of different types that view the same memory cannot be saved: "
+                f"{known} and {dtype}"
+            )
+        if numel is None:
+            numel = nbytes // dtype.itemsize
+        return self.part((storage._cdata, 0, nbytes, dtype), storage, storage_type, numel)
+
+    def part(
         self, extent: _Extent, storage: torch.UntypedStorage, storage_type: Any, numel: int
     ) -> tuple[Any, ...]:
+        """The persistent id of ``extent`` of ``storage``."""
         # One str for all who share: a pickle writes equal strs again, the same one never.
         kept = self.extents.get(extent)
         if kept is None:
@@ -191,26 +189,34 @@ class _StoragePickler(pickle.Pickler):
             location = self._locations[device] = location_tag(storage)
         return ("storage", storage_type, kept[0], location, numel)
 
-    def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
-        """Whole storages of two types would no longer share their memory when loaded."""
-        address = storage.data_ptr()
-        if address == 0:  # empty, or on no device
-            return
-        known = self._dtypes.setdefault(address, dtype)
-        if known is not dtype:
-            raise RuntimeError(
-                "tensors or storages of different types that view the same memory cannot be saved: "
-                f"{known} and {dtype}"
-            )
 
+class _StoragePickler(pickle.Pickler):
+    """Replaces storages by their persistent ids."""
 
-@dataclass(frozen=True)
-class _Span:
-    """Stands in a pickle for the part of a storage that a tensor spans."""
+    def __init__(self, buffer: io.BytesIO, storages: _Storages) -> None:
+        super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
+        self._storages = storages
+        # A method of the pickler's own would keep it, and all that it pickles, alive.
+        self.persistent_id = _core.by_type(  # type: ignore[method-assign]
+            _PERSISTENT_IDS, storages.persistent_id
+        )
 
-    storage: torch.storage.TypedStorage
-    start: int  # elements
-    numel: int
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is OrderedDict and not obj and not obj.__dict__:  # every tensor's hooks
+            return OrderedDict, ()
+        if not _is_plain(obj):
+            return NotImplemented
+        # What torch makes of it, in a third of the time: training waits for the pickle.
+        dtype = obj.dtype
+        stored = self._storages.whole(obj.untyped_storage(), dtype, _PLAIN_DTYPES[dtype])
+        return _rebuild_tensor_v2, (
+            _Stored((stored,)),
+            obj.storage_offset(),
+            tuple(obj.shape),
+            obj.stride(),
+            obj.requires_grad,
+            OrderedDict(),
+        )
 
 
 class _CompactPickler(_StoragePickler):
@@ -222,17 +228,12 @@ class _CompactPickler(_StoragePickler):
         reduced = obj.__reduce_ex__(_PICKLE_PROTOCOL)
         if reduced[0] is not _rebuild_tensor_v2:
             return reduced
-        storage, start, size, stride, *rest = reduced[1]
+        typed, start, size, stride, *rest = reduced[1]
         span = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        return (reduced[0], (_Span(storage, start, span), 0, size, stride, *rest))
-
-    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        if not isinstance(obj, _Span):
-            return super().persistent_id(obj)
-        storage, dtype = obj.storage._untyped_storage, obj.storage.dtype
-        start, nbytes = obj.start * dtype.itemsize, obj.numel * dtype.itemsize
-        extent = (storage._cdata, start, nbytes, dtype)
-        return self._persistent_id(extent, storage, _storage_type(obj.storage), obj.numel)
+        storage, dtype = typed._untyped_storage, typed.dtype
+        extent = (storage._cdata, start * dtype.itemsize, span * dtype.itemsize, dtype)
+        stored = self._storages.part(extent, storage, _storage_type(typed), span)
+        return reduced[0], (_Stored((stored,)), 0, size, stride, *rest)
 
 
 def _is_plain(obj: Any) -> bool:
