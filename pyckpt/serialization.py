@@ -129,6 +129,7 @@ class _Stored(tuple[tuple[Any, ...]]):
     __slots__ = ()
 
 
+# What has one, and what is known to have none; others are asked whether they are storages.
 _PERSISTENT_IDS = {**dict.fromkeys(_FREQUENT), _Stored: itemgetter(0)}
 
 
@@ -147,22 +148,19 @@ class _Storages:
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         """Of a storage that is pickled by itself, or inside something else than plain tensors."""
         if isinstance(obj, torch.storage.TypedStorage):
-            return self.whole(obj._untyped_storage, obj.dtype, _storage_type(obj), obj._size())
+            return self.whole(obj._untyped_storage, obj.dtype, _storage_type(obj))
         if isinstance(obj, torch.UntypedStorage):
-            return self.whole(obj, torch.uint8, normalize_storage_type(type(obj)), obj.nbytes())
+            return self.whole(obj, torch.uint8, normalize_storage_type(type(obj)))
         return None
 
     def whole(
-        self,
-        storage: torch.UntypedStorage,
-        dtype: torch.dtype,
-        storage_type: Any,
-        numel: int | None = None,
+        self, storage: torch.UntypedStorage, dtype: torch.dtype, storage_type: Any
     ) -> tuple[Any, ...]:
-        """The persistent id of all that there is; ``numel`` is as much as fits, unless given.
+        """The persistent id of all of ``storage``.
 
         Raises:
-            RuntimeError: Parts of it would no longer share their memory when they are loaded.
+            RuntimeError: It is known by another type: what shares its memory no longer would when
+                it is loaded.
         """
         address, nbytes = storage.data_ptr(), storage.nbytes()
         # Else it is empty, or on no device.
@@ -171,14 +169,13 @@ class _Storages:
                 "tensors or storages of different types that view the same memory cannot be saved: "
                 f"{known} and {dtype}"
             )
-        if numel is None:
-            numel = nbytes // dtype.itemsize
-        return self.part((storage._cdata, 0, nbytes, dtype), storage, storage_type, numel)
+        return self.part((storage._cdata, 0, nbytes, dtype), storage, storage_type)
 
     def part(
-        self, extent: _Extent, storage: torch.UntypedStorage, storage_type: Any, numel: int
+        self, extent: _Extent, storage: torch.UntypedStorage, storage_type: Any
     ) -> tuple[Any, ...]:
         """The persistent id of ``extent`` of ``storage``."""
+        _, _, nbytes, dtype = extent
         # One str for all who share: a pickle writes equal strs again, the same one never.
         kept = self.extents.get(extent)
         if kept is None:
@@ -187,7 +184,7 @@ class _Storages:
         location = self._locations.get(device)
         if location is None:
             location = self._locations[device] = location_tag(storage)
-        return ("storage", storage_type, kept[0], location, numel)
+        return ("storage", storage_type, kept[0], location, nbytes // dtype.itemsize)
 
 
 class _StoragePickler(pickle.Pickler):
@@ -232,7 +229,7 @@ class _CompactPickler(_StoragePickler):
         span = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         storage, dtype = typed._untyped_storage, typed.dtype
         extent = (storage._cdata, start * dtype.itemsize, span * dtype.itemsize, dtype)
-        stored = self._storages.part(extent, storage, _storage_type(typed), span)
+        stored = self._storages.part(extent, storage, _storage_type(typed))
         return reduced[0], (_Stored((stored,)), 0, size, stride, *rest)
 
 
