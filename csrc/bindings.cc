@@ -12,6 +12,7 @@
 
 #include "archive_writer.h"
 #include "bindings_reader.h"
+#include "by_type.h"
 #include "codec.h"
 #include "error.h"
 #include "live_memory.h"
@@ -205,6 +206,7 @@ PYBIND11_MODULE(_core, m) {
       .def("restore", &ArchiveWriter::Restore)
       .def("abandon", &ArchiveWriter::Abandon);
 
+  m.def("by_type", &pyckpt::ByType, py::arg("handlers"), py::arg("other"));
   m.def("parallel_copy", &pyckpt::CopyInParallel, py::arg("copies"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
 

@@ -1,7 +1,9 @@
 """The compiled part. Private: use pyckpt.archive."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 class Format:
     """A row of the table of tar formats."""
@@ -71,6 +73,14 @@ class ArchiveWriter:
     def abandon(self) -> None: ...
 
 def formats() -> list[Format]: ...
+def by_type(
+    handlers: dict[type, Callable[[Any], T] | None], other: Callable[[Any], T] | None
+) -> Callable[[Any], T | None]:
+    """A function of one object that calls the handler of its very type, or ``other``.
+
+    None stands for a function that returns None.
+    """
+
 def parallel_copy(copies: list[tuple[int, int, int]], threads: int) -> None: ...
 
 class CorruptError(RuntimeError):

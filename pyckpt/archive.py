@@ -168,7 +168,7 @@ class ArchiveWriter:
                     name, mode, [(s.nbytes, s.element_nbytes, s.reader) for s in content]
                 )
             else:
-                self._writer.add_torch_file(name, mode, [_arguments(r) for r in content])
+                self._writer.add_torch_file(name, mode, [r[:5] for r in content])
 
     def write(self) -> int:
         """Writes all members, sorted, to a hidden file beside the target; returns its size.
@@ -235,10 +235,6 @@ def _level(row: _core.Format | None, level: int | None) -> int:
             f"not {level}"
         )
     return level
-
-
-def _arguments(record: Record) -> tuple[str, int, int, int, Any]:
-    return (record.name, record.address, record.nbytes, record.element_nbytes, record.reader)
 
 
 def save(

@@ -71,6 +71,11 @@ def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def _alone() -> bool:
+    # In a group of one, an exchange would be a wait for gloo's thread and nothing else.
+    return not _initialized() or dist.get_world_size() == 1
+
+
 def _from_environment(*names: str, default: int) -> int:
     for name in names:
         value = os.environ.get(name)
@@ -117,7 +122,7 @@ class Channel:
 
     Attributes:
         rank: This process's.
-        gather: Collective: gives the outcomes of all ranks; None where there is but one process.
+        gather: Collective: gives the outcomes of all ranks; None where there is but one.
     """
 
     rank: int = 0
@@ -129,7 +134,7 @@ def users_channel() -> Channel:
 
     Without torch.distributed there is one rank.
     """
-    if not _initialized():
+    if _alone():
         return Channel()
     return Channel(dist.get_rank(), _gather_in_default_group)
 
@@ -140,7 +145,7 @@ def own_channels(count: int) -> list[Channel]:
     Made by the first call, which is collective. They work on when the process groups have been
     destroyed, as long as the processes live.
     """
-    if not _initialized():
+    if _alone():
         return [Channel()] * count
     groups = _own_groups.setdefault(dist.group.WORLD, [])
     while len(groups) < count:

@@ -62,4 +62,6 @@ def _mount_of(path: str) -> tuple[str, str, str, str] | None:
 
 def _unescape(text: str) -> str:
     """Blanks and the like stand as octal escapes."""
+    if "\\" not in text:
+        return text
     return text.encode("latin-1", "backslashreplace").decode("unicode_escape")

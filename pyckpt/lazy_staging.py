@@ -104,17 +104,16 @@ class LiveRecords:
         self._buffer: HostBuffer | None = None
 
         self._stepping = [one for one in _optimizers(state) if _is_hooked(one)]
-        marks = _live_tensors(state, frozen)
-        storages = {record.owner._cdata for record in records}
-        self._marks = [mark for mark in marks if mark.storage._cdata in storages]
-        live = {mark.storage._cdata for mark in marks}
-        self._on_device = any(mark.tensor.is_cuda for mark in self._marks)
+        storages = [record.owner._cdata for record in records]
+        self._marks = _marks(state, frozen, set(storages))
+        live = {storage._cdata for _, _, _, storage, _ in self._marks}
         # In a pool of its own, which goes with it: this is little, the copy before a step much.
-        elsewhere = [r for r in records if r.owner._cdata not in live]
+        elsewhere = [r for r, at in zip(records, storages, strict=True) if at not in live]
         self._copies = Copies(elsewhere, BufferPool(), threads)
         copied = iter(self._copies.records)
         self.records = [
-            self._in_place(r) if r.owner._cdata in live else next(copied) for r in records
+            self._in_place(r) if at in live else next(copied)
+            for r, at in zip(records, storages, strict=True)
         ]
         _watch(self, state)
 
@@ -128,7 +127,8 @@ class LiveRecords:
                 return
             try:
                 self._check_untouched()
-                self._buffer = self._pool.take(self._memory.staging_nbytes, pinned=self._on_device)
+                on_device = any(tensor.is_cuda for _, tensor, *_ in self._marks)
+                self._buffer = self._pool.take(self._memory.staging_nbytes, pinned=on_device)
                 self._memory.stage(self._buffer.bytes.data_ptr(), self._threads)
                 self._check_untouched()
                 self._copies.wait()
@@ -179,9 +179,10 @@ class LiveRecords:
 
     def _check_untouched(self) -> None:
         for mark in self._marks:
-            if not mark.is_untouched:
+            if not _is_untouched(mark):
+                name, *_ = mark
                 raise TornSaveError(
-                    f"{mark.name} was changed while it was saved, and not by an optimizer's step: "
+                    f"{name} was changed while it was saved, and not by an optimizer's step: "
                     "use stage='copy', or call wait_staged() first"
                 )
         # Fused optimizers do not keep count, so it must be certain that they still call the hook.
@@ -199,39 +200,35 @@ class LiveRecords:
         self.staged.set()
 
 
-class _Mark:
-    """What a tensor looks like as long as nobody has changed it."""
-
-    def __init__(self, name: str, tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
-        self.name = name
-        self.tensor = tensor
-        self._version = tensor._version
-        # A tensor that is given other memory leaves this as it was; memory that is resized moves.
-        self.storage = storage
-        self._place = (storage.data_ptr(), storage.nbytes())
-
-    @property
-    def is_untouched(self) -> bool:
-        place = (self.storage.data_ptr(), self.storage.nbytes())
-        return self.tensor._version == self._version and place == self._place
+# What a tensor looks like as long as nobody has changed it: its name, the tensor, its version, its
+# storage, and where that lies and its size. A tensor that is given other memory leaves the storage
+# as it was; memory that is resized moves. No class: training waits until all are made.
+_Mark = tuple[str, torch.Tensor, int, torch.UntypedStorage, tuple[int, int]]
 
 
-def _live_tensors(state: TrainingState, frozen: bool) -> list[_Mark]:
-    """Parameters and optimizer state, as they are now."""
+def _is_untouched(mark: _Mark) -> bool:
+    _, tensor, version, storage, place = mark
+    return tensor._version == version and (storage.data_ptr(), storage.nbytes()) == place
+
+
+def _marks(state: TrainingState, frozen: bool, saved: set[int]) -> list[_Mark]:
+    """Of parameters and optimizer state that lie in the ``saved`` storages, by their ``_cdata``."""
     buffers = {
         buffer.untyped_storage()._cdata
         for buffer in state.model.buffers()
         if buffer.layout is torch.strided
     }
-    marks: dict[int, _Mark] = {}  # by the tensor's id: optimizers name the model's once more
+    live = saved - buffers
+    marks: list[_Mark] = []
     for name, tensor in _named_tensors(state, frozen):
         # Those of inference have no version.
-        if id(tensor) in marks or tensor.layout is not torch.strided or tensor.is_inference():
+        if tensor.layout is not torch.strided or tensor.is_inference():
             continue
         storage = tensor.untyped_storage()
-        if storage._cdata not in buffers:
-            marks[id(tensor)] = _Mark(name, tensor, storage)
-    return list(marks.values())
+        if storage._cdata in live:
+            place = (storage.data_ptr(), storage.nbytes())
+            marks.append((name, tensor, tensor._version, storage, place))
+    return marks
 
 
 def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]:

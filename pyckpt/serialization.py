@@ -12,13 +12,15 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import itemgetter
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch._utils import _rebuild_tensor_v2
 from torch.serialization import location_tag, normalize_storage_type
 
+from pyckpt import _core
 from pyckpt.staging import DeviceReader
 
 __all__ = ["Reader", "Record", "serialize"]
@@ -30,8 +32,12 @@ _FORMAT_VERSION = b"1"
 _STORAGE_ALIGNMENT = b"64"
 _FILE_VERSION = b"3\n"
 _ID_DIGITS = 40
-_STORAGES = (torch.storage.TypedStorage, torch.UntypedStorage)
-_FREQUENT = frozenset({bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict})
+_HOST = torch.device("cpu")
+# What pickles of states consist of, and is no storage: values, and what is called to make them.
+_FREQUENT = (
+    *(bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict),
+    *(type, FunctionType, type(torch.FloatStorage)),
+)
 # The types of plain tensors, and the classes that stand for them in a pickle.
 _PLAIN_DTYPES = {
     torch.bool: torch.BoolStorage,
@@ -93,7 +99,8 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
             their device cannot be stored.
     """
     buffer = io.BytesIO()
-    pickler = (_CompactPickler if compact_views else _StoragePickler)(buffer)
+    storages = _Storages()
+    pickler = (_CompactPickler if compact_views else _StoragePickler)(buffer, storages)
     pickler.dump(obj)
     data = buffer.getvalue()
     head = [
@@ -102,7 +109,7 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
         _bytes_record(".storage_alignment", _STORAGE_ALIGNMENT),
         _bytes_record("byteorder", sys.byteorder.encode()),
     ]
-    tensors = [extent.record(index) for index, extent in enumerate(pickler.extents)]
+    tensors = [_storage_record(extent, *kept) for extent, kept in storages.extents.items()]
     tail = [
         _bytes_record("version", _FILE_VERSION),
         _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
@@ -110,48 +117,86 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
     return head + tensors + tail
 
 
-class _Extent(NamedTuple):
-    """Part of a storage that becomes one record; mostly it is the whole."""
-
-    storage: torch.UntypedStorage
-    dtype: torch.dtype
-    start: int  # bytes
-    nbytes: int
-
-    @property
-    def key(self) -> tuple[int, int, int, torch.dtype]:
-        # A record is loaded with one type, so extents of two types need two.
-        return (self.storage._cdata, self.start, self.nbytes, self.dtype)
-
-    def record(self, index: int) -> Record:
-        name = f"{_ROOT}/data/{index}"
-        element_nbytes = self.dtype.itemsize // (2 if self.dtype.is_complex else 1)
-        if self.storage.device.type == "cpu":
-            address = self.storage.data_ptr() + self.start if self.nbytes else 0
-            reader = None
-        else:
-            address = 0
-            reader = DeviceReader(self.storage, self.start)
-        return Record(
-            name, address, self.nbytes, element_nbytes, reader, self.storage, is_storage=True
-        )
+# Part of a storage that becomes one record; mostly it is the whole: the storage's _cdata, where it
+# starts and its size in bytes, and its type. A record is loaded with one type, so two need two.
+# Not a NamedTuple, nor is the next: one takes as long to make as a tensor's storage to ask for.
+_Extent = tuple[int, int, int, torch.dtype]
 
 
-class _Stored(NamedTuple):
-    """Stands in a pickle for a storage whose persistent id is known."""
+class _Stored(tuple[tuple[Any, ...]]):
+    """Stands in a pickle for a storage: holds its persistent id."""
 
-    persistent_id: tuple[Any, ...]
+    __slots__ = ()
+
+
+# What has one, and what is known to have none; others are asked whether they are storages.
+_PERSISTENT_IDS = {**dict.fromkeys(_FREQUENT), _Stored: itemgetter(0)}
+
+
+class _Storages:
+    """Collects storages, first seen first, and gives them persistent ids.
+
+    Attributes:
+        extents: The key of each in the pickle, and what keeps it alive.
+    """
+
+    def __init__(self) -> None:
+        self.extents: dict[_Extent, tuple[str, torch.UntypedStorage]] = {}
+        self._dtypes: dict[int, torch.dtype] = {}  # by address
+        self._locations: dict[torch.device, str] = {}
+
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        """Of a storage that is pickled by itself, or inside something else than plain tensors."""
+        if isinstance(obj, torch.storage.TypedStorage):
+            return self.whole(obj._untyped_storage, obj.dtype, _storage_type(obj))
+        if isinstance(obj, torch.UntypedStorage):
+            return self.whole(obj, torch.uint8, normalize_storage_type(type(obj)))
+        return None
+
+    def whole(
+        self, storage: torch.UntypedStorage, dtype: torch.dtype, storage_type: Any
+    ) -> tuple[Any, ...]:
+        """The persistent id of all of ``storage``.
+
+        Raises:
+            RuntimeError: It is known by another type: what shares its memory no longer would when
+                it is loaded.
+        """
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+        # Else it is empty, or on no device.
+        if address and (known := self._dtypes.setdefault(address, dtype)) != dtype:
+            raise RuntimeError(
+                "tensors or storages of different types that view the same memory cannot be saved: "
+                f"{known} and {dtype}"
+            )
+        return self.part((storage._cdata, 0, nbytes, dtype), storage, storage_type)
+
+    def part(
+        self, extent: _Extent, storage: torch.UntypedStorage, storage_type: Any
+    ) -> tuple[Any, ...]:
+        """The persistent id of ``extent`` of ``storage``."""
+        _, _, nbytes, dtype = extent
+        # One str for all who share: a pickle writes equal strs again, the same one never.
+        kept = self.extents.get(extent)
+        if kept is None:
+            kept = self.extents[extent] = (str(len(self.extents)), storage)
+        device = storage.device
+        location = self._locations.get(device)
+        if location is None:
+            location = self._locations[device] = location_tag(storage)
+        return ("storage", storage_type, kept[0], location, nbytes // dtype.itemsize)
 
 
 class _StoragePickler(pickle.Pickler):
-    """Replaces storages by persistent ids and collects them, first seen first."""
+    """Replaces storages by their persistent ids."""
 
-    def __init__(self, buffer: io.BytesIO) -> None:
+    def __init__(self, buffer: io.BytesIO, storages: _Storages) -> None:
         super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
-        self.extents: list[_Extent] = []
-        self._keys: dict[tuple[int, int, int, torch.dtype], str] = {}
-        self._dtypes: dict[int, torch.dtype] = {}  # by address
-        self._locations: dict[torch.device, str] = {}
+        self._storages = storages
+        # A method of the pickler's own would keep it, and all that it pickles, alive.
+        self.persistent_id = _core.by_type(  # type: ignore[method-assign]
+            _PERSISTENT_IDS, storages.persistent_id
+        )
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is OrderedDict and not obj and not obj.__dict__:  # every tensor's hooks
@@ -159,63 +204,16 @@ class _StoragePickler(pickle.Pickler):
         if not _is_plain(obj):
             return NotImplemented
         # What torch makes of it, in a third of the time: training waits for the pickle.
-        storage, dtype = obj.untyped_storage(), obj.dtype
-        self._check_dtype(storage, dtype)
-        nbytes = storage.nbytes()
-        extent = _Extent(storage, dtype, 0, nbytes)
-        numel = nbytes // dtype.itemsize
-        stored = _Stored(self._persistent_id(extent, _PLAIN_DTYPES[dtype], numel))
-        shape = (obj.storage_offset(), tuple(obj.size()), obj.stride())
-        return _rebuild_tensor_v2, (stored, *shape, obj.requires_grad, OrderedDict())
-
-    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        kind = type(obj)
-        if kind in _FREQUENT:
-            return None
-        if kind is _Stored:
-            return obj.persistent_id  # type: ignore[no-any-return]
-        if not isinstance(obj, _STORAGES):
-            return None
-        if isinstance(obj, torch.storage.TypedStorage):
-            storage = obj._untyped_storage
-            self._check_dtype(storage, obj.dtype)
-            extent = _Extent(storage, obj.dtype, 0, storage.nbytes())
-            return self._persistent_id(extent, _storage_type(obj), obj._size())
-        self._check_dtype(obj, torch.uint8)
-        extent = _Extent(obj, torch.uint8, 0, obj.nbytes())
-        return self._persistent_id(extent, normalize_storage_type(type(obj)), obj.nbytes())
-
-    def _persistent_id(self, extent: _Extent, storage_type: Any, numel: int) -> tuple[Any, ...]:
-        # One str for all who share: a pickle writes equal strs again, the same one never.
-        key = self._keys.setdefault(extent.key, str(len(self.extents)))
-        if len(self._keys) > len(self.extents):
-            self.extents.append(extent)
-        device = extent.storage.device
-        location = self._locations.get(device)
-        if location is None:
-            location = self._locations[device] = location_tag(extent.storage)
-        return ("storage", storage_type, key, location, numel)
-
-    def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
-        """Whole storages of two types would no longer share their memory when loaded."""
-        address = storage.data_ptr()
-        if address == 0:  # empty, or on no device
-            return
-        known = self._dtypes.setdefault(address, dtype)
-        if known != dtype:
-            raise RuntimeError(
-                "tensors or storages of different types that view the same memory cannot be saved: "
-                f"{known} and {dtype}"
-            )
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Stands in a pickle for the part of a storage that a tensor spans."""
-
-    storage: torch.storage.TypedStorage
-    start: int  # elements
-    numel: int
+        dtype = obj.dtype
+        stored = self._storages.whole(obj.untyped_storage(), dtype, _PLAIN_DTYPES[dtype])
+        return _rebuild_tensor_v2, (
+            _Stored((stored,)),
+            obj.storage_offset(),
+            tuple(obj.shape),
+            obj.stride(),
+            obj.requires_grad,
+            OrderedDict(),
+        )
 
 
 class _CompactPickler(_StoragePickler):
@@ -227,21 +225,12 @@ class _CompactPickler(_StoragePickler):
         reduced = obj.__reduce_ex__(_PICKLE_PROTOCOL)
         if reduced[0] is not _rebuild_tensor_v2:
             return reduced
-        storage, start, size, stride, *rest = reduced[1]
+        typed, start, size, stride, *rest = reduced[1]
         span = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        return (reduced[0], (_Span(storage, start, span), 0, size, stride, *rest))
-
-    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        if not isinstance(obj, _Span):
-            return super().persistent_id(obj)
-        itemsize = obj.storage.dtype.itemsize
-        extent = _Extent(
-            obj.storage._untyped_storage,
-            obj.storage.dtype,
-            obj.start * itemsize,
-            obj.numel * itemsize,
-        )
-        return self._persistent_id(extent, _storage_type(obj.storage), obj.numel)
+        storage, dtype = typed._untyped_storage, typed.dtype
+        extent = (storage._cdata, start * dtype.itemsize, span * dtype.itemsize, dtype)
+        stored = self._storages.part(extent, storage, _storage_type(typed))
+        return reduced[0], (_Stored((stored,)), 0, size, stride, *rest)
 
 
 def _is_plain(obj: Any) -> bool:
@@ -250,7 +239,7 @@ def _is_plain(obj: Any) -> bool:
         type(obj) is torch.Tensor
         and obj.dtype in _PLAIN_DTYPES
         and obj.layout is torch.strided
-        and obj.device.type in ("cpu", "cuda")
+        and (obj.is_cpu or obj.is_cuda)
         and not (obj.is_nested or obj.is_neg() or obj.__dict__ or obj._backward_hooks)
     )
 
@@ -258,6 +247,17 @@ def _is_plain(obj: Any) -> bool:
 def _storage_type(storage: torch.storage.TypedStorage) -> Any:
     """The class that stands for the type in a pickle, such as torch.FloatStorage."""
     return getattr(torch, storage._pickle_storage_type())
+
+
+def _storage_record(extent: _Extent, key: str, storage: torch.UntypedStorage) -> Record:
+    _, start, nbytes, dtype = extent
+    element_nbytes = dtype.itemsize // (2 if dtype.is_complex else 1)
+    address, reader = 0, None
+    if storage.device != _HOST:
+        reader = DeviceReader(storage, start)
+    elif nbytes:
+        address = storage.data_ptr() + start
+    return Record(f"{_ROOT}/data/{key}", address, nbytes, element_nbytes, reader, storage, True)
 
 
 def _bytes_record(name: str, data: bytes) -> Record:

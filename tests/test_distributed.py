@@ -13,7 +13,14 @@ import pytest
 import torch.distributed as dist
 
 import pyckpt
-from pyckpt.distributed import Ranks, current_ranks, together
+from pyckpt.distributed import (
+    Channel,
+    Ranks,
+    current_ranks,
+    own_channels,
+    together,
+    users_channel,
+)
 from tests.launch import TIMEOUT_SECONDS, torchrun
 
 NAMES = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"]
@@ -126,6 +133,13 @@ def test_typed_errors_keep_type_and_message(kind: type[pyckpt.CheckpointError]) 
     assert (caught.value.rank, caught.value.path, caught.value.errno) == (0, "x", 5)
 
 
+@pytest.mark.usefixtures("one_rank")
+def test_one_rank_has_nobody_to_tell() -> None:
+    assert users_channel() == Channel()
+    assert own_channels(2) == [Channel(), Channel()]
+
+
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_alone_an_interrupt_passes(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
@@ -133,18 +147,20 @@ def test_alone_an_interrupt_passes(error: BaseException) -> None:
     assert caught.value is error
 
 
-@pytest.mark.usefixtures("group")
+# Where another rank has done the same step.
+TWO_RANKS = Channel(0, lambda outcome: [outcome, None])
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
-def test_in_a_group_an_interrupt_is_told_to_all(error: BaseException) -> None:
+def test_among_several_an_interrupt_is_told_to_all(error: BaseException) -> None:
     with pytest.raises(pyckpt.CheckpointError, match=type(error).__name__) as caught:
-        together("doing it", lambda: raising(error))
+        together("doing it", lambda: raising(error), TWO_RANKS)
     assert caught.value.__cause__ is error
 
 
-@pytest.mark.usefixtures("group")
 def test_an_outcome_that_cannot_be_sent() -> None:
     with pytest.raises(pyckpt.CheckpointError, match="pickle"):
-        together("doing it", lambda: lambda: None)
+        together("doing it", lambda: lambda: None, TWO_RANKS)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, pyckpt.CorruptArchiveError])

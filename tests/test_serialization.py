@@ -1,9 +1,11 @@
 """What torch.load gives back of what pyckpt.save wrote, and how it compares with torch.save."""
 
 import collections
+import gc
 import io
 import pickle
 import warnings
+import weakref
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -386,6 +388,23 @@ def test_unrelated_tensors_that_die_while_pickling_do_not_share(tmp_path: Path) 
 
     back = loads(by_pyckpt([Fresh(i) for i in range(50)], tmp_path))
     assert [int(d[0][0]) for d in back] == list(range(50))
+
+
+class Thing:
+    """Something that is pickled by the name of its class."""
+
+
+def test_what_was_pickled_is_let_go_at_once() -> None:
+    """And not by the garbage collector some day: it may be a copy of the whole model."""
+    things = [Thing(), {"tensor": torch.ones(3)}]
+    thing = weakref.ref(things[0])
+    gc.disable()
+    try:
+        serialize(things)
+        del things
+        assert thing() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("view", [torch.int32, torch.uint8, torch.int64], ids=str)
