@@ -16,7 +16,7 @@ using Counts = std::array<std::uint32_t, kMostSymbols>;
 
 // How often groups are given to tables and tables fitted to their groups: more
 // gains next to nothing.
-constexpr int kRounds = 8;
+constexpr int kRounds = 5;
 
 // Short blocks do not repay the description of many tables. The limits are the
 // reference encoder's.
