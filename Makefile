@@ -34,12 +34,13 @@ check: .venv/installed-check
 	    --extra-arg=-Wno-ignored-optimization-argument
 
 # The core with sanitizers in it, under the tests that work it hardest; the next target
-# builds the ordinary one again.
+# builds the ordinary one again. Reports name lines, and nothing is optimized when linked:
+# that took minutes.
 SANITIZED_TESTS := tests/test_archive.py tests/test_bzip2.py tests/test_gzip.py \
     tests/test_serialization.py \
     tests/test_decoders.py tests/test_live_memory.py tests/test_loading.py \
     tests/test_verification.py
-sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done)
+sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done | paste -s -d :)
 
 test-asan:
 	rm -f .venv/installed
@@ -52,9 +53,10 @@ test-tsan:
 	rm -f .venv/installed
 	$(MAKE) .venv/installed-test SANITIZE=thread
 	rm .venv/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" LD_PRELOAD="$(call sanitizer,tsan stdc++)" OMP_NUM_THREADS=1 \
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 \
 	    TSAN_OPTIONS="suppressions=$(CURDIR)/tests/thread-sanitizer.supp halt_on_error=1" \
-	    setarch -R $(BIN)/python -m pytest $(SANITIZED_TESTS)
+	    setarch -R env LD_PRELOAD="$(call sanitizer,tsan stdc++)" \
+	    $(BIN)/python -m pytest $(SANITIZED_TESTS)
 
 # The reader and the codecs, which need no Python: half of the time each. What crashes
 # them is left in build/fuzz.
@@ -109,6 +111,7 @@ clean:
 
 .venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e . \
+	    --config-settings=cmake.build-type=$(if $(SANITIZE),RelWithDebInfo,Release) \
 	    --config-settings=cmake.define.PYCKPT_WERROR=ON \
 	    --config-settings=cmake.define.PYCKPT_SANITIZE=$(SANITIZE)
 	touch $@
