@@ -23,6 +23,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("pyckpt")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A limit from the command line is for slower code than the tests' own limits are."""
+    limit = config.getoption("timeout")
+    if limit is not None:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(limit), append=False)
+
+
 @pytest.fixture
 def frozen_time(monkeypatch: pytest.MonkeyPatch) -> int:
     """The time that every tar member will bear."""
