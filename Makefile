@@ -38,7 +38,7 @@ check: .venv/installed-check
 # that took minutes.
 THREADED_TESTS := tests/test_decoders.py tests/test_live_memory.py tests/test_loading.py \
     tests/test_verification.py tests/test_serialization.py tests/test_archive.py
-# Besides, what each codec makes of contents that its threads do not see.
+# The codecs one by one have no threads.
 SANITIZED_TESTS := $(THREADED_TESTS) tests/test_bzip2.py tests/test_gzip.py tests/test_xz.py
 # Slower than the tests' own limits allow. What ends a worker is reported past pytest, which
 # would keep it to itself.
