@@ -77,12 +77,12 @@ fuzz:
 
 FUZZ_FLAGS := -std=c++17 -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
     -fno-sanitize-recover=all -Icsrc -D_FILE_OFFSET_BITS=64
-FUZZED := $(filter-out csrc/bindings%.cc,$(wildcard csrc/*.cc))
+FUZZED := $(shell grep -L pybind11 csrc/*.cc)
 FUZZ_OBJECTS := $(patsubst csrc/%.cc,build/fuzz/%.o,$(FUZZED))
 # Encoders know no magic numbers that a fuzzer would have to guess: to look at what they
 # compare takes most of their time, and finds nothing.
 FUZZ_ENCODERS := byte_program codec_% deflate_% huffman lzma_lanes lzma_literals lzma_matches \
-    bzip2_block bzip2_huffman bzip2_mtf bzip2_rle bzip2_sort probe repeats suffix_array
+    bzip2_block bzip2_huffman bzip2_mtf bzip2_rle bzip2_sort probe repeats runs suffix_array
 $(filter $(FUZZ_ENCODERS:%=build/fuzz/%.o),$(FUZZ_OBJECTS) build/fuzz/byte_program.o): \
     FUZZ_FLAGS += -fno-sanitize-coverage=trace-cmp
 
