@@ -28,6 +28,7 @@ from pyckpt.tensor_index import TensorInfo, tensors_in
 __all__ = ["Problem", "Report", "verify"]
 
 _PIECE_NBYTES = 1 << 20
+_TORCH_SUFFIXES = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def verify(
     """Compares every checksum of a file: of the compression, of tar headers, of zip records.
 
     Also found are sizes that do not fit, members and records that are there twice, names that lead
-    out of the archive, and data behind the archive's end. Nothing is unpickled, nothing is kept:
-    see docs/reading.md for the memory.
+    out of the archive, files named ``.pt`` that are not torch's, and data behind the archive's end.
+    Nothing is unpickled, nothing is kept: see docs/reading.md for the memory.
 
     Args:
         path: A file of pyckpt, Composer or torch.save.
@@ -166,6 +167,8 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
             reader.forget(member)
         elif contents is Contents.TORCH_LEGACY:
             report.unchecked.append(name)
+        elif member.type == "0" and name.endswith(_TORCH_SUFFIXES):
+            report.problems.append(Problem("it is not torch.save's", name, offset=member.offset))
     _verify_behind_tar(reader, report)
 
 

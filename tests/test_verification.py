@@ -250,6 +250,17 @@ def test_damage_is_found(
     assert not report.ok
 
 
+def test_a_file_of_torch_whose_beginning_is_lost(small_files: Path, tmp_path: Path) -> None:
+    """What is left of it does not look like torch's; its name does."""
+    contents = bytearray((small_files / "x.tar").read_bytes())
+    at = contents.index(b"PK\x03\x04")
+    contents[at : at + 4] = bytes(4)
+    (tmp_path / "x.tar").write_bytes(contents)
+    [problem] = pyckpt.verify(tmp_path / "x.tar").problems
+    assert (problem.member, problem.offset) == ("composer_states.pt", at)
+    assert "not torch.save's" in problem.message
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         pyckpt.verify(tmp_path / "x.tar")
