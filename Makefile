@@ -34,11 +34,10 @@ check: .venv/installed-check
 	    --extra-arg=-Wno-ignored-optimization-argument
 
 # The core with sanitizers in it, under the tests that work it hardest; the next target
-# builds the ordinary one again. Reports name lines, and nothing is optimized when linked:
-# that took minutes.
+# builds the ordinary one again.
 THREADED_TESTS := tests/test_decoders.py tests/test_live_memory.py tests/test_loading.py \
     tests/test_verification.py tests/test_serialization.py tests/test_archive.py
-# The codecs one by one have no threads.
+# What threads share is the pipeline, which those work.
 SANITIZED_TESTS := $(THREADED_TESTS) tests/test_bzip2.py tests/test_gzip.py tests/test_xz.py
 # Slower than the tests' own limits allow. What ends a worker is reported past pytest, which
 # would keep it to itself.
@@ -112,6 +111,7 @@ clean:
 	$(PIP) numpy tqdm cmake ninja pybind11 scikit-build-core
 	touch $@
 
+# With sanitizers, reports name lines.
 .venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e . \
 	    --config-settings=cmake.build-type=$(if $(SANITIZE),RelWithDebInfo,Release) \

@@ -28,6 +28,11 @@ inline Span AsSpan(const std::string& bytes) {
 // touched.
 class Buffer {
  public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() = default;
+
   // Makes room for nbytes and returns the start. What was there stays; what is new is
   // unspecified.
   std::uint8_t* Reserve(std::size_t nbytes) {
@@ -41,7 +46,6 @@ class Buffer {
     return bytes_.get();
   }
   std::uint8_t* data() { return bytes_.get(); }
-  std::size_t capacity() const { return capacity_; }
 
  private:
   struct Free {

@@ -8,7 +8,7 @@ namespace pyckpt {
 // PYCKPT_PORTABLE is 1, so that one machine can test every path. Both are looked
 // at once per process. Thread-safe.
 bool UseAvx2();
-bool UseBmi2();
+bool UseBmi2();  // and BMI1
 
 }  // namespace pyckpt
 

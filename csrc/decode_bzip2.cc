@@ -4,6 +4,7 @@
 #include <array>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "bzip2_bits.h"
 #include "bzip2_decoder.h"

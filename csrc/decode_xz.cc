@@ -8,6 +8,7 @@
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "error.h"
 #include "lzma_literal_decoder.h"

@@ -17,7 +17,6 @@ constexpr std::size_t kLiterals = 256;
 constexpr std::size_t kEndOfBlock = 256;
 constexpr std::size_t kLengthSymbols = 29;
 constexpr std::size_t kDistanceSymbols = 30;
-constexpr std::size_t kLiteralSymbols = 257 + kLengthSymbols;
 constexpr int kLongestCode = 12;        // two of them and a byte for a length fit 32 bits
 constexpr int kLongestLengthsCode = 7;  // of the code that the lengths are written in
 constexpr std::size_t kShortestMatch = 3;

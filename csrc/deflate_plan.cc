@@ -87,7 +87,7 @@ float EntropyBits(const BlockPlan& block) {
   return n * Log2(Lanes{n < 1 ? 1 : n})[0] - Sum(sum);
 }
 
-// Those that are counted.
+// Which slices are counted: one in every so many, from first on.
 struct Slices {
   std::size_t first;
   std::size_t every;

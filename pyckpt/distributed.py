@@ -132,7 +132,7 @@ class Channel:
 def users_channel() -> Channel:
     """The process group that training uses: between its collectives, in the thread that has them.
 
-    Without torch.distributed there is one rank.
+    Without torch.distributed, and in a group of one, there is one rank.
     """
     if _alone():
         return Channel()

@@ -212,7 +212,10 @@ def _is_untouched(mark: _Mark) -> bool:
 
 
 def _marks(state: TrainingState, frozen: bool, saved: set[int]) -> list[_Mark]:
-    """Of parameters and optimizer state that lie in the ``saved`` storages, by their ``_cdata``."""
+    """Of parameters and optimizer state that lie in the ``saved`` storages, by their ``_cdata``.
+
+    A parameter comes twice, from the model and from its optimizer.
+    """
     buffers = {
         buffer.untyped_storage()._cdata
         for buffer in state.model.buffers()

@@ -119,7 +119,7 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
 
 # Part of a storage that becomes one record; mostly it is the whole: the storage's _cdata, where it
 # starts and its size in bytes, and its type. A record is loaded with one type, so two need two.
-# Not a NamedTuple, nor is the next: one takes as long to make as a tensor's storage to ask for.
+# A plain tuple, as is the next: a NamedTuple takes as long to make as a storage to ask for.
 _Extent = tuple[int, int, int, torch.dtype]
 
 
