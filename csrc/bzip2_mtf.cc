@@ -24,37 +24,32 @@ std::int8_t PlaceAfter(std::int8_t place, std::int8_t from_place) {
   return static_cast<std::int8_t>(place + (place < from_place ? 1 : 0));
 }
 
-// Replaces each byte by its rank. What stood before it in the list moves one
-// place back: all 256 places are compared at once, for in noise the rank is large
-// and cannot be foretold. The places are kept in registers and, to look them up,
-// in memory; bytes come in pairs, because a look-up has to wait for the memory.
+// Replaces each byte by its rank. What stood before it in the list moves one place
+// back: all 256 places are compared at once, for in noise the rank is large and cannot be
+// foretold. Bytes come in pairs, which go over the places once; their own are set after.
 template <typename Lane>
 [[gnu::always_inline]] inline void RankLoop(std::uint8_t* bytes, std::size_t nbytes,
-                                            const Places& initial) {
-  constexpr std::size_t kLanes = kBytes / sizeof(Lane);
-  std::array<Lane, kLanes> places;
-  std::memcpy(places.data(), initial.data(), kBytes);
-  std::array<Lane, kLanes> lanes = places;
-  const auto* place_of = reinterpret_cast<const std::uint8_t*>(places.data());
-  const Lane front = Lane{} + kFront;
+                                            Places places) {
   for (std::size_t i = 0; i < nbytes; i += 2) {
     const bool has_second = i + 1 < nbytes;
     const std::uint8_t a = bytes[i];
     const std::uint8_t b = has_second ? bytes[i + 1] : a;
-    const auto place_a = static_cast<std::int8_t>(place_of[a]);
-    const auto old_place_b = static_cast<std::int8_t>(place_of[b]);
+    const auto place_a = static_cast<std::int8_t>(places[a]);
+    const auto old_place_b = static_cast<std::int8_t>(places[b]);
     const std::int8_t place_b = a == b ? kFront : PlaceAfter(old_place_b, place_a);
     bytes[i] = static_cast<std::uint8_t>(place_a - kFront);
     if (has_second) bytes[i + 1] = static_cast<std::uint8_t>(place_b - kFront);
     if (place_a == kFront && place_b == kFront) continue;
 #pragma GCC unroll 16
-    for (std::size_t l = 0; l < kLanes; ++l) {
-      Lane lane = lanes[l];
-      lane = lane == place_a ? front : lane - (lane < place_a);
-      lane = lane == place_b ? front : lane - (lane < place_b);
-      lanes[l] = lane;
-      places[l] = lane;
+    for (std::size_t l = 0; l < kBytes; l += sizeof(Lane)) {
+      Lane lane{};
+      std::memcpy(&lane, &places[l], sizeof lane);
+      lane -= lane < place_a;
+      lane -= lane < place_b;
+      std::memcpy(&places[l], &lane, sizeof lane);
     }
+    places[a] = static_cast<std::uint8_t>(kFront + 1);
+    places[b] = static_cast<std::uint8_t>(kFront);
   }
 }
 
