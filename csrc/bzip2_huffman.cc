@@ -107,7 +107,7 @@ void Fit(const std::array<Counts, kMostTables>& counts, std::size_t alphabet, Gr
     for (std::size_t s = 0; s < alphabet; ++s) {
       frequencies[s] = std::max<std::uint64_t>(counts[t][s], 1);
     }
-    const std::vector<std::uint8_t> lengths = BuildHuffmanLengths(frequencies, kLongestCode);
+    const std::vector<std::uint8_t> lengths = HuffmanTree(frequencies).Lengths(kLongestCode);
     std::copy(lengths.begin(), lengths.end(), codes->lengths[t].begin());
     for (std::size_t s = 0; s < alphabet; ++s) {
       codes->nbits += std::uint64_t{counts[t][s]} * lengths[s];

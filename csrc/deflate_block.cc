@@ -3,10 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include <numeric>
 
 #include "cpu.h"
 
@@ -17,7 +14,9 @@ constexpr std::size_t kLiterals = 256;
 constexpr std::size_t kEndOfBlock = 256;
 constexpr std::size_t kLengthSymbols = 29;
 constexpr std::size_t kDistanceSymbols = 30;
+constexpr int kLongest = 15;            // that deflate has
 constexpr int kLongestCode = 12;        // two of them and a byte for a length fit 32 bits
+constexpr int kShortCode = 9;           // six of them fit a word
 constexpr int kLongestLengthsCode = 7;  // of the code that the lengths are written in
 constexpr std::size_t kShortestMatch = 3;
 constexpr std::size_t kLongestMatch = 258;
@@ -106,22 +105,45 @@ struct Bmi {
 };
 #endif
 
-// Two pairs, so four literals, have at most 48 bits.
-template <typename Cpu>
+// The code of some pairs, one after another, and in the low bits of length its own.
+struct Codes {
+  std::uint64_t bits;
+  std::uint64_t length;
+};
+
+template <std::size_t kPairs>
+[[gnu::always_inline]] inline Codes LookUpPairs(const std::uint8_t* raw,
+                                                const std::uint32_t* pairs) {
+  const std::uint64_t a = pairs[Load16(raw)];
+  if constexpr (kPairs == 1) {
+    return {a >> kLengthBits, a};
+  } else {
+    const Codes rest = LookUpPairs<kPairs - 1>(raw + 2, pairs);
+    return {a >> kLengthBits | rest.bits << (a & BitWriter::kShiftMask), a + rest.length};
+  }
+}
+
+// A word takes so many pairs; of those it takes two are written at once.
+template <typename Cpu, std::size_t kPairs>
 [[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
                                                         BitWriter* writer) {
+  constexpr std::size_t kRounds = 8;  // in a loop of their own, or GCC does worse
+  constexpr std::size_t kWord = 2 * kPairs;
   BitWriter w = *writer;
-  std::size_t i = 0;
+  const std::uint8_t* at = raw.data;
+  const std::uint8_t* end = raw.data + raw.nbytes;
+  const auto round = [&](const std::uint8_t* from) {
+    const Codes a = LookUpPairs<kPairs>(from, pairs);
+    const Codes b = LookUpPairs<kPairs>(from + kWord, pairs);
+    w.PutTwo<Cpu>(a.bits, a.length, b.bits, b.length);
+  };
+  for (; static_cast<std::size_t>(end - at) >= kRounds * 2 * kWord; at += kRounds * 2 * kWord) {
 #pragma GCC unroll 8
-  for (; i + 8 <= raw.nbytes; i += 8) {
-    const std::uint64_t a = pairs[Load16(raw.data + i)];
-    const std::uint64_t b = pairs[Load16(raw.data + i + 2)];
-    const std::uint64_t c = pairs[Load16(raw.data + i + 4)];
-    const std::uint64_t d = pairs[Load16(raw.data + i + 6)];
-    w.PutTwo<Cpu>(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
+    for (std::size_t i = 0; i < kRounds; ++i) round(at + i * 2 * kWord);
   }
+  for (; static_cast<std::size_t>(end - at) >= 2 * kWord; at += 2 * kWord) round(at);
   *writer = w;
-  return i;
+  return static_cast<std::size_t>(at - raw.data);
 }
 
 template <typename Cpu>
@@ -145,6 +167,25 @@ template <typename Cpu>
   return i;
 }
 
+// What b adds to an entry depends on how long a's code is: that far its own moves up. As a
+// product, since CPUs with AVX2 multiply eight at once but are slow to shift by eight amounts.
+[[gnu::always_inline]] inline void FillPairsLoop(const std::array<std::uint32_t, kLiterals>& table,
+                                                 std::uint32_t* pairs) {
+  // Copies, which the pairs cannot overlap.
+  const std::array<std::uint32_t, kLiterals> singles = table;
+  std::array<std::uint32_t, kLiterals> powers{};
+  for (std::size_t a = 0; a < kLiterals; ++a) powers[a] = 1U << (singles[a] & kLengthMask);
+  for (std::size_t b = 0; b < kLiterals; ++b) {
+    const std::uint32_t b_length = singles[b] & kLengthMask;
+    const std::uint32_t b_code = singles[b] & ~kLengthMask;
+    std::uint32_t* row = pairs + (b << 8);
+    for (std::size_t a = 0; a < kLiterals; ++a) {
+      // a's length stays in the low bits, where b's is added.
+      row[a] = singles[a] + b_length + b_code * powers[a];
+    }
+  }
+}
+
 // Returns how many bytes it wrote: a few at the end are left.
 using Emit = std::size_t (*)(Span raw, const std::uint32_t* table, BitWriter* writer);
 using FillPairs = void (*)(const std::array<std::uint32_t, kLiterals>& table, std::uint32_t* pairs);
@@ -152,89 +193,41 @@ using FillPairs = void (*)(const std::array<std::uint32_t, kLiterals>& table, st
 struct Kernels {
   Emit singles;
   Emit pairs;
+  Emit short_pairs;  // of codes that are no longer than kShortCode
   FillPairs fill;
 };
 
-[[gnu::always_inline]] inline void FillPairsLoop(const std::array<std::uint32_t, kLiterals>& table,
-                                                 std::uint32_t* pairs) {
-  std::array<std::uint32_t, kLiterals> lengths{};
-  for (std::size_t a = 0; a < kLiterals; ++a) lengths[a] = table[a] & kLengthMask;
-  for (std::size_t b = 0; b < kLiterals; ++b) {
-    const std::uint32_t b_code = table[b] & ~kLengthMask;
-    for (std::size_t a = 0; a < kLiterals; ++a) {
-      // a's length stays in the low bits, where b's is added.
-      pairs[b << 8 | a] = table[a] + lengths[b] + (b_code << lengths[a]);
-    }
-  }
-}
+constexpr std::size_t kPairsInWord = 56 / (2 * kLongestCode);
+constexpr std::size_t kShortPairsInWord = 56 / (2 * kShortCode);
 
 constexpr Kernels kPortable = {[](Span raw, const std::uint32_t* table, BitWriter* w) {
                                  return EmitLoop<Portable>(raw, table, w);
                                },
                                [](Span raw, const std::uint32_t* pairs, BitWriter* w) {
-                                 return EmitPairsLoop<Portable>(raw, pairs, w);
+                                 return EmitPairsLoop<Portable, kPairsInWord>(raw, pairs, w);
+                               },
+                               [](Span raw, const std::uint32_t* pairs, BitWriter* w) {
+                                 return EmitPairsLoop<Portable, kShortPairsInWord>(raw, pairs, w);
                                },
                                [](const std::array<std::uint32_t, kLiterals>& table,
                                   std::uint32_t* pairs) { FillPairsLoop(table, pairs); }};
 
 #if defined(__x86_64__)
-__m128i LoadVector(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-
-// to[i] = from[i] + added[i], for four.
-void AddVector(const std::uint32_t* from, __m128i added, std::uint32_t* to) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi32(LoadVector(from), added));
-}
-
 // The same loops: shifts by a variable amount are one instruction with BMI2.
 [[gnu::target("bmi2")]] std::size_t EmitBmi2(Span raw, const std::uint32_t* table, BitWriter* w) {
   return EmitLoop<Bmi>(raw, table, w);
 }
+template <std::size_t kPairs>
 [[gnu::target("bmi2")]] std::size_t EmitPairsBmi2(Span raw, const std::uint32_t* pairs,
                                                   BitWriter* w) {
-  return EmitPairsLoop<Bmi>(raw, pairs, w);
+  return EmitPairsLoop<Bmi, kPairs>(raw, pairs, w);
 }
-// What the second byte adds to an entry depends on the first one's length alone, of
-// which there are fewer than sixteen: a look-up in a vector for each of its four bytes.
 [[gnu::target("avx2")]] void FillPairsAvx2(const std::array<std::uint32_t, kLiterals>& table,
                                            std::uint32_t* pairs) {
-  static_assert(kLongestCode < 16);
-  alignas(16) std::array<std::uint8_t, kLiterals> lengths{};
-  for (std::size_t a = 0; a < kLiterals; ++a) {
-    lengths[a] = static_cast<std::uint8_t>(table[a] & kLengthMask);
-  }
-  for (std::size_t b = 0; b < kLiterals; ++b) {
-    const std::uint32_t b_code = table[b] & ~kLengthMask;
-    std::array<std::array<std::uint8_t, 16>, 4> planes{};
-    for (std::size_t length = 0; length < 16; ++length) {
-      const std::uint32_t added = (table[b] & kLengthMask) + (b_code << length);
-      for (std::size_t i = 0; i < 4; ++i) {
-        planes[i][length] = static_cast<std::uint8_t>(added >> (8 * i));
-      }
-    }
-    const __m128i plane0 = LoadVector(planes[0].data());
-    const __m128i plane1 = LoadVector(planes[1].data());
-    const __m128i plane2 = LoadVector(planes[2].data());
-    const __m128i plane3 = LoadVector(planes[3].data());
-    for (std::size_t a = 0; a < kLiterals; a += 16) {
-      const __m128i length = LoadVector(&lengths[a]);
-      const __m128i byte0 = _mm_shuffle_epi8(plane0, length);
-      const __m128i byte1 = _mm_shuffle_epi8(plane1, length);
-      const __m128i byte2 = _mm_shuffle_epi8(plane2, length);
-      const __m128i byte3 = _mm_shuffle_epi8(plane3, length);
-      const __m128i low01 = _mm_unpacklo_epi8(byte0, byte1);
-      const __m128i high01 = _mm_unpackhi_epi8(byte0, byte1);
-      const __m128i low23 = _mm_unpacklo_epi8(byte2, byte3);
-      const __m128i high23 = _mm_unpackhi_epi8(byte2, byte3);
-      const std::uint32_t* from = &table[a];
-      std::uint32_t* to = pairs + (b << 8 | a);
-      AddVector(from, _mm_unpacklo_epi16(low01, low23), to);
-      AddVector(from + 4, _mm_unpackhi_epi16(low01, low23), to + 4);
-      AddVector(from + 8, _mm_unpacklo_epi16(high01, high23), to + 8);
-      AddVector(from + 12, _mm_unpackhi_epi16(high01, high23), to + 12);
-    }
-  }
+  FillPairsLoop(table, pairs);
 }
-constexpr Kernels kAvx2 = {EmitBmi2, EmitPairsBmi2, FillPairsAvx2};
+constexpr Kernels kAvx2 = {EmitBmi2, EmitPairsBmi2<kPairsInWord>, EmitPairsBmi2<kShortPairsInWord>,
+                           FillPairsAvx2};
 #endif
 
 const Kernels& ChooseKernels() {
@@ -242,6 +235,47 @@ const Kernels& ChooseKernels() {
   if (UseBmi2() && UseAvx2()) return kAvx2;
 #endif
   return kPortable;
+}
+
+// ---- Codes ----------------------------------------------------------------
+
+std::uint64_t Cost(const std::vector<std::uint64_t>& frequencies,
+                   const std::vector<std::uint8_t>& lengths) {
+  return std::inner_product(frequencies.begin(), frequencies.end(), lengths.begin(),
+                            std::uint64_t{0});
+}
+
+// The lengths of the codes of literals, end of block and matches. If nearly all are literals,
+// they alone make the tree, with one leaf for all others: then a limit binds only what is
+// written in the loop that needs it. Often that costs next to nothing.
+std::vector<std::uint8_t> LiteralLengths(const std::vector<std::uint64_t>& frequencies) {
+  constexpr std::uint64_t kRare = 256;
+  constexpr std::uint64_t kNextToNothing = 2048;
+  const auto rest = frequencies.begin() + kLiterals;
+  std::vector<std::uint64_t> tops(frequencies.begin(), rest);
+  const std::uint64_t literals = std::accumulate(tops.begin(), tops.end(), std::uint64_t{0});
+  tops.push_back(std::accumulate(rest, frequencies.end(), std::uint64_t{0}));
+  if (literals < kPairsWorthwhile || tops.back() > literals / kRare) {
+    return HuffmanTree(frequencies).Lengths(kLongestCode);
+  }
+  const HuffmanTree tree(tops);
+  std::vector<std::uint8_t> lengths = tree.Lengths(kShortCode);
+  const std::uint64_t least = Cost(tops, tree.Lengths(kLongestCode));
+  if (Cost(tops, lengths) > least + least / kNextToNothing) {
+    return HuffmanTree(frequencies).Lengths(kLongestCode);
+  }
+  const int stem = lengths.back();
+  lengths.pop_back();
+  const std::vector<std::uint64_t> others(rest, frequencies.end());
+  if (tops.back() == others.front()) {  // no matches: the leaf is the end of block
+    lengths.push_back(static_cast<std::uint8_t>(stem));
+  } else {
+    for (const std::uint8_t twig : HuffmanTree(others).Lengths(kLongest - stem)) {
+      lengths.push_back(static_cast<std::uint8_t>(twig == 0 ? 0 : stem + twig));
+    }
+  }
+  lengths.resize(frequencies.size());
+  return lengths;
 }
 
 }  // namespace
@@ -278,8 +312,8 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
   for (std::size_t s = 0; s < kLiterals; ++s) {
     possible[s] = std::max<std::uint64_t>(possible[s], plan.literal_nbytes != 0);
   }
-  literals_ = BuildHuffman(possible, kLongestCode);
-  distances_ = BuildHuffman(distances, kLongestCode);
+  literals_ = CanonicalCodes(LiteralLengths(possible));
+  distances_ = CanonicalCodes(HuffmanTree(distances).Lengths(kLongestCode));
 
   std::vector<std::uint8_t> code_lengths;
   for (const auto* codes : {&literals_, &distances_}) {
@@ -288,7 +322,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
   length_runs_ = RunsOf(code_lengths);
   std::vector<std::uint64_t> counts(kLengthCodeOrder.size());
   for (const LengthRun& run : length_runs_) ++counts[run.symbol];
-  lengths_ = BuildHuffman(counts, kLongestLengthsCode);
+  lengths_ = CanonicalCodes(HuffmanTree(counts).Lengths(kLongestLengthsCode));
 
   nbits_ = 3 + 5 + 5 + 4 + 3 * kLengthCodeOrder.size();
   for (const LengthRun& run : length_runs_) {
@@ -373,11 +407,14 @@ void BlockWriter::Write(const std::vector<Run>& runs, const BlockPlan& plan, con
     table_[s] = std::uint32_t{code.literal(s).bits} << kLengthBits | code.literal(s).length;
   }
   const bool use_pairs = plan.literal_nbytes >= kPairsWorthwhile;
+  Emit emit = kKernels.singles;
   if (use_pairs) {
     pair_table_.resize(kLiterals * kLiterals);
     kKernels.fill(table_, pair_table_.data());
+    const auto is_short = [](std::uint32_t entry) { return (entry & kLengthMask) <= kShortCode; };
+    const bool all_short = std::all_of(table_.begin(), table_.end(), is_short);
+    emit = all_short ? kKernels.short_pairs : kKernels.pairs;
   }
-  const Emit emit = use_pairs ? kKernels.pairs : kKernels.singles;
   const std::uint32_t* table = use_pairs ? pair_table_.data() : table_.data();
   SplitAtRepeats(
       plan.begin, plan.end, repeats, next, kShortestMatch,

@@ -1,6 +1,7 @@
 #include "deflate_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 
@@ -16,14 +17,21 @@ constexpr std::size_t kProbeNbytes = 512;
 // be found in them, and those are known.
 constexpr float kNoiseBits = 7;
 
-// One slice in so many is counted. All of a tensor's bytes look alike.
+// Not all slices are counted, since all of a tensor's bytes look alike: of sixteen in a row
+// some, in this order, so that any number of them lie far apart.
 constexpr std::size_t kSliceNbytes = 256;
-constexpr std::size_t kSliceEvery = 4;
+constexpr std::array<unsigned, 16> kSliceOrder = {0, 8, 4, 12, 2, 10, 6, 14,
+                                                  1, 9, 5, 13, 3, 11, 7, 15};
+constexpr std::size_t kSlicesCounted = 4;
 
-// A code is made from so many bytes at least, or from all of a shorter block. What
-// it lacks for being made from a sample is 23 bytes for each byte of the block by
-// each of the sample: here one in 2,800.
-constexpr std::size_t kSampleNbytes = std::size_t{64} << 10;
+// A code is made from so many bytes at least, or from all of a shorter block.
+constexpr std::size_t kSampleNbytes = std::size_t{16} << 10;
+
+// Bytes of neighbouring values are about as frequent in mantissas: where counts of so many in a
+// row differ by no more than chance would have it, their mean tells more than each of them.
+constexpr std::size_t kNeighbours = 16;
+// In standard deviations, and above the smallest of them, which lies 1.8 below their mean.
+constexpr float kChance = 5;
 
 // Literals have to save this share before they are worth decoding: one part in.
 constexpr std::size_t kWorthwhile = 500;
@@ -35,9 +43,9 @@ constexpr float kFlatteryBits = 184;
 constexpr float kSplitBits = kFlatteryBits + 96;
 
 // Each block costs time too, and most save little: up to this level samples are half
-// as large, and a block has to save three times as much.
+// as large, and a block has to save four times as much.
 constexpr int kLastCoarseLevel = 6;
-constexpr float kCoarseSplitBits = kFlatteryBits + 144;
+constexpr float kCoarseSplitBits = kFlatteryBits + 200;
 
 // Most stretches are so like the block before that half of the sample tells. In half of
 // it a difference shows half as clearly, and half of that is left for chance.
@@ -87,19 +95,20 @@ float EntropyBits(const BlockPlan& block) {
   return n * Log2(Lanes{n < 1 ? 1 : n})[0] - Sum(sum);
 }
 
-// Which slices are counted: one in every so many, from first on.
-struct Slices {
-  std::size_t first;
-  std::size_t every;
-};
+// Those of sixteen slices that stand in kSliceOrder from first up to last, a bit for each.
+std::uint32_t Slices(std::size_t first, std::size_t last) {
+  std::uint32_t slices = 0;
+  for (std::size_t i = first; i < last; ++i) slices |= 1U << kSliceOrder[i];
+  return slices;
+}
 
-// Counts bytes outside repeats. Four tables, so that equal neighbours do not wait
+// Counts bytes outside repeats. Two tables, so that equal neighbours do not wait
 // for one counter.
 class Counter {
  public:
-  void Add(Span literals, Slices slices) {
-    for (std::size_t at = kSliceNbytes * slices.first; at < literals.nbytes;
-         at += kSliceNbytes * slices.every) {
+  void Add(Span literals, std::uint32_t slices) {
+    for (std::size_t at = 0; at < literals.nbytes; at += kSliceNbytes) {
+      if ((slices >> (at / kSliceNbytes % kSliceOrder.size()) & 1) == 0) continue;
       const std::size_t end = std::min(literals.nbytes, at + kSliceNbytes);
       nbytes_ += end - at;
       std::size_t i = at;
@@ -111,15 +120,15 @@ class Counter {
     }
   }
 
-  void StoreIn(BlockPlan* block) const {
-    block->sample_nbytes = nbytes_;
+  void AddTo(BlockPlan* block) const {
+    block->sample_nbytes += nbytes_;
     for (std::size_t s = 0; s < block->sample.size(); ++s) {
-      block->sample[s] = counts_[0][s] + counts_[1][s] + counts_[2][s] + counts_[3][s];
+      block->sample[s] += counts_[0][s] + counts_[1][s];
     }
   }
 
  private:
-  std::array<Histogram, 4> counts_{};
+  std::array<Histogram, 2> counts_{};
   std::size_t nbytes_ = 0;
 };
 
@@ -141,24 +150,31 @@ float JoiningBits(const BlockPlan& a, const BlockPlan& b) {
   return square / (2 * kLn2);
 }
 
-// The bytes of a stretch outside repeats, counted.
-BlockPlan CountStretch(const Run& run, std::size_t begin, std::size_t end,
-                       const std::vector<Repeat>& repeats, Slices slices, std::size_t* next,
-                       Span* longest) {
-  BlockPlan block{begin, end, BlockKind::kLiterals, {}, 0, 0};
-  Counter counter;
-  const auto at = [&](std::size_t place) { return run.bytes.data + (place - run.begin); };
-  *longest = {at(begin), 0};
+// Calls literals(bytes) for what a stretch of a run has outside repeats.
+template <typename Literals>
+void ForEachLiterals(const Run& run, std::size_t begin, std::size_t end,
+                     const std::vector<Repeat>& repeats, std::size_t* next, Literals literals) {
   SplitAtRepeats(
       begin, end, repeats, next, kShortestRepeat,
       [&](std::size_t from, std::size_t to) {
-        const Span literals = {at(from), to - from};
-        counter.Add(literals, slices);
-        block.literal_nbytes += literals.nbytes;
-        if (literals.nbytes > longest->nbytes) *longest = literals;
+        literals(Span{run.bytes.data + (from - run.begin), to - from});
       },
       [](std::size_t, std::size_t, std::size_t) {});
-  counter.StoreIn(&block);
+}
+
+// A stretch whose literals are counted in these slices, and the longest of them.
+BlockPlan CountStretch(const Run& run, std::size_t begin, std::size_t end,
+                       const std::vector<Repeat>& repeats, std::uint32_t slices, std::size_t* next,
+                       Span* longest) {
+  BlockPlan block{begin, end, BlockKind::kLiterals, {}, 0, 0};
+  Counter counter;
+  *longest = {run.bytes.data + (begin - run.begin), 0};
+  ForEachLiterals(run, begin, end, repeats, next, [&](Span literals) {
+    counter.Add(literals, slices);
+    block.literal_nbytes += literals.nbytes;
+    if (literals.nbytes > longest->nbytes) *longest = literals;
+  });
+  counter.AddTo(&block);
   return block;
 }
 
@@ -188,23 +204,58 @@ void Join(const BlockPlan& b, BlockPlan* a) {
   JoinSamples(b, a);
 }
 
-// Replaces samples that are too small to make a code of.
+// Calls stretch(run, begin, end) for each from begin up to end, between two of them.
+template <typename Stretch>
+void ForEachStretch(const std::vector<Run>& runs, std::size_t begin, std::size_t end,
+                    Stretch stretch) {
+  for (const Run& run : runs) {
+    const std::size_t last = std::min(end, run.end());
+    for (std::size_t at = std::max(begin, run.begin); at < last; at += kStretchNbytes) {
+      stretch(run, at, std::min(last, at + kStretchNbytes));
+    }
+  }
+}
+
+// Enlarges samples that are too small to make a code of, by slices behind those counted.
 void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
-               std::vector<BlockPlan>* blocks) {
+               std::size_t counted, std::vector<BlockPlan>* blocks) {
   std::size_t next = 0;
   for (BlockPlan& block : *blocks) {
+    const std::size_t wanted = std::min(kSampleNbytes, block.literal_nbytes);
+    if (block.kind != BlockKind::kLiterals || block.sample_nbytes >= wanted) continue;
+    while (next < repeats.size() && repeats[next].end <= block.begin) ++next;
+    const std::size_t missing = (wanted - block.sample_nbytes) * kSliceOrder.size();
+    const std::size_t more = (missing + block.literal_nbytes - 1) / block.literal_nbytes;
+    const std::uint32_t slices = Slices(counted, std::min(counted + more, kSliceOrder.size()));
     Counter counter;
-    const bool more = block.kind == BlockKind::kLiterals &&
-                      block.sample_nbytes < std::min(kSampleNbytes, block.literal_nbytes);
-    const Slices slices = {0, std::max<std::size_t>(1, block.literal_nbytes / kSampleNbytes)};
-    SplitAtRepeats(
-        block.begin, block.end, repeats, &next, kShortestRepeat,
-        [&](std::size_t from, std::size_t to) {
-          if (!more) return;
-          ForEachPart(runs, from, to, [&](Span literals) { counter.Add(literals, slices); });
-        },
-        [](std::size_t, std::size_t, std::size_t) {});
-    if (more) counter.StoreIn(&block);
+    ForEachStretch(runs, block.begin, block.end,
+                   [&](const Run& run, std::size_t begin, std::size_t end) {
+                     ForEachLiterals(run, begin, end, repeats, &next,
+                                     [&](Span literals) { counter.Add(literals, slices); });
+                   });
+    counter.AddTo(&block);
+  }
+}
+
+// Takes out of a sample what is chance.
+void Smooth(BlockPlan* block) {
+  Histogram& sample = block->sample;
+  block->sample_nbytes = 0;
+  for (auto from = sample.begin(); from != sample.end(); from += kNeighbours) {
+    const auto to = from + kNeighbours;
+    const auto least = static_cast<float>(*std::min_element(from, to));
+    const auto most = static_cast<std::uint32_t>(least + kChance * std::sqrt(least));
+    std::uint32_t sum = 0;
+    std::uint32_t alike = 0;
+    for (auto count = from; count != to; ++count) {
+      sum += *count <= most ? *count : 0;
+      alike += *count <= most ? 1 : 0;
+    }
+    const std::uint32_t mean = (sum + alike / 2) / alike;
+    for (auto count = from; count != to; ++count) {
+      if (*count <= most) *count = mean;
+      block->sample_nbytes += *count;
+    }
   }
 }
 
@@ -213,7 +264,7 @@ void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
 std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
                                   int level) {
   const bool coarse = level <= kLastCoarseLevel;
-  const std::size_t slice_every = coarse ? 2 * kSliceEvery : kSliceEvery;
+  const std::size_t slices = coarse ? kSlicesCounted / 2 : kSlicesCounted;
   const float split_bits = coarse ? kCoarseSplitBits : kSplitBits;
   const float glance_bits = kFlatteryBits + kAtAGlance * (split_bits - kFlatteryBits);
   std::vector<BlockPlan> blocks;
@@ -230,13 +281,13 @@ std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vecto
   };
   const auto add = [&](const Run& run, std::size_t begin, std::size_t end) {
     Span longest;
-    const auto count = [&](std::size_t first_slice, std::size_t* from) {
-      return CountStretch(run, begin, end, repeats, {first_slice, 2 * slice_every}, from, &longest);
+    const auto count = [&](std::uint32_t counted, std::size_t* from) {
+      return CountStretch(run, begin, end, repeats, counted, from, &longest);
     };
     std::size_t again = next;
-    BlockPlan stretch = count(0, &next);
+    BlockPlan stretch = count(Slices(0, slices / 2), &next);
     if (is_like_last(stretch, glance_bits)) return append_to_last(stretch);
-    JoinSamples(count(slice_every, &again), &stretch);
+    JoinSamples(count(Slices(slices / 2, slices), &again), &stretch);
     if (is_like_last(stretch, split_bits)) return append_to_last(stretch);
     const float bits = EntropyBits(stretch);
     stretch.kind = KindOf(stretch, bits, longest);
@@ -258,12 +309,9 @@ std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vecto
     blocks.push_back(stretch);
     last_bits = bits;
   };
-  for (const Run& run : runs) {
-    for (std::size_t at = run.begin; at < run.end(); at += kStretchNbytes) {
-      add(run, at, std::min(run.end(), at + kStretchNbytes));
-    }
-  }
-  CountMore(runs, repeats, &blocks);
+  ForEachStretch(runs, 0, runs.empty() ? 0 : runs.back().end(), add);
+  CountMore(runs, repeats, slices, &blocks);
+  for (BlockPlan& block : blocks) Smooth(&block);
   return blocks;
 }
 

@@ -25,8 +25,8 @@ struct BlockPlan {
   std::size_t begin;
   std::size_t end;
   BlockKind kind;
-  Histogram sample;  // of the bytes outside repeats, which sample_nbytes were looked at
-  std::size_t sample_nbytes;
+  Histogram sample;            // of the bytes outside repeats
+  std::size_t sample_nbytes;   // the sum of that
   std::size_t literal_nbytes;  // all bytes outside repeats
 };
 

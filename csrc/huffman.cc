@@ -2,57 +2,85 @@
 
 #include <algorithm>
 #include <array>
-#include <cstddef>
+#include <limits>
 
 namespace pyckpt {
 namespace {
 
-constexpr int kLongest = 15;
-constexpr int kSymbolBits = 16;
+constexpr std::size_t kLongest = 15;
 
-// Huffman's own method: the two lightest are joined until one is left. Leaves
-// come sorted and so do the joints, so the lightest is at the head of either.
-// Returns the longest length.
-int SetLengths(const std::vector<std::uint64_t>& frequencies, const std::vector<int>& leaves,
-               std::vector<std::uint8_t>* lengths) {
-  const std::size_t n = leaves.size();
-  std::vector<std::uint64_t> weights(2 * n - 1);
-  std::vector<std::size_t> parents(2 * n - 1);
-  for (std::size_t i = 0; i < n; ++i) {
-    weights[i] = frequencies[static_cast<std::size_t>(leaves[i])];
+struct Leaf {
+  std::uint64_t frequency;
+  std::uint16_t symbol;
+};
+
+// The rarest first, of equals the first symbol. By one byte of the frequency after another:
+// every other comparison would be mispredicted.
+std::vector<Leaf> SortedLeaves(const std::vector<std::uint64_t>& frequencies) {
+  std::vector<Leaf> leaves;
+  leaves.reserve(frequencies.size());
+  std::uint64_t bits = 0;
+  for (std::size_t s = 0; s < frequencies.size(); ++s) {
+    if (frequencies[s] == 0) continue;
+    leaves.push_back({frequencies[s], static_cast<std::uint16_t>(s)});
+    bits |= frequencies[s];
   }
-  std::size_t leaf = 0;
-  std::size_t joint = n;
-  for (std::size_t next = n; next < weights.size(); ++next) {
-    for (int child = 0; child < 2; ++child) {
-      const bool take_leaf = leaf < n && (joint == next || weights[leaf] <= weights[joint]);
-      const std::size_t taken = take_leaf ? leaf++ : joint++;
-      weights[next] += weights[taken];
-      parents[taken] = next;
-    }
+  std::vector<Leaf> sorted(leaves.size());
+  for (unsigned shift = 0; bits >> shift != 0; shift += 8) {
+    std::array<std::size_t, 257> places{};
+    for (const Leaf& leaf : leaves) ++places[(leaf.frequency >> shift & 0xFF) + 1];
+    for (std::size_t i = 1; i < places.size(); ++i) places[i] += places[i - 1];
+    for (const Leaf& leaf : leaves) sorted[places[leaf.frequency >> shift & 0xFF]++] = leaf;
+    leaves.swap(sorted);
   }
-  std::vector<int> depths(2 * n - 1);
-  for (std::size_t i = depths.size() - 1; i-- > 0;) depths[i] = depths[parents[i]] + 1;
-  for (std::size_t i = 0; i < n; ++i) {
-    (*lengths)[static_cast<std::size_t>(leaves[i])] = static_cast<std::uint8_t>(depths[i]);
-  }
-  return depths.front();  // the rarest leaf's
+  return leaves;
 }
 
-// Shortens codes to max_length. The excess moves up the tree: a leaf above the limit goes one
-// down and takes one from below the limit as its sibling, whose own sibling takes their parent's
-// place. Then the rarest leaves get the longest codes. Not optimal, but by less than is worth
-// the time of a method that is: only what is rare is too long.
-void LimitLengths(const std::vector<int>& leaves, int max_length,
-                  std::vector<std::uint8_t>* lengths) {
-  const auto limit = static_cast<std::size_t>(max_length);
+// Huffman's own method: the two lightest are joined until one is left. Leaves come sorted and so
+// do the joints, so the lightest is at the head of either. Returns the depth of each leaf.
+std::vector<std::size_t> Depths(const std::vector<Leaf>& leaves) {
+  constexpr std::uint64_t kNone = std::numeric_limits<std::uint64_t>::max();
+  const std::size_t n = leaves.size();
+  // Leaves, then joints; behind each of them something that is never the lightest.
+  std::vector<std::uint64_t> weights(2 * n + 1, kNone);
+  std::vector<std::size_t> parents(2 * n + 1);
+  for (std::size_t i = 0; i < n; ++i) weights[i] = leaves[i].frequency;
+  std::size_t leaf = 0;
+  std::size_t joint = n + 1;
+  const auto take = [&](std::size_t parent) {
+    // No branch: which of them is lighter cannot be foretold.
+    const auto is_leaf = static_cast<std::size_t>(weights[leaf] <= weights[joint]);
+    const std::size_t taken = is_leaf != 0 ? leaf : joint;
+    leaf += is_leaf;
+    joint += 1 - is_leaf;
+    parents[taken] = parent;
+    return weights[taken];
+  };
+  for (std::size_t parent = n + 1; parent < 2 * n; ++parent) {
+    const std::uint64_t first = take(parent);
+    weights[parent] = first + take(parent);
+  }
+  std::vector<std::size_t> depths(2 * n);  // the last joint is the root
+  for (std::size_t i = 2 * n - 1; i-- > 0;) {
+    if (i != n) depths[i] = depths[parents[i]] + 1;
+  }
+  depths.resize(n);
+  return depths;
+}
+
+// Shortens codes to the longest length that counts has room for. The excess moves up the tree: a
+// leaf above the limit goes one down and takes one from below the limit as its sibling, whose own
+// sibling takes their parent's place. Not optimal, but by less than is worth the time of a method
+// that is: only what is rare is too long.
+std::vector<std::size_t> LimitLengths(const std::vector<std::size_t>& unlimited,
+                                      std::size_t limit) {
   std::vector<std::size_t> counts(limit + 1);
   // What the codes use up of all that there are, in codes of the limit's length.
   std::size_t used = 0;
-  for (const int leaf : leaves) {
-    const auto length = std::min<std::size_t>((*lengths)[static_cast<std::size_t>(leaf)], limit);
-    ++counts[length];
-    used += std::size_t{1} << (limit - length);
+  for (std::size_t length = 1; length < unlimited.size(); ++length) {
+    const std::size_t limited = std::min(length, limit);
+    counts[limited] += unlimited[length];
+    used += unlimited[length] << (limit - limited);
   }
   for (; used > std::size_t{1} << limit; --used) {
     std::size_t length = limit - 1;
@@ -61,15 +89,10 @@ void LimitLengths(const std::vector<int>& leaves, int max_length,
     counts[length + 1] += 2;
     --counts[limit];
   }
-  auto leaf = leaves.begin();
-  for (std::size_t length = limit; length > 0; --length) {
-    for (std::size_t i = 0; i < counts[length]; ++i) {
-      (*lengths)[static_cast<std::size_t>(*leaf++)] = static_cast<std::uint8_t>(length);
-    }
-  }
+  return counts;
 }
 
-std::uint16_t Reversed(std::uint32_t bits, int length) {
+std::uint16_t Reversed(std::uint32_t bits, unsigned length) {
   bits = (bits & 0x5555) << 1 | (bits >> 1 & 0x5555);
   bits = (bits & 0x3333) << 2 | (bits >> 2 & 0x3333);
   bits = (bits & 0x0F0F) << 4 | (bits >> 4 & 0x0F0F);
@@ -77,50 +100,47 @@ std::uint16_t Reversed(std::uint32_t bits, int length) {
   return static_cast<std::uint16_t>(bits >> (16 - length));
 }
 
+}  // namespace
+
+HuffmanTree::HuffmanTree(const std::vector<std::uint64_t>& frequencies)
+    : symbols_(frequencies.size()) {
+  const std::vector<Leaf> leaves = SortedLeaves(frequencies);
+  for (const Leaf& leaf : leaves) leaves_.push_back(leaf.symbol);
+  if (leaves.empty()) return;
+  const std::vector<std::size_t> depths = Depths(leaves);
+  // A tree of one leaf is a root: that leaf gets a code nevertheless.
+  count_of_length_.resize(std::max<std::size_t>(depths.front(), 1) + 1);
+  for (const std::size_t depth : depths) ++count_of_length_[std::max<std::size_t>(depth, 1)];
+}
+
+std::vector<std::uint8_t> HuffmanTree::Lengths(int max_length) const {
+  const std::vector<std::size_t> counts =
+      LimitLengths(count_of_length_, static_cast<std::size_t>(max_length));
+  std::vector<std::uint8_t> lengths(symbols_);
+  auto leaf = leaves_.begin();
+  for (std::size_t length = counts.size() - 1; length > 0; --length) {
+    for (std::size_t i = 0; i < counts[length]; ++i) {
+      lengths[*leaf++] = static_cast<std::uint8_t>(length);
+    }
+  }
+  return lengths;
+}
+
 // Codes of one length are consecutive, in the order of their symbols.
-void SetBits(std::vector<HuffmanCode>* codes) {
+std::vector<HuffmanCode> CanonicalCodes(const std::vector<std::uint8_t>& lengths) {
   std::array<std::uint32_t, kLongest + 2> next{};
-  for (const HuffmanCode& c : *codes) {
-    if (c.length != 0) ++next[c.length + 1U];
+  for (const std::uint8_t length : lengths) {
+    if (length != 0) ++next[length + 1U];
   }
   for (std::size_t length = 1; length < next.size(); ++length) {
     next[length] = (next[length] + next[length - 1]) << 1;
   }
   // next[l] is now twice the number of codes that shorter lengths use up.
-  for (HuffmanCode& c : *codes) {
-    if (c.length != 0) c.bits = Reversed(next[c.length]++, c.length);
-  }
-}
-
-}  // namespace
-
-std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
-                                              int max_length) {
-  std::vector<std::uint8_t> lengths(frequencies.size());
-  // Sorted by frequency, then symbol: one number holds both.
-  std::vector<std::uint64_t> sorted;
-  sorted.reserve(frequencies.size());
-  for (std::size_t s = 0; s < frequencies.size(); ++s) {
-    if (frequencies[s] != 0) sorted.push_back(frequencies[s] << kSymbolBits | s);
-  }
-  std::sort(sorted.begin(), sorted.end());
-  std::vector<int> leaves(sorted.size());
-  std::transform(sorted.begin(), sorted.end(), leaves.begin(), [](std::uint64_t leaf) {
-    return static_cast<int>(leaf & ((std::uint64_t{1} << kSymbolBits) - 1));
-  });
-  if (leaves.size() == 1) lengths[static_cast<std::size_t>(leaves[0])] = 1;
-  if (leaves.size() > 1 && SetLengths(frequencies, leaves, &lengths) > max_length) {
-    LimitLengths(leaves, max_length, &lengths);
-  }
-  return lengths;
-}
-
-std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
-                                      int max_length) {
-  const std::vector<std::uint8_t> lengths = BuildHuffmanLengths(frequencies, max_length);
   std::vector<HuffmanCode> codes(lengths.size());
-  for (std::size_t s = 0; s < codes.size(); ++s) codes[s].length = lengths[s];
-  SetBits(&codes);
+  for (std::size_t s = 0; s < codes.size(); ++s) {
+    const std::uint8_t length = lengths[s];
+    if (length != 0) codes[s] = {Reversed(next[length]++, length), length};
+  }
   return codes;
 }
 

@@ -3,10 +3,28 @@
 #ifndef PYCKPT_HUFFMAN_H_
 #define PYCKPT_HUFFMAN_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace pyckpt {
+
+// Huffman's tree for these frequencies, which are below 2^48. Symbols of frequency 0 are
+// not in it.
+class HuffmanTree {
+ public:
+  explicit HuffmanTree(const std::vector<std::uint64_t>& frequencies);
+
+  // The length of each symbol's code. They make the shortest code, or where one of them would
+  // exceed max_length, one that is little longer. Symbols outside the tree have none, length 0;
+  // a single symbol has one of length 1. At most 2^max_length symbols may be in the tree.
+  std::vector<std::uint8_t> Lengths(int max_length) const;
+
+ private:
+  std::size_t symbols_;
+  std::vector<std::uint16_t> leaves_;         // the rarest first
+  std::vector<std::size_t> count_of_length_;  // how many codes, unlimited, have it
+};
 
 // One code: bits in the order in which deflate writes them, first bit lowest.
 struct HuffmanCode {
@@ -14,16 +32,8 @@ struct HuffmanCode {
   std::uint16_t length = 0;  // 0: the symbol does not occur
 };
 
-// The lengths of the shortest code for these frequencies, or where one of them would exceed
-// max_length, of one that is little longer. Symbols of frequency 0 get no code, length 0; a
-// single symbol gets one of length 1. At most 2^max_length symbols may occur. Frequencies are
-// below 2^48.
-std::vector<std::uint8_t> BuildHuffmanLengths(const std::vector<std::uint64_t>& frequencies,
-                                              int max_length);
-
-// The same with the codes; max_length is at most 15.
-std::vector<HuffmanCode> BuildHuffman(const std::vector<std::uint64_t>& frequencies,
-                                      int max_length);
+// The codes that have these lengths, of at most 15.
+std::vector<HuffmanCode> CanonicalCodes(const std::vector<std::uint8_t>& lengths);
 
 }  // namespace pyckpt
 
