@@ -21,18 +21,16 @@ Element ElementAt(const std::uint8_t* p) {
 }
 
 using Elements = Element __attribute__((vector_size(16)));
-using Words = std::uint64_t __attribute__((vector_size(16)));
 
-// False only if no two neighbours in eight bytes are equal, so that the group holds
-// no run that is long enough.
+// False only if no element of the group equals the one before it.
 bool MayHaveRuns(const std::uint8_t* group) {
-  static_assert(kShortestRepeat >= 2 * kWord - kRunDistance);
   Elements equal{};
-  for (std::size_t i = 0; i < kGroup; i += sizeof(Words)) {
-    Words words{};
-    std::memcpy(&words, group + i, sizeof words);
-    // In one half of each word the elements' difference, in the other one of them.
-    equal |= Elements(words ^ words << 32) == 0;
+  for (std::size_t i = 0; i < kGroup; i += sizeof(Elements)) {
+    Elements now{};
+    Elements before{};
+    std::memcpy(&now, group + i, sizeof now);
+    std::memcpy(&before, group + i - kRunDistance, sizeof before);
+    equal |= Elements(now == before);
   }
   std::array<std::uint64_t, 2> any{};
   std::memcpy(any.data(), &equal, sizeof any);
