@@ -14,9 +14,11 @@ using Costs = std::uint16_t __attribute__((vector_size(16)));
 
 using Counts = std::array<std::uint32_t, kMostSymbols>;
 
-// How often groups are given to tables and tables fitted to their groups: more
-// gains next to nothing.
-constexpr int kRounds = 5;
+// How often groups are given to tables and tables fitted to their groups: first some of
+// the groups, one in so many, then all. More rounds gain next to nothing.
+constexpr int kRoundsOfSome = 5;
+constexpr std::size_t kSomeEvery = 8;
+constexpr int kRoundsOfAll = 2;
 
 // Short blocks do not repay the description of many tables. The limits are the
 // reference encoder's.
@@ -72,8 +74,10 @@ void GuessLengths(const RankedBlock& block, GroupCodes* codes) {
   return static_cast<std::uint8_t>(best);
 }
 
-// Gives each group to its cheapest table and keeps count of what each table has.
-void Select(const RankedBlock& block, GroupCodes* codes, std::array<Counts, kMostTables>* counts) {
+// Gives each group, or one in every so many, to its cheapest table and keeps count of what each
+// table has.
+void Select(const RankedBlock& block, std::size_t every, GroupCodes* codes,
+            std::array<Counts, kMostTables>* counts) {
   constexpr std::uint16_t kNoTable = 1000;
   std::array<Costs, kMostSymbols> costs{};
   for (std::size_t s = 0; s < block.alphabet; ++s) {
@@ -84,7 +88,7 @@ void Select(const RankedBlock& block, GroupCodes* codes, std::array<Counts, kMos
   const std::size_t groups = (block.count + kGroup - 1) / kGroup;
   const bool first = codes->selectors.empty();
   codes->selectors.resize(groups);
-  for (std::size_t group = 0; group < groups; ++group) {
+  for (std::size_t group = 0; group < groups; group += every) {
     const std::uint16_t* symbols = block.symbols.data() + group * kGroup;
     const std::size_t n = std::min(kGroup, block.count - group * kGroup);
     const std::uint8_t best =
@@ -120,12 +124,16 @@ void Fit(const std::array<Counts, kMostTables>& counts, std::size_t alphabet, Gr
 void ChooseCodes(const RankedBlock& block, GroupCodes* out) {
   out->tables = ChooseTables(block.count);
   GuessLengths(block, out);
-  out->selectors.clear();
-  std::array<Counts, kMostTables> counts{};
-  for (int round = 0; round < kRounds; ++round) {
-    Select(block, out, &counts);
-    Fit(counts, block.alphabet, out);
-  }
+  const auto fit = [&](int rounds, std::size_t every) {
+    std::array<Counts, kMostTables> counts{};
+    out->selectors.clear();
+    for (int round = 0; round < rounds; ++round) {
+      Select(block, every, out, &counts);
+      Fit(counts, block.alphabet, out);
+    }
+  };
+  fit(kRoundsOfSome, kSomeEvery);
+  fit(kRoundsOfAll, 1);
 }
 
 }  // namespace pyckpt::bzip2

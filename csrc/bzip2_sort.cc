@@ -15,17 +15,16 @@ constexpr std::size_t kSymbols = 256;
 // next, the byte before the rotation, where it starts.
 constexpr int kIndexBits = 20;
 constexpr int kBeforeBits = 8;
-constexpr int kComparedBits = 64 - kBeforeBits - kIndexBits;
+constexpr int kRowBits = kBeforeBits + kIndexBits;
+constexpr int kComparedBits = 64 - kRowBits;
 constexpr std::uint64_t kIndexMask = (std::uint64_t{1} << kIndexBits) - 1;
-constexpr std::uint64_t kRowMask = (std::uint64_t{1} << (kBeforeBits + kIndexBits)) - 1;
+constexpr std::uint64_t kRowMask = (std::uint64_t{1} << kRowBits) - 1;
 constexpr std::size_t kComparedNbytes = kComparedBits / 8;
-// Radix takes a byte at a time; the last overlaps the one before it.
-constexpr int kFirstShift = 56;
-constexpr int kLastShift = kBeforeBits + kIndexBits;
+constexpr int kFirstShift = 56;  // of the byte that the whole block is sorted by
 static_assert(BlockSorter::kMostNbytes <= kIndexMask + 1, "an index does not fit");
 
 // Up to so many keys, comparing all beats another pass of radix.
-constexpr std::size_t kFew = 64;
+constexpr std::size_t kFew = 40;
 // What the block is padded with: a key is cut from a word of eight bytes.
 constexpr std::size_t kPadding = 8;
 
@@ -42,7 +41,8 @@ constexpr std::size_t kMostOfOnePercent = 60;
 // Each key's place is how many are smaller: more comparisons than other ways make, but
 // no branch that depends on noise.
 void SortByCounting(std::uint64_t* keys, std::uint64_t* spare, std::size_t n) {
-  std::memcpy(spare, keys, n * sizeof *keys);
+  // Not by memcpy(): loads would wait for its wide stores.
+  for (std::size_t i = 0; i < n; ++i) spare[i] = keys[i];
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint64_t key = spare[i];
     std::size_t place = 0;
@@ -50,6 +50,16 @@ void SortByCounting(std::uint64_t* keys, std::uint64_t* spare, std::size_t n) {
     for (std::size_t j = 0; j < n; ++j) place += spare[j] < key ? 1 : 0;
     keys[place] = key;
   }
+}
+
+// How many bits n keys are sorted by at a time: in noise that leaves about four together. More
+// places are dear to go through when they are empty, fewer leave too much to compare.
+int DigitBits(std::size_t n) {
+  constexpr int kFewest = 5;
+  constexpr int kMost = 8;
+  int bits = kFewest;
+  while (bits < kMost && n >> (bits + 3) != 0) ++bits;
+  return bits;
 }
 
 // Where the smallest rotation starts, and the shortest period of the block.
@@ -112,7 +122,7 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
   extended_ = 0;
   std::size_t start = 0;
   for (const std::size_t end : next) {
-    if (!SortKeys(keys_.data() + start, spare_.data(), end - start, kFirstShift,
+    if (!SortKeys(keys_.data() + start, spare_.data(), end - start, kComparedBits,
                   1 + kComparedNbytes)) {
       return false;
     }
@@ -121,30 +131,44 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
   return true;
 }
 
-// Sorts keys that agree above shift and emits them. spare has room for n; what
-// is in either afterwards is of no use. depth is how many bytes of a rotation
-// its key and what precedes it cover.
-bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int shift, std::size_t depth) {
-  if (n <= kFew || shift < kLastShift) {
-    if (shift >= kLastShift) SortByCounting(keys, spare, n);
+// Sorts keys, of which so many of the bits that are compared may differ, the lowest ones, and
+// emits them. spare has room for n; what is in either afterwards is of no use. depth is how many
+// bytes of a rotation its key and what precedes it cover.
+bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth) {
+  if (n <= kFew || bits == 0) {
+    if (bits != 0) SortByCounting(keys, spare, n);
     return Emit(keys, spare, n, depth);
   }
-  std::array<std::uint32_t, kSymbols> next{};
-  for (std::size_t i = 0; i < n; ++i) ++next[keys[i] >> shift & 0xFF];
+  const int digit_bits = std::min(bits, DigitBits(n));
+  const int shift = kRowBits + bits - digit_bits;
+  const std::size_t digits = std::size_t{1} << digit_bits;
+  const auto digit = [=](Key key) { return key >> shift & (digits - 1); };
+  std::array<std::uint32_t, kSymbols> next;
+  std::fill_n(next.begin(), digits, 0);
+  for (std::size_t i = 0; i < n; ++i) ++next[digit(keys[i])];
   std::uint32_t sum = 0;
-  for (std::uint32_t& count : next) {
-    sum += count;
-    count = sum - count;
+  for (std::size_t d = 0; d < digits; ++d) {
+    sum += next[d];
+    next[d] = sum - next[d];
   }
-  for (std::size_t i = 0; i < n; ++i) spare[next[keys[i] >> shift & 0xFF]++] = keys[i];
-  const int next_shift = shift == kLastShift ? 0 : std::max(shift - 8, kLastShift);
+  for (std::size_t i = 0; i < n; ++i) spare[next[digit(keys[i])]++] = keys[i];
   std::size_t start = 0;
-  for (const std::size_t end : next) {
-    if (start == end) continue;
-    if (!SortKeys(spare + start, keys + start, end - start, next_shift, depth)) return false;
+  for (std::size_t d = 0; d < digits; ++d) {
+    const std::size_t end = next[d];
+    if (end - start == 1) {
+      EmitOne(spare[start]);
+    } else if (start != end &&
+               !SortKeys(spare + start, keys + start, end - start, bits - digit_bits, depth)) {
+      return false;
+    }
     start = end;
   }
   return true;
+}
+
+void BlockSorter::EmitOne(Key key) {
+  if ((key & kIndexMask) == 0) origin_ = static_cast<std::uint32_t>(out_ - out_begin_);
+  *out_++ = static_cast<std::uint8_t>(key >> kIndexBits);
 }
 
 // Writes the bytes before sorted rotations. Those whose keys do not tell them
@@ -179,7 +203,7 @@ bool BlockSorter::SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t d
     while (at >= nbytes_) at -= nbytes_;
     keys[i] = (LoadBe64(block_ + at) & ~kRowMask) | (keys[i] & kRowMask);
   }
-  return SortKeys(keys, spare, n, kFirstShift, depth + kComparedNbytes);
+  return SortKeys(keys, spare, n, kComparedBits, depth + kComparedNbytes);
 }
 
 // A suffix array sorts rotations when the text starts at its smallest rotation

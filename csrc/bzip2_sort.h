@@ -31,7 +31,8 @@ class BlockSorter {
   using Key = std::uint64_t;
 
   bool SortByRadix(std::uint8_t* out);
-  bool SortKeys(Key* keys, Key* spare, std::size_t n, int shift, std::size_t depth);
+  bool SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth);
+  void EmitOne(Key key);
   bool Emit(Key* keys, Key* spare, std::size_t n, std::size_t depth);
   bool SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t depth);
   std::uint32_t SortBySuffixes(Span block, std::uint8_t* out);
