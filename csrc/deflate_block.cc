@@ -1,7 +1,6 @@
 #include "deflate_block.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -301,7 +300,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
                                                      static_cast<double>(plan.sample_nbytes);
   std::vector<std::uint64_t> frequencies(kEndOfBlock + 1);
   for (std::size_t s = 0; s < kLiterals; ++s) {
-    frequencies[s] = static_cast<std::uint64_t>(std::lround(plan.sample[s] * scale));
+    frequencies[s] = static_cast<std::uint64_t>(plan.sample[s] * scale + 0.5);
   }
   frequencies[kEndOfBlock] = 1;
   if (has_matches) {

@@ -43,9 +43,9 @@ constexpr float kFlatteryBits = 184;
 constexpr float kSplitBits = kFlatteryBits + 96;
 
 // Each block costs time too, and most save little: up to this level samples are half
-// as large, and a block has to save four times as much.
+// as large, and a block has to save almost four times as much.
 constexpr int kLastCoarseLevel = 6;
-constexpr float kCoarseSplitBits = kFlatteryBits + 200;
+constexpr float kCoarseSplitBits = kFlatteryBits + 175;
 
 // Most stretches are so like the block before that half of the sample tells. In half of
 // it a difference shows half as clearly, and half of that is left for chance.
