@@ -15,9 +15,11 @@ using Costs = std::uint16_t __attribute__((vector_size(16)));
 using Counts = std::array<std::uint32_t, kMostSymbols>;
 
 // How often groups are given to tables and tables fitted to their groups: first some of
-// the groups, one in so many, then all. More rounds gain next to nothing.
+// the groups, one in so many where that leaves each table enough of them, then all. More rounds
+// gain next to nothing.
 constexpr int kRoundsOfSome = 5;
 constexpr std::size_t kSomeEvery = 8;
+constexpr std::size_t kEnough = 32;
 constexpr int kRoundsOfAll = 2;
 
 // Short blocks do not repay the description of many tables. The limits are the
@@ -132,7 +134,8 @@ void ChooseCodes(const RankedBlock& block, GroupCodes* out) {
       Fit(counts, block.alphabet, out);
     }
   };
-  fit(kRoundsOfSome, kSomeEvery);
+  const std::size_t some = block.count / (kGroup * kSomeEvery);
+  fit(kRoundsOfSome, some >= kEnough * kMostTables ? kSomeEvery : 1);
   fit(kRoundsOfAll, 1);
 }
 

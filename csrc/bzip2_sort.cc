@@ -52,13 +52,14 @@ void SortByCounting(std::uint64_t* keys, std::uint64_t* spare, std::size_t n) {
   }
 }
 
-// How many bits n keys are sorted by at a time: in noise that leaves about four together. More
-// places are dear to go through when they are empty, fewer leave too much to compare.
+// How many bits n keys are sorted by at a time: in noise that leaves four to eight of some
+// hundred together. More places are dear to go through when they are empty, fewer leave too much
+// to compare.
+constexpr int kMostDigitBits = 8;
 int DigitBits(std::size_t n) {
   constexpr int kFewest = 5;
-  constexpr int kMost = 8;
   int bits = kFewest;
-  while (bits < kMost && n >> (bits + 3) != 0) ++bits;
+  while (bits < kMostDigitBits && n >> (bits + 3) != 0) ++bits;
   return bits;
 }
 
@@ -143,7 +144,7 @@ bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::
   const int shift = kRowBits + bits - digit_bits;
   const std::size_t digits = std::size_t{1} << digit_bits;
   const auto digit = [=](Key key) { return key >> shift & (digits - 1); };
-  std::array<std::uint32_t, kSymbols> next;
+  std::array<std::uint32_t, std::size_t{1} << kMostDigitBits> next;
   std::fill_n(next.begin(), digits, 0);
   for (std::size_t i = 0; i < n; ++i) ++next[digit(keys[i])];
   std::uint32_t sum = 0;

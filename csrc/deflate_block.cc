@@ -15,7 +15,7 @@ constexpr std::size_t kLengthSymbols = 29;
 constexpr std::size_t kDistanceSymbols = 30;
 constexpr int kLongest = 15;            // that deflate has
 constexpr int kLongestCode = 12;        // two of them and a byte for a length fit 32 bits
-constexpr int kShortCode = 9;           // six of them fit a word
+constexpr int kShortCode = 9;           // six of them are written at once, not four
 constexpr int kLongestLengthsCode = 7;  // of the code that the lengths are written in
 constexpr std::size_t kShortestMatch = 3;
 constexpr std::size_t kLongestMatch = 258;
@@ -73,8 +73,8 @@ void SplitMatch(std::size_t nbytes, Match match) {
 constexpr unsigned kLengthBits = 8;
 constexpr std::uint32_t kLengthMask = (1U << kLengthBits) - 1;
 
-// To fill the table of pairs takes as long as to write so many bytes of
-// literals saves by it.
+// To fill the table of pairs, and to look for short codes, takes as long as to write so many
+// bytes of literals saves by it.
 constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
 
 // Entries hold a code above, and in the low bits its length; a sum of entries has the
@@ -104,7 +104,7 @@ struct Bmi {
 };
 #endif
 
-// The code of some pairs, one after another, and in the low bits of length its own.
+// The code of some pairs, one after another; how long it is, in the lowest eight bits of length.
 struct Codes {
   std::uint64_t bits;
   std::uint64_t length;
@@ -122,7 +122,7 @@ template <std::size_t kPairs>
   }
 }
 
-// A word takes so many pairs; of those it takes two are written at once.
+// Two words at once, each with the codes of so many pairs.
 template <typename Cpu, std::size_t kPairs>
 [[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
                                                         BitWriter* writer) {
@@ -196,8 +196,8 @@ struct Kernels {
   FillPairs fill;
 };
 
-constexpr std::size_t kPairsInWord = 56 / (2 * kLongestCode);
-constexpr std::size_t kShortPairsInWord = 56 / (2 * kShortCode);
+constexpr std::size_t kPairsInWord = BitWriter::kMostOfTwo / (2 * kLongestCode);
+constexpr std::size_t kShortPairsInWord = BitWriter::kMostOfTwo / (2 * kShortCode);
 
 constexpr Kernels kPortable = {[](Span raw, const std::uint32_t* table, BitWriter* w) {
                                  return EmitLoop<Portable>(raw, table, w);
@@ -246,9 +246,10 @@ std::uint64_t Cost(const std::vector<std::uint64_t>& frequencies,
 
 // The lengths of the codes of literals, end of block and matches. If nearly all are literals,
 // they alone make the tree, with one leaf for all others: then a limit binds only what is
-// written in the loop that needs it. Often that costs next to nothing.
+// written in the loop that needs it. The limit mostly costs next to nothing, and the leaf less than
+// two bits for each of the others.
 std::vector<std::uint8_t> LiteralLengths(const std::vector<std::uint64_t>& frequencies) {
-  constexpr std::uint64_t kRare = 256;
+  constexpr std::uint64_t kRare = 1024;
   constexpr std::uint64_t kNextToNothing = 2048;
   const auto rest = frequencies.begin() + kLiterals;
   std::vector<std::uint64_t> tops(frequencies.begin(), rest);

@@ -37,8 +37,10 @@ class BitWriter {
   // What a shift by a 64-bit number looks at: such a mask costs no instruction.
   static constexpr std::uint64_t kShiftMask = 63;
 
-  // Both at once, a of 1 to 56 bits and b of 56 at most: fewer instructions, without a
-  // branch on how long they are together. Of the lengths only the lowest eight bits count.
+  static constexpr std::uint64_t kMostOfTwo = 56;
+
+  // Both at once, a of 1 to kMostOfTwo bits and b of so many at most: fewer instructions, without
+  // a branch on how long they are together. Of the lengths only the lowest eight bits count.
   // Cpu::NbytesIn(n) is n / 8 for the lowest eight bits of n.
   template <typename Cpu>
   void PutTwo(std::uint64_t a_bits, std::uint64_t a_length, std::uint64_t b_bits,
@@ -109,7 +111,7 @@ class BlockWriter {
              const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer);
 
  private:
-  // Code above, length in the low six bits.
+  // Code above, length in the low eight bits.
   std::array<std::uint32_t, 256> table_{};
   std::vector<std::uint32_t> pair_table_;  // for two bytes at once, low one first
 };

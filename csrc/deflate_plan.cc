@@ -216,7 +216,8 @@ void ForEachStretch(const std::vector<Run>& runs, std::size_t begin, std::size_t
   }
 }
 
-// Enlarges samples that are too small to make a code of, by slices behind those counted.
+// Enlarges samples that are too small to make a code of, by slices behind those counted. Short
+// blocks are counted anew, and whole.
 void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
                std::size_t counted, std::vector<BlockPlan>* blocks) {
   std::size_t next = 0;
@@ -224,9 +225,15 @@ void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
     const std::size_t wanted = std::min(kSampleNbytes, block.literal_nbytes);
     if (block.kind != BlockKind::kLiterals || block.sample_nbytes >= wanted) continue;
     while (next < repeats.size() && repeats[next].end <= block.begin) ++next;
-    const std::size_t missing = (wanted - block.sample_nbytes) * kSliceOrder.size();
-    const std::size_t more = (missing + block.literal_nbytes - 1) / block.literal_nbytes;
-    const std::uint32_t slices = Slices(counted, std::min(counted + more, kSliceOrder.size()));
+    std::uint32_t slices = Slices(0, kSliceOrder.size());
+    if (wanted == block.literal_nbytes) {
+      block.sample = {};
+      block.sample_nbytes = 0;
+    } else {
+      const std::size_t missing = (wanted - block.sample_nbytes) * kSliceOrder.size();
+      const std::size_t more = (missing + block.literal_nbytes - 1) / block.literal_nbytes;
+      slices = Slices(counted, std::min(counted + more, kSliceOrder.size()));
+    }
     Counter counter;
     ForEachStretch(runs, block.begin, block.end,
                    [&](const Run& run, std::size_t begin, std::size_t end) {
@@ -239,6 +246,7 @@ void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
 
 // Takes out of a sample what is chance.
 void Smooth(BlockPlan* block) {
+  if (block->sample_nbytes == block->literal_nbytes) return;  // all is counted
   Histogram& sample = block->sample;
   block->sample_nbytes = 0;
   for (auto from = sample.begin(); from != sample.end(); from += kNeighbours) {

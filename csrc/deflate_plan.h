@@ -25,7 +25,7 @@ struct BlockPlan {
   std::size_t begin;
   std::size_t end;
   BlockKind kind;
-  Histogram sample;            // of the bytes outside repeats
+  Histogram sample;            // of the bytes outside repeats, as far as it is not chance
   std::size_t sample_nbytes;   // the sum of that
   std::size_t literal_nbytes;  // all bytes outside repeats
 };

@@ -15,7 +15,7 @@ struct Leaf {
 };
 
 // The rarest first, of equals the first symbol. By one byte of the frequency after another:
-// every other comparison would be mispredicted.
+// half of all comparisons would be mispredicted.
 std::vector<Leaf> SortedLeaves(const std::vector<std::uint64_t>& frequencies) {
   std::vector<Leaf> leaves;
   leaves.reserve(frequencies.size());
@@ -37,13 +37,14 @@ std::vector<Leaf> SortedLeaves(const std::vector<std::uint64_t>& frequencies) {
 }
 
 // Huffman's own method: the two lightest are joined until one is left. Leaves come sorted and so
-// do the joints, so the lightest is at the head of either. Returns the depth of each leaf.
+// do the joints, so the lightest is at the head of either. Returns the depth of each leaf, of
+// which there are two at least.
 std::vector<std::size_t> Depths(const std::vector<Leaf>& leaves) {
   constexpr std::uint64_t kNone = std::numeric_limits<std::uint64_t>::max();
   const std::size_t n = leaves.size();
-  // Leaves, then joints; behind each of them something that is never the lightest.
-  std::vector<std::uint64_t> weights(2 * n + 1, kNone);
-  std::vector<std::size_t> parents(2 * n + 1);
+  // Leaves, something that is never the lightest, joints; those yet to be made are not either.
+  std::vector<std::uint64_t> weights(2 * n, kNone);
+  std::vector<std::size_t> parents(2 * n);
   for (std::size_t i = 0; i < n; ++i) weights[i] = leaves[i].frequency;
   std::size_t leaf = 0;
   std::size_t joint = n + 1;
@@ -68,7 +69,7 @@ std::vector<std::size_t> Depths(const std::vector<Leaf>& leaves) {
   return depths;
 }
 
-// Shortens codes to the longest length that counts has room for. The excess moves up the tree: a
+// How many codes have each length once none is longer than limit. The excess moves up the tree: a
 // leaf above the limit goes one down and takes one from below the limit as its sibling, whose own
 // sibling takes their parent's place. Not optimal, but by less than is worth the time of a method
 // that is: only what is rare is too long.
@@ -107,10 +108,11 @@ HuffmanTree::HuffmanTree(const std::vector<std::uint64_t>& frequencies)
   const std::vector<Leaf> leaves = SortedLeaves(frequencies);
   for (const Leaf& leaf : leaves) leaves_.push_back(leaf.symbol);
   if (leaves.empty()) return;
-  const std::vector<std::size_t> depths = Depths(leaves);
   // A tree of one leaf is a root: that leaf gets a code nevertheless.
-  count_of_length_.resize(std::max<std::size_t>(depths.front(), 1) + 1);
-  for (const std::size_t depth : depths) ++count_of_length_[std::max<std::size_t>(depth, 1)];
+  const std::vector<std::size_t> depths =
+      leaves.size() == 1 ? std::vector<std::size_t>{1} : Depths(leaves);
+  count_of_length_.resize(depths.front() + 1);
+  for (const std::size_t depth : depths) ++count_of_length_[depth];
 }
 
 std::vector<std::uint8_t> HuffmanTree::Lengths(int max_length) const {

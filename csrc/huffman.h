@@ -9,7 +9,7 @@
 
 namespace pyckpt {
 
-// Huffman's tree for these frequencies, which are below 2^48. Symbols of frequency 0 are
+// Huffman's tree for these frequencies, whose sum is below 2^63. Symbols of frequency 0 are
 // not in it.
 class HuffmanTree {
  public:
