@@ -84,6 +84,20 @@ def stretches(kinds: int, nbytes: int) -> bytes:
     return (b"".join(parts) * (nbytes // (kinds * STRETCH_NBYTES) + 1))[:nbytes]
 
 
+def with_rare_runs(nbytes: int) -> bytes:
+    """Noise with a few runs of many lengths: one match for some thousand literals."""
+    out = bytearray(floats(nbytes))
+    for run, begin in enumerate(range(50_000, nbytes - 1000, 30_000)):
+        out[begin : begin + SHORTEST_REPEAT + 16 * run] = bytes(SHORTEST_REPEAT + 16 * run)
+    return bytes(out)
+
+
+def quantized(nbytes: int) -> bytes:
+    """Eight-bit weights: many bytes that are rare, so that short codes for all cost too much."""
+    weights = torch.frombuffer(bytearray(floats(4 * nbytes)), dtype=torch.float32)
+    return (weights * 16).round().clamp(-127, 127).to(torch.int8).numpy().tobytes()
+
+
 N = 1_200_000  # more than a chunk
 
 BUILDERS: dict[str, Callable[[], bytes]] = {
@@ -91,6 +105,8 @@ BUILDERS: dict[str, Callable[[], bytes]] = {
     "bfloat16": lambda: floats(N, torch.bfloat16),
     "float16": lambda: floats(N, torch.float16, 0.02),
     "float64": lambda: floats(N, torch.float64),
+    "eight-bit weights": lambda: quantized(N),
+    "floats with rare runs": lambda: with_rare_runs(N),
     "zeros": lambda: bytes(N),
     "one symbol": lambda: b"\x80" * N,
     "two symbols": lambda: alphabet(2, N),
