@@ -196,8 +196,11 @@ struct Kernels {
   FillPairs fill;
 };
 
-constexpr std::size_t kPairsInWord = BitWriter::kMostOfTwo / (2 * kLongestCode);
-constexpr std::size_t kShortPairsInWord = BitWriter::kMostOfTwo / (2 * kShortCode);
+constexpr std::size_t PairsInWord(std::size_t longest) {
+  return BitWriter::kMostOfTwo / (2 * longest);
+}
+constexpr std::size_t kPairsInWord = PairsInWord(kLongestCode);
+constexpr std::size_t kShortPairsInWord = PairsInWord(kShortCode);
 
 constexpr Kernels kPortable = {[](Span raw, const std::uint32_t* table, BitWriter* w) {
                                  return EmitLoop<Portable>(raw, table, w);
@@ -301,7 +304,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
                                                      static_cast<double>(plan.sample_nbytes);
   std::vector<std::uint64_t> frequencies(kEndOfBlock + 1);
   for (std::size_t s = 0; s < kLiterals; ++s) {
-    frequencies[s] = static_cast<std::uint64_t>(plan.sample[s] * scale + 0.5);
+    frequencies[s] = static_cast<std::uint64_t>(plan.sample[s] * scale);
   }
   frequencies[kEndOfBlock] = 1;
   if (has_matches) {
