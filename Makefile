@@ -112,7 +112,7 @@ clean:
 	touch $@
 
 # With sanitizers, reports name lines.
-.venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+.venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(shell find csrc -name "*.h" -o -name "*.cc")
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e . \
 	    --config-settings=cmake.build-type=$(if $(SANITIZE),RelWithDebInfo,Release) \
 	    --config-settings=cmake.define.PYCKPT_WERROR=ON \
