@@ -8,6 +8,9 @@ BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev
 TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
 CHECK_PACKAGES := clang-format clang-tidy
 
+SOURCES := $(sort $(shell find csrc -name '*.cc'))
+HEADERS := $(sort $(shell find csrc -name '*.h'))
+
 .PHONY: help demo test test-nvme test-asan test-tsan fuzz check bench clean
 
 help:
@@ -28,17 +31,18 @@ check: .venv/installed-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror csrc/*.h csrc/*.cc
-	printf '%s\n' csrc/*.cc | xargs -P $$(nproc) -n 1 clang-tidy --quiet \
+	clang-format --dry-run -Werror $(HEADERS) $(SOURCES) fuzz/*.h fuzz/*.cc
+	printf '%s\n' $(SOURCES) | xargs -P $$(nproc) -n 1 clang-tidy --quiet \
 	    -p $$(dirname build/*/compile_commands.json | tail -n 1) \
 	    --extra-arg=-Wno-ignored-optimization-argument
 
 # The core with sanitizers in it, under the tests that work it hardest; the next target
 # builds the ordinary one again.
-THREADED_TESTS := tests/test_decoders.py tests/test_live_memory.py tests/test_loading.py \
-    tests/test_verification.py tests/test_serialization.py tests/test_archive.py
+THREADED_TESTS := tests/codec/test_decoders.py tests/write tests/archive/test_load.py \
+    tests/archive/test_verify.py tests/torch_format/test_serialize.py tests/archive/test_save.py
 # What threads share is the pipeline, which those work.
-SANITIZED_TESTS := $(THREADED_TESTS) tests/test_bzip2.py tests/test_gzip.py tests/test_xz.py
+SANITIZED_TESTS := $(THREADED_TESTS) tests/codec/test_bzip2.py tests/codec/test_gzip.py \
+    tests/codec/test_xz.py
 # Slower than the tests' own limits allow. What ends a worker is reported past pytest, which
 # would keep it to itself.
 SANITIZED_PYTEST := $(BIN)/python -m pytest -n 2 --timeout=1800 --capture=sys
@@ -76,21 +80,22 @@ fuzz:
 
 FUZZ_FLAGS := -std=c++17 -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
     -fno-sanitize-recover=all -Icsrc -D_FILE_OFFSET_BITS=64
-FUZZED := $(shell grep -L pybind11 csrc/*.cc)
-FUZZ_OBJECTS := $(patsubst csrc/%.cc,build/fuzz/%.o,$(FUZZED))
+FUZZED := $(shell grep -L pybind11 $(SOURCES))
+FUZZ_OBJECTS := $(FUZZED:%.cc=build/fuzz/%.o)
 # Encoders know no magic numbers that a fuzzer would have to guess: to look at what they
 # compare takes most of their time, and finds nothing.
-FUZZ_ENCODERS := byte_program codec_% deflate_% huffman lzma_lanes lzma_literals lzma_matches \
-    bzip2_block bzip2_huffman bzip2_mtf bzip2_rle bzip2_sort probe repeats runs suffix_array
-$(filter $(FUZZ_ENCODERS:%=build/fuzz/%.o),$(FUZZ_OBJECTS) build/fuzz/byte_program.o): \
+FUZZ_ENCODERS := huffman probe repeats runs gzip/encoder gzip/block gzip/matches gzip/plan \
+    bzip2/encoder bzip2/block bzip2/huffman bzip2/mtf bzip2/rle bzip2/sort bzip2/suffix_array \
+    store/encoder xz/encoder xz/lanes xz/literals xz/matches
+$(FUZZ_ENCODERS:%=build/fuzz/csrc/codec/%.o) build/fuzz/fuzz/byte_program.o: \
     FUZZ_FLAGS += -fno-sanitize-coverage=trace-cmp
 
-build/fuzz/fuzz_codecs: build/fuzz/byte_program.o build/fuzz/portable_twin.o
-$(FUZZERS): build/fuzz/fuzz_%: build/fuzz/fuzz_%.o $(FUZZ_OBJECTS)
+build/fuzz/fuzz_codecs: build/fuzz/fuzz/byte_program.o build/fuzz/fuzz/portable_twin.o
+$(FUZZERS): build/fuzz/fuzz_%: build/fuzz/fuzz/fuzz_%.o $(FUZZ_OBJECTS)
 	clang++ -fsanitize=fuzzer,address,undefined $^ -lz -llzma -ldeflate -lpthread -o $@
 
-vpath %.cc csrc fuzz
-build/fuzz/%.o: %.cc $(wildcard csrc/*.h fuzz/*.h)
+build/fuzz/%.o: %.cc $(HEADERS) $(wildcard fuzz/*.h)
+	mkdir -p $(@D)
 	clang++ $(FUZZ_FLAGS) -c $< -o $@
 
 bench: .venv/installed
@@ -112,7 +117,7 @@ clean:
 	touch $@
 
 # With sanitizers, reports name lines.
-.venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(shell find csrc -name "*.h" -o -name "*.cc")
+.venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(SOURCES) $(HEADERS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e . \
 	    --config-settings=cmake.build-type=$(if $(SANITIZE),RelWithDebInfo,Release) \
 	    --config-settings=cmake.define.PYCKPT_WERROR=ON \

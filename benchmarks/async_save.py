@@ -39,7 +39,7 @@ from benchmarks.states import library_text, tensors_of, train, trained
 from benchmarks.table import format_table
 from pyckpt import _core
 from pyckpt.options import available_cpus
-from pyckpt.rng import rng_state
+from pyckpt.training.rng import rng_state
 
 __all__ = ["main"]
 

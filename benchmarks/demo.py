@@ -24,7 +24,7 @@ from benchmarks.equality import differences
 from benchmarks.rivals import composers_way
 from benchmarks.states import CharacterModel, library_text, tensors_of, train
 from benchmarks.table import format_table
-from pyckpt.rng import rng_state
+from pyckpt.training.rng import rng_state
 
 __all__ = ["main"]
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt::fuzz {
 

@@ -16,10 +16,10 @@
 #include <vector>
 
 #include "byte_program.h"
-#include "codec.h"
+#include "codec/codec.h"
 #include "portable_twin.h"
-#include "stream_image.h"
-#include "stream_plan.h"
+#include "read/stream_image.h"
+#include "write/stream_plan.h"
 
 namespace {
 

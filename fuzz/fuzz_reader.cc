@@ -10,12 +10,12 @@
 #include <string>
 #include <vector>
 
-#include "error.h"
-#include "lzma_literal_decoder.h"
-#include "pickle_check.h"
-#include "stream_image.h"
-#include "tar_reader.h"
-#include "zip_reader.h"
+#include "base/error.h"
+#include "codec/xz/literal_decoder.h"
+#include "read/pickle_check.h"
+#include "read/stream_image.h"
+#include "read/tar_reader.h"
+#include "read/zip_reader.h"
 
 namespace {
 

@@ -1,8 +1,9 @@
 """Training checkpoints as standard archives, fast, and all or nothing."""
 
-from pyckpt.archive import save
-from pyckpt.async_checkpoint import async_save_checkpoint
-from pyckpt.checkpoint import save_checkpoint
+from pyckpt.archive.inspect import ArchiveInfo, inspect
+from pyckpt.archive.load import load
+from pyckpt.archive.verify import Problem, Report, verify
+from pyckpt.archive.writer import save
 from pyckpt.errors import (
     CheckpointError,
     CorruptArchiveError,
@@ -13,12 +14,11 @@ from pyckpt.errors import (
     StateMismatchError,
     TornSaveError,
 )
-from pyckpt.inspection import ArchiveInfo, inspect
-from pyckpt.loading import load
-from pyckpt.pending_saves import PendingSave
-from pyckpt.resume import load_checkpoint
 from pyckpt.state import RestorableState, State, Timestamp, TrainingState
-from pyckpt.verification import Problem, Report, verify
+from pyckpt.training.async_save_checkpoint import async_save_checkpoint
+from pyckpt.training.load_checkpoint import load_checkpoint
+from pyckpt.training.pending_saves import PendingSave
+from pyckpt.training.save_checkpoint import save_checkpoint
 
 __all__ = [
     "ArchiveInfo",

@@ -1,4 +1,4 @@
-"""The compiled part. Private: use pyckpt.archive."""
+"""The compiled part. Private: use pyckpt.archive.writer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar

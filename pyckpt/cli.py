@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pyckpt
-from pyckpt.conversion import convert, pack
+from pyckpt.archive.convert import convert, pack
+from pyckpt.archive.extract import extract, extract_tensor, write_tensor
+from pyckpt.archive.inspect import ArchiveInfo, MemberInfo, inspect
+from pyckpt.archive.trial import measure
+from pyckpt.archive.verify import Report, verify
 from pyckpt.errors import CheckpointError, CorruptArchiveError
-from pyckpt.extraction import extract, extract_tensor, write_tensor
-from pyckpt.inspection import ArchiveInfo, MemberInfo, inspect
-from pyckpt.trial import measure
-from pyckpt.verification import Report, verify
 
 __all__ = ["main"]
 

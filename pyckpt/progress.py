@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pyckpt.distributed import current_ranks
+from pyckpt.ranks.exchange import current_ranks
 
 __all__ = ["ProgressHook", "Report", "reporting"]
 

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from pyckpt import archive
+from pyckpt.archive import writer as archive
 
 # Tests run beside each other, and threads that wait for others' time are slower than one.
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import nn
 
 import pyckpt
-from pyckpt.naming import VARIABLES
 from pyckpt.state import is_deepspeed_engine, model_state_dict
+from pyckpt.training.names import VARIABLES
 
 
 def build(seed: int) -> tuple[nn.Module, list[Any], list[Any]]:

@@ -1,11 +1,11 @@
-#include "anonymous_map.h"
+#include "base/anonymous_map.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 namespace {

@@ -1,7 +1,7 @@
 // Memory that costs something only where it has been written to: room for a whole
 // stream of which perhaps only parts are decoded.
-#ifndef PYCKPT_ANONYMOUS_MAP_H_
-#define PYCKPT_ANONYMOUS_MAP_H_
+#ifndef PYCKPT_BASE_ANONYMOUS_MAP_H_
+#define PYCKPT_BASE_ANONYMOUS_MAP_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -36,4 +36,4 @@ class AnonymousMap {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_ANONYMOUS_MAP_H_
+#endif  // PYCKPT_BASE_ANONYMOUS_MAP_H_

@@ -1,7 +1,7 @@
 // Bytes in memory, and loads and stores in either order of bytes: the vocabulary of
 // every other file.
-#ifndef PYCKPT_BYTES_H_
-#define PYCKPT_BYTES_H_
+#ifndef PYCKPT_BASE_BYTES_H_
+#define PYCKPT_BASE_BYTES_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -95,4 +95,4 @@ inline std::uint64_t PaddingTo(std::uint64_t offset, std::uint64_t alignment) {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_BYTES_H_
+#endif  // PYCKPT_BASE_BYTES_H_

@@ -1,6 +1,6 @@
 // Which of the CPU's instruction sets kernels may use: the one place that asks.
-#ifndef PYCKPT_CPU_H_
-#define PYCKPT_CPU_H_
+#ifndef PYCKPT_BASE_CPU_H_
+#define PYCKPT_BASE_CPU_H_
 
 namespace pyckpt {
 
@@ -12,4 +12,4 @@ bool UseBmi2();  // and BMI1
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_CPU_H_
+#endif  // PYCKPT_BASE_CPU_H_

@@ -1,11 +1,11 @@
 // CRC-32 as zip and gzip use it (polynomial 0xEDB88320, RFC 1952 section 8), and
 // as bzip2 does.
-#ifndef PYCKPT_CRC32_H_
-#define PYCKPT_CRC32_H_
+#ifndef PYCKPT_BASE_CRC32_H_
+#define PYCKPT_BASE_CRC32_H_
 
 #include <cstdint>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -22,4 +22,4 @@ std::uint32_t Crc32Combine(std::uint32_t crc_a, std::uint32_t crc_b, std::uint64
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_CRC32_H_
+#endif  // PYCKPT_BASE_CRC32_H_

@@ -1,6 +1,6 @@
 // The one error type of the core. Bindings turn it into a Python exception.
-#ifndef PYCKPT_ERROR_H_
-#define PYCKPT_ERROR_H_
+#ifndef PYCKPT_BASE_ERROR_H_
+#define PYCKPT_BASE_ERROR_H_
 
 #include <cstdint>
 #include <cstring>
@@ -53,4 +53,4 @@ class Error : public std::runtime_error {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_ERROR_H_
+#endif  // PYCKPT_BASE_ERROR_H_

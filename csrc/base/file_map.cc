@@ -1,4 +1,4 @@
-#include "file_map.h"
+#include "base/file_map.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -7,7 +7,7 @@
 
 #include <cerrno>
 
-#include "error.h"
+#include "base/error.h"
 
 namespace pyckpt {
 

@@ -1,11 +1,11 @@
 // A file's bytes in memory, as they are on disk or as a copy that may be written to.
-#ifndef PYCKPT_FILE_MAP_H_
-#define PYCKPT_FILE_MAP_H_
+#ifndef PYCKPT_BASE_FILE_MAP_H_
+#define PYCKPT_BASE_FILE_MAP_H_
 
 #include <cstdint>
 #include <string>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -33,4 +33,4 @@ class FileMap {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_FILE_MAP_H_
+#endif  // PYCKPT_BASE_FILE_MAP_H_

@@ -1,4 +1,4 @@
-#include "file_source.h"
+#include "base/file_source.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <utility>
 
-#include "error.h"
+#include "base/error.h"
 
 namespace pyckpt {
 

@@ -1,11 +1,11 @@
 // A file on disk as a source of the stream.
-#ifndef PYCKPT_FILE_SOURCE_H_
-#define PYCKPT_FILE_SOURCE_H_
+#ifndef PYCKPT_BASE_FILE_SOURCE_H_
+#define PYCKPT_BASE_FILE_SOURCE_H_
 
 #include <cstdint>
 #include <string>
 
-#include "stream_plan.h"
+#include "write/stream_plan.h"
 
 namespace pyckpt {
 
@@ -30,4 +30,4 @@ class FileSource final : public Source {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_FILE_SOURCE_H_
+#endif  // PYCKPT_BASE_FILE_SOURCE_H_

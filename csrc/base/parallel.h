@@ -1,6 +1,6 @@
 // Independent pieces of work on some threads.
-#ifndef PYCKPT_PARALLEL_H_
-#define PYCKPT_PARALLEL_H_
+#ifndef PYCKPT_BASE_PARALLEL_H_
+#define PYCKPT_BASE_PARALLEL_H_
 
 #include <cstddef>
 #include <functional>
@@ -18,4 +18,4 @@ void RunParallel(std::size_t count, int threads, const std::function<Task()>& ne
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_PARALLEL_H_
+#endif  // PYCKPT_BASE_PARALLEL_H_

@@ -1,10 +1,10 @@
-#include "parallel_copy.h"
+#include "base/parallel_copy.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
 
-#include "parallel.h"
+#include "base/parallel.h"
 
 namespace pyckpt {
 namespace {

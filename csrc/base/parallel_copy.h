@@ -1,11 +1,11 @@
 // Copies of host memory on several threads.
-#ifndef PYCKPT_PARALLEL_COPY_H_
-#define PYCKPT_PARALLEL_COPY_H_
+#ifndef PYCKPT_BASE_PARALLEL_COPY_H_
+#define PYCKPT_BASE_PARALLEL_COPY_H_
 
 #include <cstdint>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -19,4 +19,4 @@ void ParallelCopy(const std::vector<Copy>& copies, int threads);
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_PARALLEL_COPY_H_
+#endif  // PYCKPT_BASE_PARALLEL_COPY_H_

@@ -4,17 +4,17 @@
 // A codec turns each chunk into bytes on its own (ChunkEncoder, in parallel)
 // and strings the results into one member or stream (StreamJoiner, in order).
 // Nothing in a chunk's code refers to another chunk.
-#ifndef PYCKPT_CODEC_H_
-#define PYCKPT_CODEC_H_
+#ifndef PYCKPT_CODEC_CODEC_H_
+#define PYCKPT_CODEC_CODEC_H_
 
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "bytes.h"
-#include "runs.h"
-#include "stream_plan.h"
+#include "base/bytes.h"
+#include "codec/runs.h"
+#include "write/stream_plan.h"
 
 namespace pyckpt {
 
@@ -120,4 +120,4 @@ const Codec& StoreCodec();
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_CODEC_H_
+#endif  // PYCKPT_CODEC_CODEC_H_

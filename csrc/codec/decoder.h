@@ -1,4 +1,4 @@
-// What a compressed format has to offer to the reader: the mirror of codec.h.
+// What a compressed format has to offer to the reader: the mirror of codec/codec.h.
 //
 // Where a file tells where its blocks of code lie, each is decoded on its own
 // (BlockDecoder, in parallel), and the results are tied together again
@@ -9,15 +9,15 @@
 // Error::Corrupt, with an offset in the file, as soon as its bytes are none that
 // an encoder writes; reads nothing outside the file; and needs no more memory
 // than its header says, whatever the file asks for.
-#ifndef PYCKPT_DECODER_H_
-#define PYCKPT_DECODER_H_
+#ifndef PYCKPT_CODEC_DECODER_H_
+#define PYCKPT_CODEC_DECODER_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -143,4 +143,4 @@ const Decompressor* FindDecompressor(Span file);
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_DECODER_H_
+#endif  // PYCKPT_CODEC_DECODER_H_

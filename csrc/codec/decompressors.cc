@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <array>
 
-#include "decode_bzip2.h"
-#include "decode_gzip.h"
-#include "decode_xz.h"
-#include "decoder.h"
+#include "codec/bzip2/decoder.h"
+#include "codec/decoder.h"
+#include "codec/gzip/decoder.h"
+#include "codec/xz/decoder.h"
 
 namespace pyckpt {
 

@@ -1,7 +1,7 @@
 // Length-limited Huffman codes: their lengths, and canonical codes as deflate
 // packs them (RFC 1951, section 3.2.2).
-#ifndef PYCKPT_HUFFMAN_H_
-#define PYCKPT_HUFFMAN_H_
+#ifndef PYCKPT_CODEC_HUFFMAN_H_
+#define PYCKPT_CODEC_HUFFMAN_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -37,4 +37,4 @@ std::vector<HuffmanCode> CanonicalCodes(const std::vector<std::uint8_t>& lengths
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_HUFFMAN_H_
+#endif  // PYCKPT_CODEC_HUFFMAN_H_

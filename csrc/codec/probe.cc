@@ -1,4 +1,4 @@
-#include "probe.h"
+#include "codec/probe.h"
 
 #include <algorithm>
 #include <array>

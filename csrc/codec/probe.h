@@ -1,10 +1,10 @@
 // A cheap look at bytes, from which codecs choose how to encode them.
-#ifndef PYCKPT_PROBE_H_
-#define PYCKPT_PROBE_H_
+#ifndef PYCKPT_CODEC_PROBE_H_
+#define PYCKPT_CODEC_PROBE_H_
 
 #include <cstddef>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -24,4 +24,4 @@ bool HasPositions(Span bytes);
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_PROBE_H_
+#endif  // PYCKPT_CODEC_PROBE_H_

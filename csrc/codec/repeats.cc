@@ -1,4 +1,4 @@
-#include "repeats.h"
+#include "codec/repeats.h"
 
 #include <algorithm>
 #include <utility>

@@ -2,15 +2,15 @@
 // that are dead, moments that have not moved yet), one element again and again,
 // rows that come twice, the headers between records. They cost next to nothing
 // to find, because only a place in every thirty-two is looked up.
-#ifndef PYCKPT_REPEATS_H_
-#define PYCKPT_REPEATS_H_
+#ifndef PYCKPT_CODEC_REPEATS_H_
+#define PYCKPT_CODEC_REPEATS_H_
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -78,4 +78,4 @@ void SplitAtRepeats(std::size_t begin, std::size_t end, const std::vector<Repeat
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_REPEATS_H_
+#endif  // PYCKPT_CODEC_REPEATS_H_

@@ -1,4 +1,4 @@
-#include "runs.h"
+#include "codec/runs.h"
 
 #include <cstring>
 #include <iterator>

@@ -1,14 +1,14 @@
 // A chunk's bytes as few runs of memory: large pieces where they lie, small ones copied
 // together.
-#ifndef PYCKPT_RUNS_H_
-#define PYCKPT_RUNS_H_
+#ifndef PYCKPT_CODEC_RUNS_H_
+#define PYCKPT_CODEC_RUNS_H_
 
 #include <algorithm>
 #include <cstddef>
 #include <vector>
 
-#include "bytes.h"
-#include "stream_plan.h"
+#include "base/bytes.h"
+#include "write/stream_plan.h"
 
 namespace pyckpt {
 
@@ -47,4 +47,4 @@ class Gatherer {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_RUNS_H_
+#endif  // PYCKPT_CODEC_RUNS_H_

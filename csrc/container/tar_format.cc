@@ -1,9 +1,9 @@
-#include "tar_format.h"
+#include "container/tar_format.h"
 
 #include <algorithm>
 #include <array>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 namespace {

@@ -1,7 +1,7 @@
 // The tar container: ustar headers, with pax records where ustar's fields are
 // too small (POSIX.1-2001, "pax Interchange Format"). Pure layout, no I/O.
-#ifndef PYCKPT_TAR_FORMAT_H_
-#define PYCKPT_TAR_FORMAT_H_
+#ifndef PYCKPT_CONTAINER_TAR_FORMAT_H_
+#define PYCKPT_CONTAINER_TAR_FORMAT_H_
 
 #include <cstdint>
 #include <string>
@@ -35,4 +35,4 @@ std::string TarHeader(const TarEntry& entry);
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_TAR_FORMAT_H_
+#endif  // PYCKPT_CONTAINER_TAR_FORMAT_H_

@@ -1,9 +1,9 @@
-#include "zip_format.h"
+#include "container/zip_format.h"
 
 #include <algorithm>
 #include <utility>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 namespace {

@@ -3,8 +3,8 @@
 // data aligned to 64 bytes, checksum behind the data. torch.load(mmap=True)
 // computes record offsets from these rules instead of reading them, so they
 // are met to the byte. Pure layout, no I/O.
-#ifndef PYCKPT_ZIP_FORMAT_H_
-#define PYCKPT_ZIP_FORMAT_H_
+#ifndef PYCKPT_CONTAINER_ZIP_FORMAT_H_
+#define PYCKPT_CONTAINER_ZIP_FORMAT_H_
 
 #include <cstdint>
 #include <string>
@@ -44,4 +44,4 @@ std::string ZipDirectory(const std::vector<ZipRecord>& records,
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_ZIP_FORMAT_H_
+#endif  // PYCKPT_CONTAINER_ZIP_FORMAT_H_

@@ -1,4 +1,4 @@
-#include "by_type.h"
+#include "python/by_type.h"
 
 namespace py = pybind11;
 

@@ -2,8 +2,8 @@
 //
 // A pickler asks for the persistent id of whatever it meets, some twenty times a
 // tensor, and nearly always in vain: that answer needs no Python.
-#ifndef PYCKPT_BY_TYPE_H_
-#define PYCKPT_BY_TYPE_H_
+#ifndef PYCKPT_PYTHON_BY_TYPE_H_
+#define PYCKPT_PYTHON_BY_TYPE_H_
 
 #include <pybind11/pybind11.h>
 
@@ -15,4 +15,4 @@ pybind11::object ByType(const pybind11::dict& handlers, const pybind11::object& 
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_BY_TYPE_H_
+#endif  // PYCKPT_PYTHON_BY_TYPE_H_

@@ -1,11 +1,11 @@
-#include "pickle_check.h"
+#include "read/pickle_check.h"
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string_view>
 
-#include "error.h"
+#include "base/error.h"
 
 namespace pyckpt {
 namespace {

@@ -1,9 +1,9 @@
 // What a pickle claims about itself, compared with its size. Python's unpickler in C
 // believes a memo index, and makes room for all that are below it.
-#ifndef PYCKPT_PICKLE_CHECK_H_
-#define PYCKPT_PICKLE_CHECK_H_
+#ifndef PYCKPT_READ_PICKLE_CHECK_H_
+#define PYCKPT_READ_PICKLE_CHECK_H_
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -14,4 +14,4 @@ void CheckPickle(Span pickle);
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_PICKLE_CHECK_H_
+#endif  // PYCKPT_READ_PICKLE_CHECK_H_

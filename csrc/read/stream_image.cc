@@ -1,4 +1,4 @@
-#include "stream_image.h"
+#include "read/stream_image.h"
 
 #include <algorithm>
 #include <exception>
@@ -6,13 +6,13 @@
 #include <optional>
 #include <utility>
 
-#include "anonymous_map.h"
-#include "crc32.h"
-#include "decoder.h"
-#include "error.h"
-#include "file_map.h"
-#include "file_source.h"
-#include "parallel.h"
+#include "base/anonymous_map.h"
+#include "base/crc32.h"
+#include "base/error.h"
+#include "base/file_map.h"
+#include "base/file_source.h"
+#include "base/parallel.h"
+#include "codec/decoder.h"
 
 namespace pyckpt {
 namespace {

@@ -10,8 +10,8 @@
 // decoder. Blocks that are only to be checked go through one buffer a thread. Of
 // blocks of unknown size (bzip2), 8 a thread of at most 2 MiB wait decoded for
 // their place; the rare larger one, of equal bytes, is decoded again in its turn.
-#ifndef PYCKPT_STREAM_IMAGE_H_
-#define PYCKPT_STREAM_IMAGE_H_
+#ifndef PYCKPT_READ_STREAM_IMAGE_H_
+#define PYCKPT_READ_STREAM_IMAGE_H_
 
 #include <atomic>
 #include <cstdint>
@@ -20,7 +20,7 @@
 #include <string>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -142,4 +142,4 @@ class StreamImage {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_STREAM_IMAGE_H_
+#endif  // PYCKPT_READ_STREAM_IMAGE_H_

@@ -1,12 +1,12 @@
-#include "tar_reader.h"
+#include "read/tar_reader.h"
 
 #include <algorithm>
 #include <numeric>
 #include <optional>
 
-#include "bytes.h"
-#include "error.h"
-#include "tar_format.h"
+#include "base/bytes.h"
+#include "base/error.h"
+#include "container/tar_format.h"
 
 namespace pyckpt {
 namespace {

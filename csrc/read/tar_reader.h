@@ -1,12 +1,12 @@
 // The members of a tar that anybody wrote: ustar, pax and GNU headers, and those
-// of before POSIX (tar_format.h has what pyckpt itself writes).
-#ifndef PYCKPT_TAR_READER_H_
-#define PYCKPT_TAR_READER_H_
+// of before POSIX (container/tar_format.h has what pyckpt itself writes).
+#ifndef PYCKPT_READ_TAR_READER_H_
+#define PYCKPT_READ_TAR_READER_H_
 
 #include <cstdint>
 #include <string>
 
-#include "stream_image.h"
+#include "read/stream_image.h"
 
 namespace pyckpt {
 
@@ -42,4 +42,4 @@ class TarReader {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_TAR_READER_H_
+#endif  // PYCKPT_READ_TAR_READER_H_

@@ -1,11 +1,11 @@
-#include "zip_reader.h"
+#include "read/zip_reader.h"
 
 #include <algorithm>
 #include <cstring>
 #include <set>
 
-#include "bytes.h"
-#include "error.h"
+#include "base/bytes.h"
+#include "base/error.h"
 
 namespace pyckpt {
 namespace {

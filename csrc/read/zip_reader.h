@@ -1,13 +1,13 @@
 // The records of a zip file that anybody wrote, inside a larger stream or alone
-// (APPNOTE.TXT for the fields; zip_format.h has what pyckpt itself writes).
-#ifndef PYCKPT_ZIP_READER_H_
-#define PYCKPT_ZIP_READER_H_
+// (APPNOTE.TXT for the fields; container/zip_format.h has what pyckpt itself writes).
+#ifndef PYCKPT_READ_ZIP_READER_H_
+#define PYCKPT_READ_ZIP_READER_H_
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "stream_image.h"
+#include "read/stream_image.h"
 
 namespace pyckpt {
 
@@ -34,4 +34,4 @@ std::vector<Extent> LocateZipData(StreamImage* image, const std::vector<ZipEntry
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_ZIP_READER_H_
+#endif  // PYCKPT_READ_ZIP_READER_H_

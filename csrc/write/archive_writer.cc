@@ -1,10 +1,10 @@
-#include "archive_writer.h"
+#include "write/archive_writer.h"
 
 #include <utility>
 
-#include "error.h"
-#include "file_source.h"
-#include "zip_format.h"
+#include "base/error.h"
+#include "base/file_source.h"
+#include "container/zip_format.h"
 
 namespace pyckpt {
 

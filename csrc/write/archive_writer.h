@@ -1,7 +1,7 @@
 // The public face of the core: a checkpoint archive from its members to its
 // name on disk. Composes the layouts, the pipeline and the sink.
-#ifndef PYCKPT_ARCHIVE_WRITER_H_
-#define PYCKPT_ARCHIVE_WRITER_H_
+#ifndef PYCKPT_WRITE_ARCHIVE_WRITER_H_
+#define PYCKPT_WRITE_ARCHIVE_WRITER_H_
 
 #include <atomic>
 #include <cstdint>
@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "codec.h"
-#include "file_sink.h"
-#include "pipeline.h"
-#include "stream_plan.h"
-#include "tar_format.h"
+#include "codec/codec.h"
+#include "container/tar_format.h"
+#include "write/file_sink.h"
+#include "write/pipeline.h"
+#include "write/stream_plan.h"
 
 namespace pyckpt {
 
@@ -98,4 +98,4 @@ class ArchiveWriter {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_ARCHIVE_WRITER_H_
+#endif  // PYCKPT_WRITE_ARCHIVE_WRITER_H_

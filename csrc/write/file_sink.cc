@@ -1,4 +1,4 @@
-#include "file_sink.h"
+#include "write/file_sink.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -12,7 +12,7 @@
 #include <random>
 #include <utility>
 
-#include "error.h"
+#include "base/error.h"
 
 namespace pyckpt {
 namespace {

@@ -9,14 +9,14 @@
 //                                     `--> Restore  (the old file comes back)
 // Abandon() at any point before Commit; the destructor abandons or restores.
 // Every failure throws Error::System with the path concerned.
-#ifndef PYCKPT_FILE_SINK_H_
-#define PYCKPT_FILE_SINK_H_
+#ifndef PYCKPT_WRITE_FILE_SINK_H_
+#define PYCKPT_WRITE_FILE_SINK_H_
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -64,4 +64,4 @@ class FileSink {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_FILE_SINK_H_
+#endif  // PYCKPT_WRITE_FILE_SINK_H_

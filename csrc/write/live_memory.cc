@@ -1,10 +1,10 @@
-#include "live_memory.h"
+#include "write/live_memory.h"
 
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
-#include "parallel.h"
+#include "base/parallel.h"
 
 namespace pyckpt {
 namespace {

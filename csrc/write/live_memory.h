@@ -9,8 +9,8 @@
 // Ranges are cut into pieces, and each piece knows how many of its bytes are
 // still to be read. Every byte is read once. Stage only reads the memory too, so
 // workers need not stop for it.
-#ifndef PYCKPT_LIVE_MEMORY_H_
-#define PYCKPT_LIVE_MEMORY_H_
+#ifndef PYCKPT_WRITE_LIVE_MEMORY_H_
+#define PYCKPT_WRITE_LIVE_MEMORY_H_
 
 #include <condition_variable>
 #include <cstddef>
@@ -19,8 +19,8 @@
 #include <mutex>
 #include <vector>
 
-#include "bytes.h"
-#include "stream_plan.h"
+#include "base/bytes.h"
+#include "write/stream_plan.h"
 
 namespace pyckpt {
 
@@ -84,4 +84,4 @@ class LiveSource final : public Source {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_LIVE_MEMORY_H_
+#endif  // PYCKPT_WRITE_LIVE_MEMORY_H_

@@ -1,4 +1,4 @@
-#include "pipeline.h"
+#include "write/pipeline.h"
 
 #include <algorithm>
 #include <chrono>

@@ -11,16 +11,16 @@
 // Memory: slots = 2 x threads, and each slot holds what a chunk was read to
 // (nothing for host memory) and its code; each worker holds its encoder and,
 // for chunks of many pieces, one gathered copy.
-#ifndef PYCKPT_PIPELINE_H_
-#define PYCKPT_PIPELINE_H_
+#ifndef PYCKPT_WRITE_PIPELINE_H_
+#define PYCKPT_WRITE_PIPELINE_H_
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
 
-#include "codec.h"
-#include "file_sink.h"
-#include "stream_plan.h"
+#include "codec/codec.h"
+#include "write/file_sink.h"
+#include "write/stream_plan.h"
 
 namespace pyckpt {
 
@@ -37,4 +37,4 @@ std::uint64_t RunPipeline(StreamPlan* plan, const Codec& codec, int level, int t
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_PIPELINE_H_
+#endif  // PYCKPT_WRITE_PIPELINE_H_

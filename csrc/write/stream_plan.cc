@@ -1,10 +1,10 @@
-#include "stream_plan.h"
+#include "write/stream_plan.h"
 
 #include <algorithm>
 #include <utility>
 
-#include "crc32.h"
-#include "error.h"
+#include "base/crc32.h"
+#include "base/error.h"
 
 namespace pyckpt {
 

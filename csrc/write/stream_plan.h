@@ -5,8 +5,8 @@
 // whose size is known now and whose value depends on what precedes them. A
 // stream is then read in chunks: Read() in parallel and in any order, Join()
 // once per chunk in stream order. Deferred bytes are made in Join().
-#ifndef PYCKPT_STREAM_PLAN_H_
-#define PYCKPT_STREAM_PLAN_H_
+#ifndef PYCKPT_WRITE_STREAM_PLAN_H_
+#define PYCKPT_WRITE_STREAM_PLAN_H_
 
 #include <cstdint>
 #include <functional>
@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -107,4 +107,4 @@ class StreamPlan {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_STREAM_PLAN_H_
+#endif  // PYCKPT_WRITE_STREAM_PLAN_H_

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from pyckpt import _core
-from pyckpt.archive import save
+from pyckpt.archive.load import load
+from pyckpt.archive.writer import save
 from pyckpt.errors import OptionError
-from pyckpt.loading import load
 
 __all__ = ["measure"]
 

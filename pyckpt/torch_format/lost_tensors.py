@@ -10,8 +10,8 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyckpt.archive_reader import ArchiveReader, Member
-from pyckpt.tensor_index import TensorInfo, tensors_in
+from pyckpt.archive.reader import ArchiveReader, Member
+from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
 
 __all__ = ["lost_tensors"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from pyckpt.key_paths import Globs, join_path
-from pyckpt.pickle_tree import Inert, InertClass, StoredStorage, Way, read_tree
+from pyckpt.torch_format.pickle_tree import Inert, InertClass, StoredStorage, Way, read_tree
 
 __all__ = ["cut_pickle"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pyckpt.key_paths import join_path
-from pyckpt.pickle_tree import Inert, StoredStorage, Way, read_tree
+from pyckpt.torch_format.pickle_tree import Inert, StoredStorage, Way, read_tree
 
 __all__ = ["StorageInfo", "TensorInfo", "tensors_in"]
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
-from pyckpt.admitted_types import admitted
-from pyckpt.archive import STATES_MEMBER, ArchiveWriter
-from pyckpt.archive_reader import ArchiveReader
-from pyckpt.distributed import Ranks, together
+from pyckpt.archive.load import load
+from pyckpt.archive.reader import ArchiveReader
+from pyckpt.archive.writer import STATES_MEMBER, ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
-from pyckpt.loading import load
-from pyckpt.sharing import Source, read_shared
+from pyckpt.ranks.exchange import Ranks, together
+from pyckpt.torch_format.admitted_types import admitted
+from pyckpt.training.shared_reads import Source, read_shared
 
 __all__ = ["TAG", "EngineStates", "check_can_load", "collect_engine_states"]
 

@@ -277,7 +277,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 import pyckpt
-from pyckpt import archive
+from pyckpt.archive import writer as archive
 
 archive.time = SimpleNamespace(time=lambda: 1_700_000_000.0)
 tensor = torch.frombuffer(bytearray(Path(sys.argv[1]).read_bytes()), dtype=torch.uint8)

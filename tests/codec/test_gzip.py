@@ -262,7 +262,7 @@ SAVE_ALL = """
 import sys, types
 from pathlib import Path
 import torch, pyckpt
-from pyckpt import archive
+from pyckpt.archive import writer as archive
 archive.time = types.SimpleNamespace(time=lambda: float(sys.argv[2]))
 for path in sorted(Path(sys.argv[1]).glob("*.bin")):
     tensor = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)

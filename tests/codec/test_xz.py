@@ -271,7 +271,7 @@ SAVE_ALL = """
 import sys, types
 from pathlib import Path
 import torch, pyckpt
-from pyckpt import archive
+from pyckpt.archive import writer as archive
 archive.time = types.SimpleNamespace(time=lambda: float(sys.argv[2]))
 for path in sorted(Path(sys.argv[1]).glob("*.pt")):
     pyckpt.save(torch.load(path), path.with_suffix(".tar.xz"), fsync=False, num_threads=2)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pyckpt import file_identity as module
-from pyckpt.file_identity import file_identity
+from pyckpt.ranks import file_identity as module
+from pyckpt.ranks.file_identity import file_identity
 from tests.launch import private_mounts
 
 ROOT = "22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
@@ -108,7 +108,7 @@ def test_real_mounts(tmp_path: Path) -> None:
         'mount -t tmpfs none "$1/one two"; mount --bind "$1/one two" "$1/three"; shift; exec "$@"'
     )
     program = (
-        "import sys\nfrom pathlib import Path\nfrom pyckpt.file_identity import _mount_of\n"
+        "import sys\nfrom pathlib import Path\nfrom pyckpt.ranks.file_identity import _mount_of\n"
         "for folder in sys.argv[1:]: print(*_mount_of(folder + '/x'), sep='|')"
     )
     folders = [str(tmp_path / "one two"), str(tmp_path / "three")]

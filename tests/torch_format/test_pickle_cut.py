@@ -16,7 +16,7 @@ from torch import nn
 
 import pyckpt
 from pyckpt import _core
-from pyckpt.pickle_cut import cut_pickle
+from pyckpt.torch_format.pickle_cut import cut_pickle
 
 
 class Named(NamedTuple):

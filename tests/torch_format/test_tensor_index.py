@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pyckpt.tensor_index import TensorInfo, tensors_in
+from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
 
 
 def pickle_of(obj: Any) -> bytes:

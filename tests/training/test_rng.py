@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.rng import rng_state, set_rng_state
+from pyckpt.training.rng import rng_state, set_rng_state
 
 
 def draw() -> tuple[float, float, float]:
@@ -40,7 +40,7 @@ def test_taking_the_states_draws_nothing() -> None:
 
 def test_cuda_is_left_alone_until_it_is_in_use() -> None:
     program = (
-        "import torch\nfrom pyckpt.rng import rng_state\n"
+        "import torch\nfrom pyckpt.training.rng import rng_state\n"
         "assert 'cuda' not in rng_state() and not torch.cuda.is_initialized()\n"
         "if torch.cuda.is_available():\n"
         "    torch.cuda.init()\n"
@@ -52,7 +52,7 @@ def test_cuda_is_left_alone_until_it_is_in_use() -> None:
 
 def test_cuda_is_restored_where_there_is_one() -> None:
     program = (
-        "import torch\nfrom pyckpt.rng import rng_state, set_rng_state\n"
+        "import torch\nfrom pyckpt.training.rng import rng_state, set_rng_state\n"
         "if torch.cuda.is_available():\n"
         "    torch.cuda.init()\n"
         "    state = rng_state()\n"

@@ -14,8 +14,8 @@ from peak_memory import forget_peak, peak_nbytes
 from torch import nn
 
 import pyckpt
-from pyckpt import async_checkpoint
-from pyckpt.staging import BufferPool
+from pyckpt.staging.copies import BufferPool
+from pyckpt.training import async_save_checkpoint as async_checkpoint
 
 FILENAME = sys.argv[1]
 WIDTH = 3072

@@ -24,7 +24,9 @@ import torch.distributed as dist
 from torch import nn
 
 import pyckpt
-from pyckpt import async_checkpoint, lazy_staging, pending_saves
+from pyckpt.staging import lazy as lazy_staging
+from pyckpt.training import async_save_checkpoint as async_checkpoint
+from pyckpt.training import pending_saves
 
 SCENARIO, OUT, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 ZERO = int(sys.argv[4]) if len(sys.argv) > 4 else None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt import async_checkpoint
+from pyckpt.training import async_save_checkpoint as async_checkpoint
 
 SCENARIO, STAGE, FILENAME = sys.argv[1:]
 

@@ -4,7 +4,7 @@ from dataclasses import astuple
 
 import torch.distributed as dist
 
-from pyckpt.distributed import current_ranks
+from pyckpt.ranks.exchange import current_ranks
 
 alone = astuple(current_ranks())
 dist.init_process_group("gloo")

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 import pyckpt
-from pyckpt import sharing
+from pyckpt.training import shared_reads as sharing
 
 MODE, OUT, PATH = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 TRAINED, MORE = 3, 3

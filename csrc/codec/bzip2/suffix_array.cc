@@ -1,4 +1,4 @@
-#include "suffix_array.h"
+#include "codec/bzip2/suffix_array.h"
 
 #include <algorithm>
 #include <cstddef>

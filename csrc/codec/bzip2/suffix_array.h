@@ -1,11 +1,11 @@
 // Suffix sorting in linear time, whatever the input.
-#ifndef PYCKPT_SUFFIX_ARRAY_H_
-#define PYCKPT_SUFFIX_ARRAY_H_
+#ifndef PYCKPT_CODEC_BZIP2_SUFFIX_ARRAY_H_
+#define PYCKPT_CODEC_BZIP2_SUFFIX_ARRAY_H_
 
 #include <cstdint>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -16,4 +16,4 @@ void BuildSuffixArray(Span text, std::vector<std::int32_t>* suffixes);
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_SUFFIX_ARRAY_H_
+#endif  // PYCKPT_CODEC_BZIP2_SUFFIX_ARRAY_H_

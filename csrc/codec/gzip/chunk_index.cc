@@ -1,10 +1,10 @@
-#include "chunk_index.h"
+#include "codec/gzip/chunk_index.h"
 
 #include <algorithm>
 #include <numeric>
 #include <string_view>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 namespace {

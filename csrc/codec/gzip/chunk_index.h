@@ -1,8 +1,8 @@
 // Where chunks begin in a gzip archive, for readers that decode in parallel or
 // want one tensor only. It stands behind the tar, where tar readers look no
 // more, inside the one gzip member that there is.
-#ifndef PYCKPT_CHUNK_INDEX_H_
-#define PYCKPT_CHUNK_INDEX_H_
+#ifndef PYCKPT_CODEC_GZIP_CHUNK_INDEX_H_
+#define PYCKPT_CODEC_GZIP_CHUNK_INDEX_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace pyckpt {
 
@@ -37,4 +37,4 @@ std::optional<ChunkIndex> DecodeChunkIndex(Span raw);
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_CHUNK_INDEX_H_
+#endif  // PYCKPT_CODEC_GZIP_CHUNK_INDEX_H_

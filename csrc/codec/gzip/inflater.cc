@@ -1,11 +1,11 @@
-#include "inflater.h"
+#include "codec/gzip/inflater.h"
 
 #include <zlib.h>
 
 #include <algorithm>
 #include <new>
 
-#include "error.h"
+#include "base/error.h"
 
 namespace pyckpt {
 namespace {

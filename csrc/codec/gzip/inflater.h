@@ -1,12 +1,12 @@
 // Decodes one stream of deflate, in pieces of any size.
-#ifndef PYCKPT_INFLATER_H_
-#define PYCKPT_INFLATER_H_
+#ifndef PYCKPT_CODEC_GZIP_INFLATER_H_
+#define PYCKPT_CODEC_GZIP_INFLATER_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 struct z_stream_s;
 
@@ -40,4 +40,4 @@ class Inflater {
 
 }  // namespace pyckpt
 
-#endif  // PYCKPT_INFLATER_H_
+#endif  // PYCKPT_CODEC_GZIP_INFLATER_H_

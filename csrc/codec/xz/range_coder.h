@@ -1,18 +1,18 @@
 // LZMA's range coder for one code: the portable path, and the way out when the
-// eight-lane one (lzma_lanes.h) meets a run of decisions that it cannot hold.
+// eight-lane one (codec/xz/lanes.h) meets a run of decisions that it cannot hold.
 //
 // A code is a number that grows digit by digit. Its end is held in a window of
 // 64 bits, from the top: the last settled byte, the 32 bits of "low" that later
 // decisions still change, and 24 zeros, room for three bytes' shift. A carry
 // out of the window, past a settled byte of 0xFF, is added to the bytes already
 // written; that is rare.
-#ifndef PYCKPT_RANGE_CODER_H_
-#define PYCKPT_RANGE_CODER_H_
+#ifndef PYCKPT_CODEC_XZ_RANGE_CODER_H_
+#define PYCKPT_CODEC_XZ_RANGE_CODER_H_
 
 #include <cstdint>
 #include <cstring>
 
-#include "lzma_model.h"
+#include "codec/xz/model.h"
 
 namespace pyckpt::xz {
 
@@ -93,4 +93,4 @@ class RangeCoder {
 
 }  // namespace pyckpt::xz
 
-#endif  // PYCKPT_RANGE_CODER_H_
+#endif  // PYCKPT_CODEC_XZ_RANGE_CODER_H_

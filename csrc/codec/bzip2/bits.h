@@ -1,0 +1,106 @@
+// Bits as bzip2 packs them: each byte from its highest bit down.
+#ifndef PYCKPT_CODEC_BZIP2_BITS_H_
+#define PYCKPT_CODEC_BZIP2_BITS_H_
+
+#include <cstdint>
+#include <cstring>
+
+#include "base/bytes.h"
+
+namespace pyckpt::bzip2 {
+
+// Every write stores eight bytes, so the output needs that much room behind its
+// end. What is left of the last byte is zero.
+class BitWriter {
+ public:
+  static constexpr std::size_t kSlackNbytes = 8;
+  static constexpr unsigned kMostBits = 56;  // in one Put
+
+  // Goes on behind the first nbits at out.
+  BitWriter(std::uint8_t* out, std::uint64_t nbits)
+      : begin_(out), out_(out + nbits / 8), used_(nbits % 8) {
+    if (used_ != 0) word_ = std::uint64_t{*out_} << 56;
+  }
+
+  // Bits above length are zero.
+  void Put(std::uint64_t bits, unsigned length) {
+    // In two steps: a length of 0 must not shift by all 64 bits.
+    word_ |= bits << (63 - used_ - length) << 1;
+    used_ += length;
+    Store(word_);
+    out_ += used_ >> 3;
+    word_ <<= used_ & ~7U;
+    used_ &= 7;
+  }
+
+  std::uint64_t nbits() const { return static_cast<std::uint64_t>(out_ - begin_) * 8 + used_; }
+
+ private:
+  void Store(std::uint64_t word) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    word = __builtin_bswap64(word);
+#endif
+    std::memcpy(out_, &word, sizeof word);
+  }
+
+  std::uint8_t* begin_;
+  std::uint8_t* out_;
+  unsigned used_;
+  std::uint64_t word_ = 0;
+};
+
+// Reads bits from anywhere in bytes; behind their end there are zeros without
+// end, and overrun() tells.
+class BitReader {
+ public:
+  static constexpr unsigned kMostBits = 56;  // in one Peek or Read
+
+  BitReader(Span bytes, std::uint64_t bit) : bytes_(bytes), at_(bit / 8) {
+    Refill();
+    Skip(bit % 8);
+  }
+
+  // Makes kMostBits ready.
+  void Refill() {
+    if (at_ + sizeof word_ <= bytes_.nbytes) {
+      // Bits that are there already come again, and are the same.
+      word_ |= LoadBe64(bytes_.data + at_) >> ready_;
+      at_ += (63 - ready_) >> 3;
+      ready_ |= 56;
+      return;
+    }
+    for (; ready_ <= 56; ready_ += 8, ++at_) {
+      const std::uint64_t byte = at_ < bytes_.nbytes ? bytes_.data[at_] : 0;
+      word_ |= byte << (56 - ready_);
+    }
+  }
+
+  // The next bits, of those that are ready; at least one.
+  std::uint64_t Peek(unsigned length) const { return word_ >> (64 - length); }
+
+  // Of those that are ready; fewer than 64.
+  void Skip(unsigned length) {
+    word_ <<= length;
+    ready_ -= length;
+  }
+
+  std::uint64_t Read(unsigned length) {
+    Refill();
+    const std::uint64_t bits = Peek(length);
+    Skip(length);
+    return bits;
+  }
+
+  std::uint64_t bit() const { return at_ * 8 - ready_; }
+  bool overrun() const { return bit() > std::uint64_t{bytes_.nbytes} * 8; }
+
+ private:
+  Span bytes_;
+  std::uint64_t at_;    // what comes into the word next
+  unsigned ready_ = 0;  // bits in the word, from the top
+  std::uint64_t word_ = 0;
+};
+
+}  // namespace pyckpt::bzip2
+
+#endif  // PYCKPT_CODEC_BZIP2_BITS_H_

@@ -1,0 +1,114 @@
+#include "codec/bzip2/encoder.h"
+
+#include <array>
+
+#include "codec/bzip2/bits.h"
+#include "codec/bzip2/block.h"
+#include "codec/bzip2/format.h"
+
+namespace pyckpt::bzip2 {
+namespace {
+
+// Every header must say 9: the stream has one, and it bounds all its blocks.
+constexpr int kHeaderLevel = 9;
+// After run-length coding a block may hold this much less than its nominal size.
+constexpr std::size_t kBlockReserve = 19;
+
+std::uint32_t Fold(std::uint32_t combined, std::uint32_t blocks) {
+  const std::uint32_t turns = blocks % 32;
+  return turns == 0 ? combined : combined << turns | combined >> (32 - turns);
+}
+
+std::uint64_t BitsAt(const std::uint8_t* data, std::uint64_t bit, int nbits) {
+  std::uint64_t value = 0;
+  for (int i = 0; i < nbits; ++i, ++bit) {
+    value = value << 1 | (data[bit >> 3] >> (7 - (bit & 7)) & 1);
+  }
+  return value;
+}
+
+class Bzip2Encoder final : public ContiguousEncoder {
+ public:
+  explicit Bzip2Encoder(int level) : level_(level) {}
+
+ protected:
+  void EncodeBytes(Span raw, const Chunk& /*chunk*/, EncodedChunk* out) override {
+    const std::size_t limit =
+        std::size_t{100'000} * static_cast<std::size_t>(level_) - kBlockReserve;
+    out->check = 0;
+    out->blocks = 0;
+    out->nbits = 0;
+    for (std::size_t at = 0; at < raw.nbytes;) {
+      const Span rest = {raw.data + at, raw.nbytes - at};
+      const BlockEncoder::Block block = encoder_.Append(rest, limit, &out->buffer, &out->nbits);
+      out->check = Fold(out->check, 1) ^ block.crc;
+      ++out->blocks;
+      at += block.raw_nbytes;
+    }
+    out->UseBuffer((out->nbits + 7) / 8);
+  }
+
+ private:
+  int level_;
+  BlockEncoder encoder_;
+};
+
+class Bzip2Joiner final : public StreamJoiner {
+ public:
+  std::string Begin() override { return {'B', 'Z', 'h', '0' + kHeaderLevel}; }
+
+  void Append(EncodedChunk* chunk) override {
+    crc_ = Fold(crc_, chunk->blocks) ^ chunk->check;
+    chunk->shift = used_;
+    chunk->carry = carry_;
+    const std::uint64_t total = used_ + chunk->nbits;
+    chunk->nbytes = total / 8;
+    used_ = total % 8;
+    // A block alone is longer than a byte, so what is left over is the chunk's.
+    carry_ = 0;
+    if (used_ != 0) {
+      const int nbits = static_cast<int>(used_);
+      const std::uint64_t bits = BitsAt(chunk->buffer.data(), chunk->nbits - used_, nbits);
+      carry_ = static_cast<std::uint8_t>(bits << (8 - nbits));
+    }
+  }
+
+  void Settle(EncodedChunk* chunk) const override {
+    std::uint8_t* p = chunk->buffer.data();
+    if (chunk->shift != 0) {
+      unsigned before = chunk->carry;
+      for (std::uint64_t i = 0; i < chunk->nbytes; ++i) {
+        const unsigned byte = p[i];
+        p[i] = static_cast<std::uint8_t>(before | byte >> chunk->shift);
+        before = byte << (8 - chunk->shift) & 0xFF;
+      }
+    }
+    chunk->UseBuffer(chunk->nbytes);
+  }
+
+  std::string End() override {
+    std::array<std::uint8_t, 1 + (kMagicBits + kCrcBits) / 8 + BitWriter::kSlackNbytes> last{};
+    last[0] = carry_;
+    BitWriter bits(last.data(), used_);
+    bits.Put(kEndMagic, kMagicBits);
+    bits.Put(crc_, kCrcBits);
+    return {reinterpret_cast<const char*>(last.data()), (bits.nbits() + 7) / 8};
+  }
+
+ private:
+  std::uint32_t crc_ = 0;
+  std::uint32_t used_ = 0;  // bits of the byte that the next chunk completes
+  std::uint8_t carry_ = 0;  // those bits, high first
+};
+
+}  // namespace
+
+std::unique_ptr<ChunkEncoder> Bzip2Codec::NewEncoder(int level) const {
+  return std::make_unique<Bzip2Encoder>(level);
+}
+
+std::unique_ptr<StreamJoiner> Bzip2Codec::NewJoiner() const {
+  return std::make_unique<Bzip2Joiner>();
+}
+
+}  // namespace pyckpt::bzip2

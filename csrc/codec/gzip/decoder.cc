@@ -1,0 +1,265 @@
+#include "codec/gzip/decoder.h"
+
+#include <libdeflate.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <new>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "base/crc32.h"
+#include "base/error.h"
+#include "codec/gzip/chunk_index.h"
+#include "codec/gzip/inflater.h"
+
+namespace pyckpt::gzip {
+namespace {
+
+constexpr std::size_t kHeaderNbytes = 10;
+constexpr std::size_t kTrailerNbytes = 8;
+constexpr std::size_t kStoredHeaderNbytes = 5;  // of a block that starts on a byte
+// No code of deflate stands for more: 258 bytes take two bits.
+constexpr std::uint64_t kMostExpansion = 1032;
+
+bool HasMagic(Span file, std::uint64_t at) {
+  return file.nbytes - at >= 3 && file.data[at] == 0x1F && file.data[at + 1] == 0x8B &&
+         file.data[at + 2] == 8;
+}
+
+// The checksum and length of a member so far.
+struct Total {
+  std::uint32_t crc = 0;
+  std::uint64_t nbytes = 0;
+
+  void RequireTrailer(Span file, std::uint64_t at) const {
+    if (file.nbytes - at < kTrailerNbytes) {
+      throw Error::Corrupt("gzip: the file ends within a trailer", at);
+    }
+    if (LoadLe32(file.data + at) != crc) {
+      throw Error::Corrupt("gzip: the checksum is another", at);
+    }
+    if (LoadLe32(file.data + at + 4) != static_cast<std::uint32_t>(nbytes)) {
+      throw Error::Corrupt("gzip: the length is another", at + 4);
+    }
+  }
+};
+
+class ChunkDecoder final : public BlockDecoder {
+ public:
+  ChunkDecoder() : inflate_(libdeflate_alloc_decompressor()) {
+    if (inflate_ == nullptr) throw std::bad_alloc();
+  }
+  ~ChunkDecoder() override { libdeflate_free_decompressor(inflate_); }
+
+  DecodedBlock Decode(Span file, const CodeBlock& block, std::uint8_t* out,
+                      std::size_t capacity) override {
+    if (capacity < block.raw_nbytes) {
+      throw Error(ErrorKind::kArgument, "gzip: a chunk needs more room");
+    }
+    const std::uint64_t begin = block.code_bit / 8;
+    const std::size_t code_nbytes = block.code_nbits / 8;
+    const std::uint64_t end = begin + code_nbytes;
+    const std::uint8_t* code = file.data + begin;
+    std::size_t wanted = code_nbytes;
+    if (end + kTrailerNbytes != file.nbytes) {
+      // The library wants a whole stream: an empty last block makes it one.
+      wanted += kEmptyLastBlock.size();
+      std::uint8_t* copy = code_.Reserve(wanted);
+      std::memcpy(copy, code, code_nbytes);
+      std::memcpy(copy + code_nbytes, kEmptyLastBlock.data(), kEmptyLastBlock.size());
+      code = copy;
+    }
+    std::size_t used = 0;
+    const libdeflate_result result = libdeflate_deflate_decompress_ex(
+        inflate_, code, wanted, out, block.raw_nbytes, &used, nullptr);
+    if (result != LIBDEFLATE_SUCCESS || used != wanted) {
+      throw Error::Corrupt("gzip: a chunk is not what the chunk index says", begin);
+    }
+    const std::size_t nbytes = block.raw_nbytes;
+    return {nbytes, end * 8, Crc32({out, nbytes})};
+  }
+
+ private:
+  // A stored block of no bytes, the last of its stream (RFC 1951, 3.2.4).
+  static constexpr std::array<std::uint8_t, 5> kEmptyLastBlock = {1, 0, 0, 0xFF, 0xFF};
+
+  libdeflate_decompressor* inflate_;
+  Buffer code_;
+};
+
+class MemberChecker final : public StreamChecker {
+ public:
+  explicit MemberChecker(Span file) : file_(file) {}
+
+  void Append(const CodeBlock& /*block*/, const DecodedBlock& decoded) override {
+    total_.crc = Crc32Combine(total_.crc, decoded.check, decoded.raw_nbytes);
+    total_.nbytes += decoded.raw_nbytes;
+  }
+
+  void End() override { total_.RequireTrailer(file_, file_.nbytes - kTrailerNbytes); }
+
+ private:
+  Span file_;
+  Total total_;
+};
+
+class ChunkStream final : public BlockStream {
+ public:
+  ChunkStream(Span file, std::vector<CodeBlock> blocks) : file_(file), blocks_(std::move(blocks)) {}
+
+  const std::vector<CodeBlock>& blocks() const override { return blocks_; }
+  std::unique_ptr<BlockDecoder> NewDecoder() const override {
+    return std::make_unique<ChunkDecoder>();
+  }
+  std::unique_ptr<StreamChecker> NewChecker() const override {
+    return std::make_unique<MemberChecker>(file_);
+  }
+
+ private:
+  Span file_;
+  std::vector<CodeBlock> blocks_;
+};
+
+// Where the chunks lie; nothing where the index is not that of this file. Then
+// its member is damaged, which decoding from start to end will tell.
+std::vector<CodeBlock> FindChunks(Span file) {
+  if (file.nbytes < kHeaderNbytes + kStoredHeaderNbytes + kTrailerNbytes || file.data[3] != 0) {
+    return {};
+  }
+  const std::uint64_t trailer = file.nbytes - kTrailerNbytes;
+  const std::optional<ChunkIndex> index =
+      DecodeChunkIndex({file.data, static_cast<std::size_t>(trailer)});
+  if (!index || index->code_nbytes.empty() || index->raw_nbytes > kMostBlockNbytes ||
+      index->first_offset != kHeaderNbytes ||
+      trailer - index->nbytes < kHeaderNbytes + kStoredHeaderNbytes) {
+    return {};
+  }
+  const std::uint64_t index_code = trailer - index->nbytes - kStoredHeaderNbytes;
+  const std::size_t chunks = index->code_nbytes.size();
+  // The last chunk's size follows from the member's, of which 32 bits are known.
+  const auto last_nbytes = static_cast<std::uint32_t>(
+      LoadLe32(file.data + trailer + 4) - index->nbytes - (chunks - 1) * index->raw_nbytes);
+  if (last_nbytes > index->raw_nbytes) return {};
+  std::vector<CodeBlock> blocks;
+  blocks.reserve(chunks + 1);
+  CodeBlock block;
+  block.code_bit = index->first_offset * 8;
+  block.raw_offset = 0;
+  const auto append = [&](std::uint64_t code_nbytes, std::uint64_t raw_nbytes) {
+    block.code_nbits = code_nbytes * 8;
+    block.raw_nbytes = raw_nbytes;
+    blocks.push_back(block);
+    block.code_bit += block.code_nbits;
+    block.raw_offset += raw_nbytes;
+  };
+  for (std::size_t i = 0; i < chunks; ++i) {
+    const std::uint64_t code_nbytes = index->code_nbytes[i];
+    const std::uint64_t raw_nbytes = i + 1 < chunks ? index->raw_nbytes : last_nbytes;
+    if (code_nbytes > index_code - block.code_bit / 8 ||
+        raw_nbytes > code_nbytes * kMostExpansion) {
+      return {};
+    }
+    append(code_nbytes, raw_nbytes);
+  }
+  if (block.code_bit != index_code * 8) return {};
+  append(kStoredHeaderNbytes + index->nbytes, index->nbytes);
+  return blocks;
+}
+
+class MemberDecoder final : public SequentialDecoder {
+ public:
+  explicit MemberDecoder(Span file) : file_(file) { StartMember(0); }
+
+  std::size_t Read(std::uint8_t* out, std::size_t nbytes) override {
+    std::size_t done = 0;
+    while (done < nbytes && !ended_) {
+      // While the bytes are in a cache, their checksum costs next to nothing.
+      const std::size_t n = std::min(nbytes - done, kStepNbytes);
+      const std::size_t got = inflater_.Inflate(out + done, n);
+      total_.crc = Crc32({out + done, got}, total_.crc);
+      total_.nbytes += got;
+      done += got;
+      if (inflater_.ended()) {
+        EndMember();
+      } else if (got < n) {
+        throw Error::Corrupt("gzip: the file ends within a member", file_.nbytes);
+      }
+    }
+    return done;
+  }
+
+ private:
+  static constexpr std::size_t kStepNbytes = std::size_t{512} << 10;
+
+  void StartMember(std::uint64_t at) {
+    const std::uint64_t code = SkipHeader(at);
+    total_ = {};
+    inflater_.Start(file_, code);
+  }
+
+  void EndMember() {
+    const std::uint64_t at = inflater_.offset();
+    total_.RequireTrailer(file_, at);
+    const std::uint64_t next = at + kTrailerNbytes;
+    ended_ = std::all_of(file_.data + next, file_.data + file_.nbytes,
+                         [](std::uint8_t byte) { return byte == 0; });
+    if (!ended_) StartMember(next);
+  }
+
+  // From a member's first byte to its code.
+  std::uint64_t SkipHeader(std::uint64_t begin) const {
+    enum Flags : unsigned { kCrc = 2, kExtra = 4, kName = 8, kComment = 16, kReserved = 0xE0 };
+    if (!HasMagic(file_, begin)) throw Error::Corrupt("gzip: no member begins here", begin);
+    std::uint64_t at = begin;
+    const auto skip = [&](std::uint64_t nbytes) {
+      if (file_.nbytes - at < nbytes) {
+        throw Error::Corrupt("gzip: the file ends within a header", file_.nbytes);
+      }
+      at += nbytes;
+    };
+    skip(kHeaderNbytes);
+    const unsigned flags = file_.data[begin + 3];
+    if ((flags & kReserved) != 0) throw Error::Corrupt("gzip: unknown header flags", begin + 3);
+    if ((flags & kExtra) != 0) {
+      skip(2);
+      skip(file_.data[at - 2] | std::uint64_t{file_.data[at - 1]} << 8);
+    }
+    for (const unsigned text : {kName, kComment}) {
+      if ((flags & text) == 0) continue;
+      const std::uint8_t* end = file_.data + file_.nbytes;
+      skip(static_cast<std::uint64_t>(std::find(file_.data + at, end, 0) - (file_.data + at)) + 1);
+    }
+    if ((flags & kCrc) != 0) {
+      const std::uint32_t crc = Crc32({file_.data + begin, static_cast<std::size_t>(at - begin)});
+      skip(2);
+      if ((file_.data[at - 2] | unsigned{file_.data[at - 1]} << 8) != (crc & 0xFFFF)) {
+        throw Error::Corrupt("gzip: a header's checksum is another", at - 2);
+      }
+    }
+    return at;
+  }
+
+  Span file_;
+  Inflater inflater_;
+  Total total_;
+  bool ended_ = false;
+};
+
+}  // namespace
+
+bool GzipDecompressor::Recognizes(Span file) const { return HasMagic(file, 0); }
+
+std::unique_ptr<BlockStream> GzipDecompressor::OpenBlocks(Span file) const {
+  std::vector<CodeBlock> chunks = FindChunks(file);
+  if (chunks.empty()) return nullptr;
+  return std::make_unique<ChunkStream>(file, std::move(chunks));
+}
+
+std::unique_ptr<SequentialDecoder> GzipDecompressor::OpenSequential(Span file) const {
+  return std::make_unique<MemberDecoder>(file);
+}
+
+}  // namespace pyckpt::gzip

@@ -1,0 +1,25 @@
+// gzip (RFC 1952): archives with a chunk index (codec/gzip/chunk_index.h) chunk by chunk,
+// any other file, of one member or many, from start to end.
+//
+// Zeros may follow the last member, as tapes have them. The chunk index is part
+// of the stream, as its last block.
+#ifndef PYCKPT_CODEC_GZIP_DECODER_H_
+#define PYCKPT_CODEC_GZIP_DECODER_H_
+
+#include <memory>
+
+#include "codec/decoder.h"
+
+namespace pyckpt::gzip {
+
+class GzipDecompressor final : public Decompressor {
+ public:
+  const char* name() const override { return "gzip"; }
+  bool Recognizes(Span file) const override;
+  std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
+  std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
+};
+
+}  // namespace pyckpt::gzip
+
+#endif  // PYCKPT_CODEC_GZIP_DECODER_H_

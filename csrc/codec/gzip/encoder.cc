@@ -1,0 +1,129 @@
+#include "codec/gzip/encoder.h"
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "base/crc32.h"
+#include "base/error.h"
+#include "codec/gzip/block.h"
+#include "codec/gzip/chunk_index.h"
+#include "codec/gzip/matches.h"
+#include "codec/gzip/plan.h"
+#include "codec/repeats.h"
+
+namespace pyckpt::deflate {
+namespace {
+
+class DeflateEncoder final : public ChunkEncoder {
+ public:
+  explicit DeflateEncoder(int level) : level_(level), matches_(level) {}
+
+  void Encode(const Chunk& chunk, EncodedChunk* out) override {
+    out->raw_nbytes = chunk.nbytes;
+    out->check = chunk.Crc();
+    const std::vector<Run>& runs = gatherer_.Gather(chunk, kWindowNbytes);
+    const std::size_t stored_bound = StoredBlocksBound(chunk.nbytes, runs.size());
+    if (level_ != 0 && EncodeBlocks(runs, chunk.nbytes, out) <= stored_bound) return;
+    // What was asked for, or all there is to do where samples were wrong.
+    BitWriter writer(out->buffer.Reserve(stored_bound + BitWriter::kSlackNbytes));
+    WriteStored(runs, 0, chunk.nbytes, &writer);
+    Use(out, writer.Align());
+  }
+
+ private:
+  static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;  // how far deflate refers
+
+  static std::uint64_t Use(EncodedChunk* out, const std::uint8_t* end) {
+    out->UseBuffer(static_cast<std::size_t>(end - out->buffer.data()));
+    return out->nbytes;
+  }
+
+  static void WriteStored(const std::vector<Run>& runs, std::size_t begin, std::size_t end,
+                          BitWriter* writer) {
+    ForEachPart(runs, begin, end, [&](Span bytes) { WriteStoredBlocks(bytes, writer); });
+  }
+
+  std::uint64_t EncodeBlocks(const std::vector<Run>& runs, std::size_t nbytes, EncodedChunk* out) {
+    FindRepeats(runs);
+    BitWriter writer(out->buffer.Reserve(DynamicBlocksBound(nbytes, MostBlocks(runs)) +
+                                         BitWriter::kSlackNbytes));
+    std::size_t next = 0;
+    for (const BlockPlan& block : PlanBlocks(runs, repeats_, level_)) {
+      while (next < repeats_.size() && repeats_[next].end <= block.begin) ++next;
+      if (block.kind == BlockKind::kStored) {
+        WriteStored(runs, block.begin, block.end, &writer);
+        continue;
+      }
+      const BlockCode code(block, repeats_, next);
+      if (block.kind == BlockKind::kLiterals ||
+          !matches_.Write(gatherer_.Joined(block.begin, block.end), code.nbits() / 8, &writer)) {
+        blocks_.Write(runs, block, code, repeats_, &next, &writer);
+      }
+    }
+    return Use(out, writer.aligned() ? writer.Align() : WriteEmptyBlock(&writer));
+  }
+
+  void FindRepeats(const std::vector<Run>& runs) {
+    repeats_.clear();
+    for (const Run& run : runs) {
+      for (const Repeat& repeat : finder_.Find(run.bytes)) {
+        repeats_.push_back({run.begin + repeat.begin, run.begin + repeat.end, repeat.distance});
+      }
+    }
+  }
+
+  int level_;
+  Gatherer gatherer_;
+  RepeatFinder finder_{kWindowNbytes};
+  std::vector<Repeat> repeats_;
+  BlockWriter blocks_;
+  MatchWriter matches_;
+};
+
+class GzipJoiner final : public StreamJoiner {
+ public:
+  std::string Begin() override { return {kHeader.begin(), kHeader.end()}; }
+
+  void Append(EncodedChunk* chunk) override {
+    Add(chunk->check, chunk->raw_nbytes);
+    code_nbytes_.push_back(chunk->nbytes);
+  }
+
+  std::string End() override {
+    const std::string index = EncodeChunkIndex(kHeader.size(), kChunkNbytes, code_nbytes_);
+    Add(Crc32(AsSpan(index)), index.size());
+    std::string out = {'\x01'};  // the last block, stored
+    AppendLe16(&out, static_cast<std::uint16_t>(index.size()));
+    AppendLe16(&out, static_cast<std::uint16_t>(~index.size()));
+    out += index;
+    AppendLe32(&out, crc_);
+    AppendLe32(&out, static_cast<std::uint32_t>(nbytes_));
+    return out;
+  }
+
+ private:
+  // Deflate, no flags and no time stamp (equal states give equal files), Unix.
+  static constexpr std::array<char, 10> kHeader = {'\x1F', '\x8B', 8, 0, 0, 0, 0, 0, 0, 3};
+
+  void Add(std::uint32_t crc, std::uint64_t nbytes) {
+    crc_ = nbytes_ == 0 ? crc : Crc32Combine(crc_, crc, nbytes);
+    nbytes_ += nbytes;
+  }
+
+  std::uint32_t crc_ = 0;
+  std::uint64_t nbytes_ = 0;
+  std::vector<std::uint64_t> code_nbytes_;
+};
+
+}  // namespace
+
+std::unique_ptr<ChunkEncoder> GzipCodec::NewEncoder(int level) const {
+  return std::make_unique<DeflateEncoder>(level);
+}
+
+std::unique_ptr<StreamJoiner> GzipCodec::NewJoiner() const {
+  return std::make_unique<GzipJoiner>();
+}
+
+}  // namespace pyckpt::deflate

@@ -1,0 +1,225 @@
+// The extension module: converts arguments, releases the GIL, turns errors into
+// Python's. No policy and no loops over data.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/parallel_copy.h"
+#include "codec/codec.h"
+#include "python/by_type.h"
+#include "python/reader.h"
+#include "write/archive_writer.h"
+#include "write/live_memory.h"
+
+namespace py = pybind11;
+
+namespace pyckpt {
+namespace {
+
+// A Python object whose read(offset, nbytes, address) fills memory.
+class PythonSource final : public Source {
+ public:
+  explicit PythonSource(py::object reader) : reader_(std::move(reader)) {}
+
+  void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) override {
+    const py::gil_scoped_acquire gil;
+    reader_.attr("read")(offset, nbytes, reinterpret_cast<std::uintptr_t>(out));
+  }
+
+ private:
+  py::object reader_;
+};
+
+// NOLINTNEXTLINE(performance-no-int-to-ptr): torch hands out addresses as integers.
+std::uint8_t* ToPointer(std::uintptr_t address) { return reinterpret_cast<std::uint8_t*>(address); }
+
+// A Source of ours, or an object that a PythonSource takes.
+std::shared_ptr<Source> ToSource(const py::object& reader) {
+  if (py::isinstance<Source>(reader)) return reader.cast<std::shared_ptr<Source>>();
+  return std::make_shared<PythonSource>(reader);
+}
+
+// (name, address, nbytes, element_nbytes, reader or None)
+using RecordArguments =
+    std::tuple<std::string, std::uintptr_t, std::uint64_t, std::uint32_t, py::object>;
+
+TensorRecord ToRecord(const RecordArguments& arguments) {
+  const auto& [name, address, nbytes, element_nbytes, reader] = arguments;
+  TensorRecord record;
+  record.name = name;
+  record.memory = {ToPointer(address), nbytes};
+  record.nbytes = nbytes;
+  record.element_nbytes = element_nbytes;
+  if (!reader.is_none()) record.source = ToSource(reader);
+  return record;
+}
+
+// (nbytes, element_nbytes, reader)
+using SegmentArguments = std::tuple<std::uint64_t, std::uint32_t, py::object>;
+
+void AddSegments(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
+                 const std::vector<SegmentArguments>& arguments) {
+  std::vector<Segment> segments;
+  segments.reserve(arguments.size());
+  for (const auto& [nbytes, element_nbytes, reader] : arguments) {
+    segments.push_back({ToSource(reader), nbytes, element_nbytes});
+  }
+  writer->AddSegments(name, mode, segments);
+}
+
+void AddTorchFile(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
+                  const std::vector<RecordArguments>& arguments) {
+  std::vector<TensorRecord> records;
+  records.reserve(arguments.size());
+  for (const RecordArguments& a : arguments) records.push_back(ToRecord(a));
+  writer->AddTorchFile(name, mode, records);
+}
+
+std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
+  const py::gil_scoped_release release;
+  return writer->Write([writer, &progress] {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (progress.is_none()) return;
+    const ArchiveWriter::Progress now = writer->progress();
+    progress(now.written_nbytes, now.total_nbytes);
+  });
+}
+
+// The class of Python's exceptions over ErrorKind::kCorrupt. Lives as long as Python.
+py::handle CorruptError() {
+  static const py::handle type =
+      PyErr_NewException("pyckpt._core.CorruptError", PyExc_RuntimeError, nullptr);
+  return type;
+}
+
+py::tuple WriterProgress(const ArchiveWriter& writer) {
+  const ArchiveWriter::Progress progress = writer.progress();
+  return py::make_tuple(progress.written_nbytes, progress.total_nbytes);
+}
+
+// (to, from, nbytes)
+using CopyArguments = std::tuple<std::uintptr_t, std::uintptr_t, std::uint64_t>;
+
+void CopyInParallel(const std::vector<CopyArguments>& arguments, int threads) {
+  std::vector<Copy> copies;
+  copies.reserve(arguments.size());
+  for (const auto& [to, from, nbytes] : arguments) {
+    copies.push_back({ToPointer(to), {ToPointer(from), nbytes}});
+  }
+  ParallelCopy(copies, threads);
+}
+
+std::shared_ptr<Source> AddLive(const std::shared_ptr<LiveMemory>& memory, std::uintptr_t address,
+                                std::uint64_t nbytes, const py::object& reader) {
+  const std::size_t range = reader.is_none() ? memory->AddMemory({ToPointer(address), nbytes})
+                                             : memory->AddSource(ToSource(reader), nbytes);
+  return std::make_shared<LiveSource>(memory, range);
+}
+
+void ReadSource(Source* source, std::uint64_t offset, std::size_t nbytes, std::uintptr_t address) {
+  source->Read(offset, nbytes, ToPointer(address));
+}
+
+void StageLive(LiveMemory* memory, std::uintptr_t buffer, int threads) {
+  memory->Stage(ToPointer(buffer), threads);
+}
+
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the signature is pybind11's.
+void ToPython(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const Error& error) {
+    switch (error.kind()) {
+      case ErrorKind::kSystem: {
+        const py::tuple arguments =
+            py::make_tuple(error.error_number(), error.what(), error.path());
+        PyErr_SetObject(PyExc_OSError, arguments.ptr());
+        break;
+      }
+      case ErrorKind::kArgument:
+        PyErr_SetString(PyExc_ValueError, error.what());
+        break;
+      case ErrorKind::kCodec:
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+        break;
+      case ErrorKind::kCorrupt: {
+        // Names in a file may be anything.
+        const std::string message = error.what() + (", at byte " + std::to_string(error.offset()));
+        const auto text = py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
+            message.data(), static_cast<py::ssize_t>(message.size()), "replace"));
+        PyErr_SetObject(CorruptError().ptr(), text.ptr());
+        break;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pyckpt
+
+PYBIND11_MODULE(_core, m) {
+  using pyckpt::ArchiveWriter;
+  using pyckpt::Format;
+  using pyckpt::LiveMemory;
+  py::register_exception_translator(&pyckpt::ToPython);
+  m.attr("CorruptError") = pyckpt::CorruptError();
+
+  py::class_<Format>(m, "Format")
+      .def_readonly("name", &Format::name)
+      .def_readonly("suffixes", &Format::suffixes)
+      .def_readonly("has_levels", &Format::has_levels)
+      .def_property_readonly("lowest_level", [](const Format& f) { return f.levels.lowest; })
+      .def_property_readonly("highest_level", [](const Format& f) { return f.levels.highest; })
+      .def_property_readonly("standard_level", [](const Format& f) { return f.levels.standard; })
+      .def_property_readonly("chunk_nbytes",
+                             [](const Format& f) { return f.codec->chunk_nbytes(); });
+  m.def("formats", &pyckpt::Formats, py::return_value_policy::reference);
+
+  py::class_<ArchiveWriter>(m, "ArchiveWriter")
+      .def(py::init([](std::string path, const Format* format, int level, int threads, bool durable,
+                       std::int64_t mtime, std::uint32_t uid, std::uint32_t gid) {
+             const pyckpt::ArchiveOptions options{format, level, threads, durable, mtime, uid, gid};
+             return std::make_unique<ArchiveWriter>(std::move(path), options);
+           }),
+           py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("level"),
+           py::arg("threads"), py::arg("durable"), py::arg("mtime"), py::arg("uid"), py::arg("gid"))
+      .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
+      .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),
+           py::arg("source_path"))
+      .def("add_segments", &pyckpt::AddSegments, py::arg("name"), py::arg("mode"),
+           py::arg("segments"))
+      .def("add_torch_file", &pyckpt::AddTorchFile, py::arg("name"), py::arg("mode"),
+           py::arg("records"))
+      .def_property_readonly("progress", &pyckpt::WriterProgress)
+      .def("write", &pyckpt::Write, py::arg("progress"))
+      .def("commit", &ArchiveWriter::Commit, py::arg("keep_previous"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("keep", &ArchiveWriter::Keep)
+      .def("restore", &ArchiveWriter::Restore)
+      .def("abandon", &ArchiveWriter::Abandon);
+
+  m.def("by_type", &pyckpt::ByType, py::arg("handlers"), py::arg("other"));
+  m.def("parallel_copy", &pyckpt::CopyInParallel, py::arg("copies"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
+
+  py::class_<pyckpt::Source, std::shared_ptr<pyckpt::Source>>(m, "Source")
+      .def("read", &pyckpt::ReadSource, py::arg("offset"), py::arg("nbytes"), py::arg("address"),
+           py::call_guard<py::gil_scoped_release>());
+  py::class_<LiveMemory, std::shared_ptr<LiveMemory>>(m, "LiveMemory")
+      .def(py::init<>())
+      .def("add", &pyckpt::AddLive, py::arg("address"), py::arg("nbytes"), py::arg("reader"))
+      .def_property_readonly("staging_nbytes", &LiveMemory::staging_nbytes)
+      .def("stage", &pyckpt::StageLive, py::arg("buffer"), py::arg("threads"),
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("released", &LiveMemory::released);
+
+  pyckpt::BindReader(&m);
+}

@@ -1,0 +1,181 @@
+#include "python/reader.h"
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "codec/decoder.h"
+#include "codec/gzip/chunk_index.h"
+#include "read/pickle_check.h"
+#include "read/stream_image.h"
+#include "read/tar_reader.h"
+#include "read/zip_reader.h"
+
+namespace py = pybind11;
+
+namespace pyckpt {
+namespace {
+
+using Range = std::pair<std::uint64_t, std::uint64_t>;  // offset, nbytes
+
+Extent ToExtent(const Range& range) { return {range.first, range.second}; }
+
+Span ToSpan(const py::bytes& bytes) {
+  const auto view = bytes.cast<std::string_view>();
+  return {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
+}
+
+// A part of an image's memory that Python owns: once nobody has it, it is given back.
+struct ImageBytes {
+  std::shared_ptr<std::uint8_t> bytes;
+  std::size_t nbytes = 0;
+
+  py::buffer_info Buffer() const { return {bytes.get(), static_cast<py::ssize_t>(nbytes)}; }
+};
+
+using PythonPoll = std::optional<std::function<void(std::uint64_t)>>;
+
+std::shared_ptr<StreamImage> Open(const std::string& path, int threads, bool mapped,
+                                  const PythonPoll& progress) {
+  ReadOptions options;
+  options.threads = threads;
+  options.mapped = mapped;
+  options.poll = [progress](std::uint64_t nbytes) {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (progress) (*progress)(nbytes);
+  };
+  // The options' copies of progress are Python's: they are made and go with the GIL.
+  return StreamImage::Open(path, options);
+}
+
+// (offset, nbytes, file_offset, message)
+using DamageTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, py::str>;
+
+std::vector<DamageTuple> ToTuples(const std::vector<Damage>& damages) {
+  std::vector<DamageTuple> tuples;
+  tuples.reserve(damages.size());
+  for (const Damage& d : damages) {
+    tuples.emplace_back(d.extent.offset, d.extent.nbytes, d.file_offset, py::str(d.message));
+  }
+  return tuples;
+}
+
+std::pair<std::vector<std::uint32_t>, std::vector<DamageTuple>> Fill(
+    StreamImage* image, const std::vector<Range>& ranges, bool keep, bool checksums) {
+  std::vector<Extent> extents;
+  extents.reserve(ranges.size());
+  for (const Range& range : ranges) extents.push_back(ToExtent(range));
+  FillResult result;
+  {
+    const py::gil_scoped_release release;
+    result = image->Fill(extents, keep, checksums);
+  }
+  return {std::move(result.crcs), ToTuples(result.damages)};
+}
+
+std::vector<DamageTuple> Finish(StreamImage* image) {
+  std::vector<Damage> damages;
+  {
+    const py::gil_scoped_release release;
+    damages = image->Finish();
+  }
+  return ToTuples(damages);
+}
+
+std::optional<std::uint64_t> Nbytes(const StreamImage& image) {
+  if (image.nbytes() == kUnknownNbytes) return std::nullopt;
+  return image.nbytes();
+}
+
+// (name, type, header_offset, offset, nbytes)
+using MemberTuple = std::tuple<py::bytes, py::str, std::uint64_t, std::uint64_t, std::uint64_t>;
+
+std::optional<MemberTuple> Next(TarReader* tar) {
+  TarMember member;
+  bool found = false;
+  {
+    const py::gil_scoped_release release;
+    found = tar->Next(&member);
+  }
+  if (!found) return std::nullopt;
+  return MemberTuple(member.name, std::string(1, member.type), member.header_offset,
+                     member.data.offset, member.data.nbytes);
+}
+
+std::vector<ZipEntry> Directory(StreamImage* image, const Range& range) {
+  const py::gil_scoped_release release;
+  return ReadZipDirectory(image, ToExtent(range));
+}
+
+std::vector<Range> Locate(StreamImage* image, const std::vector<ZipEntry>& entries) {
+  const py::gil_scoped_release release;
+  std::vector<Range> ranges;
+  ranges.reserve(entries.size());
+  for (const Extent& extent : LocateZipData(image, entries)) {
+    ranges.emplace_back(extent.offset, extent.nbytes);
+  }
+  return ranges;
+}
+
+}  // namespace
+
+void BindReader(py::module_* m) {
+  py::class_<ImageBytes>(*m, "ImageBytes", py::buffer_protocol()).def_buffer(&ImageBytes::Buffer);
+
+  py::class_<ZipEntry>(*m, "ZipEntry")
+      .def_property_readonly("name", [](const ZipEntry& e) { return py::bytes(e.name); })
+      .def_readonly("nbytes", &ZipEntry::nbytes)
+      .def_readonly("crc", &ZipEntry::crc)
+      .def_readonly("stored", &ZipEntry::stored)
+      .def_readonly("deflated", &ZipEntry::deflated)
+      .def_readonly("header_offset", &ZipEntry::header_offset);
+
+  py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")
+      .def(py::init(&Open), py::arg("path"), py::kw_only(), py::arg("threads"), py::arg("mapped"),
+           py::arg("progress"))
+      .def_property_readonly("format", &StreamImage::format)
+      .def_property_readonly("nbytes", &Nbytes)
+      .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)
+      .def("code_nbytes", [](const StreamImage& image,
+                             const Range& range) { return image.CodeNbytes(ToExtent(range)); })
+      .def(
+          "require",
+          [](StreamImage* image, const Range& range) { return image->Require(ToExtent(range)); },
+          py::call_guard<py::gil_scoped_release>())
+      .def("skip", &StreamImage::Skip, py::call_guard<py::gil_scoped_release>())
+      .def("fill", &Fill, py::arg("ranges"), py::kw_only(), py::arg("keep"), py::arg("checksums"))
+      .def("finish", &Finish)
+      .def("read",
+           [](StreamImage* image, const Range& range) {
+             const Extent extent = ToExtent(range);
+             return py::bytes(reinterpret_cast<const char*>(image->Bytes(extent)), extent.nbytes);
+           })
+      .def("forget", [](StreamImage* image, const Range& range) { image->Forget(ToExtent(range)); })
+      .def("take", [](StreamImage* image, const Range& range) {
+        return ImageBytes{image->Take(ToExtent(range)), range.second};
+      });
+
+  py::class_<TarReader>(*m, "TarReader")
+      .def(py::init<StreamImage*>(), py::keep_alive<1, 2>())
+      .def_property_readonly("offset", &TarReader::offset)
+      .def("next", &Next);
+
+  m->def("is_chunk_index", [](const py::bytes& bytes) {
+    const Span raw = ToSpan(bytes);
+    const std::optional<ChunkIndex> index = DecodeChunkIndex(raw);
+    return index && index->nbytes == raw.nbytes;
+  });
+  m->def("check_pickle", [](const py::bytes& pickle) { CheckPickle(ToSpan(pickle)); });
+  m->def("read_zip_directory", &Directory);
+  m->def("locate_zip_data", &Locate);
+}
+
+}  // namespace pyckpt

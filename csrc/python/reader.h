@@ -1,0 +1,13 @@
+// The reader's part of the extension module.
+#ifndef PYCKPT_PYTHON_READER_H_
+#define PYCKPT_PYTHON_READER_H_
+
+#include <pybind11/pybind11.h>
+
+namespace pyckpt {
+
+void BindReader(pybind11::module_* m);
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_PYTHON_READER_H_

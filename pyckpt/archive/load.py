@@ -1,0 +1,204 @@
+"""load: any file that pyckpt, Composer or torch.save wrote in, the object out."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyckpt.archive.reader import ArchiveReader, Contents, Member, TorchFile
+from pyckpt.archive.writer import STATES_MEMBER
+from pyckpt.errors import CorruptArchiveError, OptionError
+from pyckpt.key_paths import only
+from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook, reporting
+from pyckpt.torch_format.admitted_types import admitted, state_types
+from pyckpt.torch_format.deserialize import can_deserialize, deserialize
+from pyckpt.torch_format.lost_tensors import lost_tensors
+
+__all__ = ["load"]
+
+_COPY_NBYTES = 1 << 20
+_MOST_NAMED = 5
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    mmap: bool | None = None,
+    verify: bool = True,
+    num_threads: int | None = None,
+    keys: str | Sequence[str] | None = None,
+    member: str = STATES_MEMBER,
+    progress: ProgressHook = False,
+) -> Any:
+    """Loads the object from a file that pyckpt, Composer or torch.save wrote.
+
+    The contents decide how it is read, not the suffix. Tensors are decoded to where they stay: no
+    temporary file, no second copy.
+
+    Args:
+        map_location: As in torch.load.
+        weights_only: As in torch.load; besides what torch allows, the plain types that a training
+            state holds are admitted (numpy arrays of random states, time deltas).
+        mmap: Whether tensors of a file without compression stay in the file until they are read;
+            writes to them go to a copy. None is False.
+        verify: Compare the checksum of whatever is loaded, and where it is all that the file has,
+            those of the whole. torch.load compares none.
+        num_threads: Decoding threads; None takes the CPUs that this process may use.
+        keys: Globs over key paths such as ``state/model/*``, where ``*`` also matches across
+            ``/``, and a match takes all that lies below. What matches none is left out, not
+            unpickled, and not decoded where the format allows it: see docs/reading.md.
+        member: The name inside a tar.
+        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
+            times a second; both on rank 0 alone.
+
+    Raises:
+        CorruptArchiveError: The file is neither a tar nor torch's, has no such member, or is
+            damaged; then the message names the tensors.
+        OptionError: An argument is wrong, or a glob of ``keys`` matches nothing.
+        OSError: The file cannot be read.
+        pickle.UnpicklingError: ``weights_only`` forbids something in the file.
+    """
+    path = Path(path)
+    WriteOptions(num_threads=num_threads, progress=progress)
+    globs = _globs(keys)
+    with reporting(progress, f"loading {path.name}") as report:
+
+        def tell(done: int, total: int | None) -> None:
+            # What is decoded before the member is found is not worth telling.
+            if report is not None and total is not None:
+                report(done, total)
+
+        reader = ArchiveReader(path, num_threads=num_threads, mapped=bool(mmap), report=tell)
+        obj = _load(reader, member, globs, map_location, weights_only, verify)
+        if report is not None and reader.wanted_nbytes is not None:
+            report(reader.wanted_nbytes, reader.wanted_nbytes)
+    return obj if globs is None else only(obj, globs)
+
+
+def _globs(keys: Any) -> Sequence[str] | None:
+    if keys is None:
+        return None
+    globs = [keys] if isinstance(keys, str) else keys
+    if not isinstance(globs, Sequence) or not all(isinstance(glob, str) for glob in globs):
+        raise OptionError(f"keys takes globs, not {keys!r}")
+    if not globs:
+        raise OptionError("keys is empty, so nothing would be loaded")
+    return globs
+
+
+def _load(
+    reader: ArchiveReader,
+    member: str,
+    keys: Sequence[str] | None,
+    map_location: Any,
+    weights_only: bool,
+    verify: bool,
+) -> Any:
+    path = reader.path
+    found = reader.find(member) if reader.is_tar else reader.whole()
+    contents = reader.contents(found.offset)
+    if contents is Contents.OTHER:
+        raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
+    file = _torch_file(reader, found) if contents is Contents.TORCH_ZIP else None
+    if file is not None and can_deserialize(file):
+        return deserialize(
+            file,
+            map_location=map_location,
+            weights_only=weights_only,
+            verify=verify,
+            keys=keys,
+        )
+    return _load_by_torch(reader, found, map_location, weights_only, verify, whole=keys is None)
+
+
+def _torch_file(reader: ArchiveReader, member: Member) -> TorchFile:
+    try:
+        return TorchFile(reader, member)
+    except CorruptArchiveError as error:
+        lost = [] if reader.image.nbytes is not None else lost_tensors(reader, member)
+        if not lost:
+            raise
+        names = ", ".join(map(str, lost[:_MOST_NAMED]))
+        raise CorruptArchiveError(f"{error}; lost from {names} on", path=error.path) from error
+
+
+def _load_by_torch(
+    reader: ArchiveReader,
+    member: Member,
+    map_location: Any,
+    weights_only: bool,
+    verify: bool,
+    *,
+    whole: bool,
+) -> Any:
+    """What torch.save seldom writes: its format before 1.6, TorchScript, another byte order."""
+    path = reader.path
+    reader.require(member.offset, member.nbytes)
+    if verify and whole:
+        reader.check_rest()
+    file = io.BufferedReader(_BytesFile(reader.take(member.offset, member.nbytes)), _COPY_NBYTES)
+    if verify and reader.contents(member.offset) is Contents.TORCH_ZIP:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except _BROKEN as error:
+            raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
+        if damaged is not None:
+            raise CorruptArchiveError(f"{path} is damaged in record {damaged!r}", path=str(path))
+        file.seek(0)
+    try:
+        with admitted(state_types() if weights_only else []):
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):  # torch's zip reader
+            raise
+        raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
+
+
+# What zipfile raises over broken contents.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+
+
+class _BytesFile(io.RawIOBase):
+    """Bytes in memory as a file to read."""
+
+    def __init__(self, data: Any) -> None:
+        self._bytes = memoryview(data)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._bytes)}
+        self._position = max(0, start[whence] + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._bytes[self._position : self._position + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)

@@ -1,0 +1,267 @@
+"""verify: every checksum that a file has, compared without unpickling anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyckpt import _core
+from pyckpt.archive.reader import (
+    ArchiveReader,
+    Contents,
+    Member,
+    StoredRecord,
+    TorchFile,
+    describe,
+)
+from pyckpt.errors import CorruptArchiveError
+from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook, reporting
+from pyckpt.progress import Report as Tell
+from pyckpt.torch_format.deserialize import broken_records
+from pyckpt.torch_format.lost_tensors import lost_tensors
+from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
+
+__all__ = ["Problem", "Report", "verify"]
+
+_PIECE_NBYTES = 1 << 20
+_TORCH_SUFFIXES = (".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a file.
+
+    Attributes:
+        message: What is wrong.
+        member: In which member of the tar; None for the file as a whole.
+        record: In which record of torch's zip file.
+        tensors: Whose bytes are damaged; in a stream that cannot be decoded further those with
+            which the loss begins.
+        offset: Where, in the decompressed stream; None where that makes no sense.
+    """
+
+    message: str
+    member: str | None = None
+    record: str | None = None
+    tensors: tuple[TensorInfo, ...] = ()
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        parts = [f"member {self.member!r}"] if self.member else []
+        parts += [f"record {self.record!r}"] if self.record else []
+        parts += [str(tensor) for tensor in self.tensors]
+        parts += [f"offset {self.offset}"] if self.offset is not None else []
+        return f"{', '.join(parts)}: {self.message}" if parts else self.message
+
+
+@dataclass
+class Report:
+    """What :func:`verify` found.
+
+    Attributes:
+        compression: ``gzip``, ``bzip2``, ``xz``, ``lzma`` or empty.
+        members: How many members there are.
+        records: How many records of torch's were compared with their checksums.
+        nbytes: How many bytes those have.
+        unchecked: Records without a checksum of their own, those of programs that asked torch to
+            take none; and files of torch before 1.6, which had none. Only the compression's
+            checksums, if any, tell of damage in them.
+    """
+
+    path: Path
+    compression: str = ""
+    members: int = 0
+    records: int = 0
+    nbytes: int = 0
+    unchecked: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def raise_if_damaged(self) -> None:
+        """
+        Raises:
+            CorruptArchiveError: Something is wrong; the first problem is in the message.
+        """
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise CorruptArchiveError(
+                f"{self.path} is damaged: {self.problems[0]}{more}", path=str(self.path)
+            )
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    num_threads: int | None = None,
+    progress: ProgressHook = False,
+) -> Report:
+    """Compares every checksum of a file: of the compression, of tar headers, of zip records.
+
+    Also found are sizes that do not fit, members and records that are there twice, names that lead
+    out of the archive, files named ``.pt`` that are not torch's, and data behind the archive's end.
+    Nothing is unpickled, nothing is kept: see docs/reading.md for the memory.
+
+    Args:
+        path: A file of pyckpt, Composer or torch.save.
+        num_threads: None takes the CPUs that this process may use.
+        progress: True shows a bar, and a function is called with the bytes done and in all (None
+            where nobody knows), some 20 times a second; both on rank 0 alone.
+
+    Raises:
+        OSError: The file cannot be read. Whatever is wrong with its contents is in the report.
+    """
+    path = Path(path)
+    WriteOptions(num_threads=num_threads, progress=progress)
+    with reporting(progress, f"verifying {path.name}") as tell:
+        return _verify(path, num_threads, tell)
+
+
+def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
+    report = Report(path)
+    try:
+        reader = ArchiveReader(path, num_threads=num_threads, report=tell)
+        reader.wanted_nbytes = reader.image.nbytes
+        report.compression = reader.image.format
+        if reader.is_tar:
+            _verify_tar(reader, report)
+        else:
+            report.members = 1
+            if reader.contents(0) is Contents.TORCH_ZIP:
+                _verify_torch_file(reader, reader.whole(), report)
+            else:
+                report.unchecked.append(path.name)
+        _verify_stream(reader, report)
+    except CorruptArchiveError as error:
+        # A stream that cannot be decoded further says so each time.
+        if not any(str(error.__cause__) in problem.message for problem in report.problems):
+            report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
+    return report
+
+
+def _verify_tar(reader: ArchiveReader, report: Report) -> None:
+    seen: set[str] = set()
+    for member in reader.members():
+        report.members += 1
+        name, at = member.name, member.header_offset
+        if name in seen:
+            report.problems.append(Problem("it is there twice", name, offset=at))
+        seen.add(name)
+        try:
+            member.inner_name(reader.path)
+        except CorruptArchiveError:
+            report.problems.append(Problem("its name leads out of the archive", name, offset=at))
+        contents = reader.contents(member.offset) if member.type == "0" else Contents.OTHER
+        if contents is Contents.TORCH_ZIP:
+            try:
+                _verify_torch_file(reader, member, report)
+            except CorruptArchiveError as error:
+                report.problems.append(_broken_file(reader, member, error))
+            reader.forget(member)
+        elif contents is Contents.TORCH_LEGACY:
+            report.unchecked.append(name)
+        elif member.type == "0" and name.endswith(_TORCH_SUFFIXES):
+            report.problems.append(Problem("it is not torch.save's", name, offset=member.offset))
+    _verify_behind_tar(reader, report)
+
+
+def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
+    file = TorchFile(reader, member)
+    located, wrong = file.locate_whole(list(file.records.values()))
+    for name in list(located):
+        record = file.records[name]
+        if not record.stored:
+            message = _compressed_problem(reader, record, located.pop(name))
+            if message is not None:
+                wrong[name] = message
+    records = [file.records[name] for name in located]
+    places = list(located.values())
+    crcs, damages = reader.fill(places, keep=False, checksums=True)
+    broken = broken_records(places, crcs, records, damages)
+    report.records += len(file.records)
+    report.nbytes += sum(record.nbytes for record in file.records.values())
+    report.unchecked += [
+        f"{member.name}:{record.name}"
+        for record in file.records.values()
+        if not record.has_checksum or not (record.stored or record.deflated)
+    ]
+    found: list[tuple[str, str, int | None]] = [
+        (name, message, None) for name, message in wrong.items()
+    ]
+    found += [(one.record.name, str(one), one.offset) for one in broken]
+    tensors = _tensors(file) if found else []
+    for name, message, offset in found:
+        hit = tuple(t for t in tensors if f"data/{t.storage.key}" == name)
+        report.problems.append(Problem(message, member.name or None, name, hit, offset))
+
+
+def _compressed_problem(
+    reader: ArchiveReader, record: StoredRecord, place: tuple[int, int]
+) -> str | None:
+    """What is wrong with a record that is compressed inside the zip file, as TorchScript's are."""
+    if not record.deflated:
+        return None  # by no program that writes checkpoints; the report has it as unchecked
+    offset, left = place
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    crc = nbytes = 0
+    try:
+        while left and not inflater.eof and nbytes <= record.nbytes:
+            code = reader.read_once(offset, min(left, _PIECE_NBYTES))
+            offset, left = offset + len(code), left - len(code)
+            while code and nbytes <= record.nbytes:
+                raw = inflater.decompress(code, _PIECE_NBYTES)
+                crc, nbytes = zlib.crc32(raw, crc), nbytes + len(raw)
+                code = inflater.unconsumed_tail
+    except zlib.error as error:
+        return f"its code is damaged: {error}"
+    except CorruptArchiveError as error:
+        return str(error).removeprefix(f"{reader.path} ")
+    if nbytes != record.nbytes or left or not inflater.eof:
+        return "its size is another"
+    return None if not record.has_checksum or crc == record.crc else "its checksum is another"
+
+
+def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveError) -> Problem:
+    """A file of torch's that is not even as whole as to list its records."""
+    message = str(error).removeprefix(f"{reader.path} ")
+    if reader.image.nbytes is not None:
+        return Problem(message, member.name, offset=member.offset)
+    tensors = tuple(lost_tensors(reader, member))
+    return Problem(message, member.name, tensors=tensors, offset=reader.image.placed_nbytes)
+
+
+def _tensors(file: TorchFile) -> list[TensorInfo]:
+    try:
+        return tensors_in(file.read("data.pkl"))
+    except (CorruptArchiveError, pickle.UnpicklingError):
+        return []
+
+
+def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
+    """Zeros, and in a gzip file perhaps the chunk index."""
+    at = reader.tar_end()
+    while piece := reader.read_once(at, _PIECE_NBYTES):
+        at += len(piece)
+        rest = piece.lstrip(b"\0")
+        if rest:
+            begin = at - len(rest)
+            rest += reader.read_once(at, _PIECE_NBYTES)
+            is_index = reader.image.format == "gzip" and _core.is_chunk_index(rest)
+            if not is_index:
+                report.problems.append(Problem("data behind the end of the tar", offset=begin))
+            return
+
+
+def _verify_stream(reader: ArchiveReader, report: Report) -> None:
+    known = {problem.message for problem in report.problems}
+    for damage in reader.finish():
+        message = describe(damage)
+        if message not in known:
+            report.problems.append(Problem(message))

@@ -1,0 +1,333 @@
+"""Tensors that are saved in place, and copied only before an optimizer changes them.
+
+Forward and backward leave parameters and the optimizers' state alone; ``optimizer.step()`` changes
+them. So a save in the background may read them where they lie. A hook before each step copies what
+has not been read yet. Everything else is copied when the save begins.
+
+The hooks are torch's for all optimizers of the process, and one around ``engine.step()`` of a
+DeepSpeed engine that is saved. Once there they stay, and do nothing while nothing is saved: to be
+taken away by another thread could hit them in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from pyckpt import _core
+from pyckpt.errors import CheckpointError, OptionError, TornSaveError
+from pyckpt.staging.copies import BufferPool, Copies, HostBuffer
+from pyckpt.state import TrainingState, is_deepspeed_engine
+from pyckpt.torch_format.serialize import Record
+
+__all__ = ["LiveRecords", "check_lazy", "is_lazy_safe"]
+
+
+def check_lazy(state: TrainingState) -> None:
+    """Whether a step of every optimizer of ``state`` can be noticed in time.
+
+    Raises:
+        OptionError: One does not call torch's hooks, or the model is no module.
+    """
+    if not isinstance(state.model, torch.nn.Module):
+        raise OptionError("stage='lazy' is for models that are torch.nn.Module")
+    if is_deepspeed_engine(state.model):  # its own step is noticed
+        return
+    for optimizer in _optimizers(state):
+        if not _is_hooked(optimizer):
+            raise OptionError(
+                f"stage='lazy' is not possible with {type(optimizer).__qualname__}, which does not "
+                "call the hooks of torch.optim.Optimizer before a step (torch.compile of some "
+                "versions takes them away): use stage='copy'"
+            )
+
+
+def is_lazy_safe(state: TrainingState) -> bool:
+    """Whether nothing is known that changes what is trained except the steps of noticed optimizers.
+
+    No for DeepSpeed, whose engines have many ways to move weights about; for Composer's algorithms,
+    some of which swap weights; for embeddings that forward renormalizes; and for parameters that
+    are trained by an optimizer that ``state`` does not name. Whatever changes a frozen parameter,
+    such as the average of others, is not known: see ``LiveRecords``.
+    """
+    if not isinstance(state.model, torch.nn.Module) or is_deepspeed_engine(state.model):
+        return False
+    if getattr(state, "algorithms", None):
+        return False
+    optimizers = list(_optimizers(state))
+    if not optimizers or not all(_is_hooked(optimizer) for optimizer in optimizers):
+        return False
+    if any(getattr(module, "max_norm", None) is not None for module in state.model.modules()):
+        return False
+    stepped = {id(parameter) for one in optimizers for parameter in _parameters(one)}
+    return all(id(p) in stepped for p in state.model.parameters() if p.requires_grad)
+
+
+class LiveRecords:
+    """Records that are read in place as long as that is possible.
+
+    The training thread makes it; another reads the records and calls ``settle()``.
+
+    Memory: what lies in other tensors than parameters and optimizer state, at once; and what is
+    unread when the first step comes.
+
+    Args:
+        frozen: Whether parameters that no optimizer of ``state`` has are read in place too.
+
+    Attributes:
+        records: The same records, in the same order; valid until ``close()``.
+        staged: Set when nothing is read in place any more.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        state: TrainingState,
+        pool: BufferPool,
+        threads: int,
+        staged: threading.Event,
+        *,
+        frozen: bool = True,
+    ) -> None:
+        self.staged = staged
+        self._pool = pool
+        self._threads = threads
+        self._memory = _core.LiveMemory()
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._buffer: HostBuffer | None = None
+
+        self._stepping = [one for one in _optimizers(state) if _is_hooked(one)]
+        storages = [record.owner._cdata for record in records]
+        self._marks = _marks(state, frozen, set(storages))
+        live = {storage._cdata for _, _, _, storage, _ in self._marks}
+        # In a pool of its own, which goes with it: this is little, the copy before a step much.
+        elsewhere = [r for r, at in zip(records, storages, strict=True) if at not in live]
+        self._copies = Copies(elsewhere, BufferPool(), threads)
+        copied = iter(self._copies.records)
+        self.records = [
+            self._in_place(r) if at in live else next(copied)
+            for r, at in zip(records, storages, strict=True)
+        ]
+        _watch(self, state)
+
+    def stage(self) -> None:
+        """Copies what is unread, so that the state may change.
+
+        An error is ``settle()``'s to raise; what is none of ours, such as Ctrl-C, is raised here.
+        """
+        with self._lock:
+            if self.staged.is_set():
+                return
+            try:
+                self._check_untouched()
+                on_device = any(tensor.is_cuda for _, tensor, *_ in self._marks)
+                self._buffer = self._pool.take(self._memory.staging_nbytes, pinned=on_device)
+                self._memory.stage(self._buffer.bytes.data_ptr(), self._threads)
+                self._check_untouched()
+                self._copies.wait()
+            except Exception as error:
+                self._error = error
+            except BaseException as error:
+                self._error = CheckpointError(
+                    f"{type(error).__name__} came while the state was copied before a change"
+                )
+                raise
+            finally:
+                self._let_go()
+
+    def wait(self) -> None:
+        """Returns when all bytes that are not read in place are copied."""
+        self._copies.wait()
+
+    def settle(self) -> None:
+        """Call it when the records are written.
+
+        Raises:
+            TornSaveError: A tensor was changed while it was read in place.
+            Exception: What a copy before a step came to grief on.
+        """
+        with self._lock:
+            if not self.staged.is_set():
+                try:
+                    self._check_untouched()
+                finally:
+                    self._let_go()
+            if self._error is not None:
+                raise self._error
+
+    def close(self) -> None:
+        """Gives the memory back; nobody reads the records any more."""
+        with self._lock:
+            self._let_go()
+            self._copies.close()
+            self.records.clear()
+            if self._buffer is not None:
+                self._pool.give_back(self._buffer)
+                self._buffer = None
+
+    def _in_place(self, record: Record) -> Record:
+        name, address, nbytes, element_nbytes, reader, owner, is_storage = record
+        source = self._memory.add(address, nbytes, reader)
+        return Record(name, 0, nbytes, element_nbytes, source, owner, is_storage)
+
+    def _check_untouched(self) -> None:
+        for mark in self._marks:
+            if not _is_untouched(mark):
+                name, *_ = mark
+                raise TornSaveError(
+                    f"{name} was changed while it was saved, and not by an optimizer's step: "
+                    "use stage='copy', or call wait_staged() first"
+                )
+        # Fused optimizers do not keep count, so it must be certain that they still call the hook.
+        for optimizer in self._stepping:
+            if not _is_hooked(optimizer):
+                raise TornSaveError(
+                    f"{type(optimizer).__qualname__} ceased to call the hooks of "
+                    "torch.optim.Optimizer while its parameters were saved: use stage='copy'"
+                )
+
+    def _let_go(self) -> None:
+        _unwatch(self)
+        self._marks = []
+        self._stepping = []
+        self.staged.set()
+
+
+# What a tensor looks like as long as nobody has changed it: its name, the tensor, its version, its
+# storage, and where that lies and its size. A tensor that is given other memory leaves the storage
+# as it was; memory that is resized moves. No class: training waits until all are made.
+_Mark = tuple[str, torch.Tensor, int, torch.UntypedStorage, tuple[int, int]]
+
+
+def _is_untouched(mark: _Mark) -> bool:
+    _, tensor, version, storage, place = mark
+    return tensor._version == version and (storage.data_ptr(), storage.nbytes()) == place
+
+
+def _marks(state: TrainingState, frozen: bool, saved: set[int]) -> list[_Mark]:
+    """Of parameters and optimizer state that lie in the ``saved`` storages, by their ``_cdata``.
+
+    A parameter comes twice, from the model and from its optimizer.
+    """
+    buffers = {
+        buffer.untyped_storage()._cdata
+        for buffer in state.model.buffers()
+        if buffer.layout is torch.strided
+    }
+    live = saved - buffers
+    marks: list[_Mark] = []
+    for name, tensor in _named_tensors(state, frozen):
+        # Those of inference have no version.
+        if tensor.layout is not torch.strided or tensor.is_inference():
+            continue
+        storage = tensor.untyped_storage()
+        if storage._cdata in live:
+            place = (storage.data_ptr(), storage.nbytes())
+            marks.append((name, tensor, tensor._version, storage, place))
+    return marks
+
+
+def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    stepped = {id(parameter) for one in _optimizers(state) for parameter in _parameters(one)}
+    for name, parameter in state.model.named_parameters():
+        if frozen or id(parameter) in stepped:
+            yield f"parameter {name}", parameter
+    for optimizer in _optimizers(state):
+        kind = type(optimizer).__qualname__
+        name = f"a parameter of {kind}"
+        for parameter in _parameters(optimizer):
+            yield name, parameter
+        for of_parameter in optimizer.state.values():
+            # Whatever an optimizer of somebody's own keeps there besides is copied.
+            if isinstance(of_parameter, Mapping):
+                for key, value in of_parameter.items():
+                    if isinstance(value, torch.Tensor):
+                        yield f"{key!r} of {kind}", value
+
+
+def _parameters(optimizer: Any) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _optimizers(state: TrainingState) -> Iterator[Any]:
+    if is_deepspeed_engine(state.model):
+        # Inside its own, which hold what they shard: torch's, or one derived from torch's.
+        if state.model.basic_optimizer is not None:
+            yield state.model.basic_optimizer
+        return
+    optimizers = getattr(state, "optimizers", None) or ()
+    yield from optimizers if isinstance(optimizers, Sequence) else (optimizers,)
+
+
+# What torch puts around every optimizer's step, and calls the hooks.
+_HOOKING = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
+
+
+def _is_hooked(optimizer: Any) -> bool:
+    """Whether a step calls torch's hooks.
+
+    The mark that torch leaves on a hooked step does not tell: it stays when torch.compile takes the
+    hooks away, as that of some versions does, or when ``optimizer.step`` is replaced.
+    """
+    step = optimizer.step if isinstance(optimizer, torch.optim.Optimizer) else None
+    while step is not None and getattr(step, "__code__", None) is not _HOOKING:
+        step = getattr(step, "__wrapped__", None)
+    return step is not None
+
+
+# The hooks, and whom they call.
+
+_lock = threading.Lock()
+_watching: tuple[LiveRecords, ...] = ()  # replaced under the lock, never changed
+_has_hook = False
+
+
+def _watch(records: LiveRecords, state: TrainingState) -> None:
+    global _watching, _has_hook
+    with _lock:
+        if not _has_hook:
+            register_optimizer_step_pre_hook(_before_step)
+            _has_hook = True
+        engine = state.model
+        if is_deepspeed_engine(engine) and not hasattr(engine.step, "stages_live_records"):
+            engine.step = _hooked_step(engine.step)
+        _watching = (*_watching, records)
+
+
+def _unwatch(records: LiveRecords) -> None:
+    global _watching
+    with _lock:
+        _watching = tuple(one for one in _watching if one is not records)
+
+
+def _forget() -> None:
+    """The threads that read did not come along to a forked process: nobody is to wait for them."""
+    global _lock, _watching
+    _lock = threading.Lock()
+    _watching = ()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _before_step(*_: Any) -> None:
+    for records in _watching:
+        records.stage()
+
+
+def _hooked_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def hooked(*arguments: Any, **options: Any) -> Any:
+        _before_step()
+        return step(*arguments, **options)
+
+    hooked.stages_live_records = True  # type: ignore[attr-defined]
+    return hooked

@@ -1,0 +1,329 @@
+"""The object out of torch's zip file: the mirror of serialization.
+
+Storages are made of the memory that the archive was decoded to, so no tensor is copied. All of
+them are there, and all checksums compared, before the pickle is run.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import _weights_only_unpickler as weights_only_unpickler
+from torch.serialization import default_restore_location
+
+from pyckpt.archive.reader import ArchiveReader, Damage, StoredRecord, TorchFile, describe
+from pyckpt.errors import CorruptArchiveError
+from pyckpt.memory import require_memory
+from pyckpt.torch_format.admitted_types import admitted, state_types
+from pyckpt.torch_format.pickle_cut import cut_pickle
+from pyckpt.torch_format.tensor_index import tensors_in
+
+__all__ = [
+    "BrokenRecord",
+    "broken_records",
+    "can_deserialize",
+    "deserialize",
+]
+
+_PICKLE = "data.pkl"
+_STORAGES = "data/"
+_BYTEORDER = "byteorder"
+# As torch allocates: vector instructions read tensors from such addresses.
+_ALIGNMENT = 64
+_MOST_NAMED = 5
+
+
+def can_deserialize(file: TorchFile) -> bool:
+    """Whether ``file`` is as torch.save writes it on a machine like this one."""
+    if not file.is_plain:
+        return False
+    return _BYTEORDER not in file.records or file.read(_BYTEORDER) == sys.byteorder.encode()
+
+
+def deserialize(
+    file: TorchFile,
+    *,
+    map_location: Any,
+    weights_only: bool,
+    verify: bool,
+    keys: Sequence[str] | None = None,
+) -> Any:
+    """The object that ``file`` holds.
+
+    Args:
+        map_location: As in torch.load.
+        weights_only: As in torch.load.
+        verify: Whether to compare checksums: those of the records, and without ``keys`` those of
+            the archive, if it holds nothing else.
+        keys: Globs over key paths. What none of them names is left out, or None stands for it, and
+            is not unpickled.
+
+    Raises:
+        CorruptArchiveError: Something is damaged; it names the tensors.
+        pickle.UnpicklingError: ``weights_only`` forbids something.
+    """
+    data = file.read(_PICKLE, verify=verify)
+    records = [r for r in file.records.values() if r.name.startswith(_STORAGES)]
+    if keys is not None:
+        data, wanted = _cut(file, data, keys)
+        records = [r for r in records if r.name.removeprefix(_STORAGES) in wanted]
+    places = _decode_storages(file, records, data, verify)
+    if verify and keys is None:
+        file.reader.check_rest()
+    storages = {
+        record.name.removeprefix(_STORAGES): _storage(file.reader, place)
+        for record, place in zip(records, places, strict=True)
+    }
+    storage_of = _StorageOf(file, storages, _restorer(map_location))
+    unpickler: Any = (_WeightsUnpickler if weights_only else _AnyUnpickler)(
+        io.BytesIO(data), storage_of
+    )
+    try:
+        with _rebuilding_at(map_location), admitted(state_types() if weights_only else []):
+            obj = unpickler.load()
+            torch._utils._validate_loaded_sparse_tensors()
+        storage_of.check_sizes()
+    except pickle.UnpicklingError as error:
+        if not weights_only:
+            raise
+        raise pickle.UnpicklingError(
+            f"{file.reader.path}: {error} (weights_only=False admits it, and runs what it says)"
+        ) from error
+    except CorruptArchiveError:
+        raise
+    except _BROKEN as error:
+        # Checksums are those of what was written: this was no pickle of torch.save to begin with.
+        if not weights_only or error is storage_of.error:
+            raise
+        path = file.reader.path
+        raise CorruptArchiveError(
+            f"{path} has a broken pickle: {type(error).__name__}: {error}", path=str(path)
+        ) from error
+    return obj
+
+
+# What torch's machine raises over a pickle that makes no sense.
+_BROKEN = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+def _cut(file: TorchFile, data: bytes, keys: Sequence[str]) -> tuple[bytes, set[str]]:
+    try:
+        return cut_pickle(data, keys)
+    except pickle.UnpicklingError as error:
+        path = file.reader.path
+        raise CorruptArchiveError(f"{path} has a broken pickle: {error}", path=str(path)) from error
+
+
+def _decode_storages(
+    file: TorchFile, records: Sequence[StoredRecord], data: bytes, verify: bool
+) -> list[tuple[int, int]]:
+    """Where the bytes of the records are in the stream, once they are there and right."""
+    places = file.locate(records)
+    nbytes = sum(nbytes for _, nbytes in places)
+    if not file.reader.mapped:
+        require_memory(nbytes, file.reader.path)
+    if file.reader.wanted_nbytes is None:
+        file.reader.wanted_nbytes = nbytes
+    crcs, damages = file.reader.fill(places, keep=True, checksums=verify)
+    broken = broken_records(places, crcs if verify else None, records, damages)
+    if broken:
+        report = _damage_report(broken, data)
+        path = file.reader.path
+        raise CorruptArchiveError(f"{path} is damaged: {report}", path=str(path))
+    return places
+
+
+def _storage(reader: ArchiveReader, place: tuple[int, int]) -> torch.UntypedStorage:
+    if place[1] == 0:
+        return torch.UntypedStorage(0)
+    tensor = torch.frombuffer(reader.image.take(place), dtype=torch.uint8)
+    if tensor.data_ptr() % _ALIGNMENT:  # nothing that torch.save has written
+        tensor = tensor.clone()
+    return tensor.untyped_storage()
+
+
+@dataclass(frozen=True)
+class BrokenRecord:
+    """A record whose bytes are not those that were saved.
+
+    Attributes:
+        offset: Where it begins in the decompressed stream.
+        damage: What cannot be decoded; None when only the checksum is another.
+    """
+
+    record: StoredRecord
+    offset: int
+    damage: Damage | None
+
+    def __str__(self) -> str:
+        return "its checksum is another" if self.damage is None else describe(self.damage)
+
+
+def broken_records(
+    places: Sequence[tuple[int, int]],
+    crcs: Sequence[int] | None,
+    records: Sequence[StoredRecord],
+    damages: Sequence[Damage],
+) -> list[BrokenRecord]:
+    """What of the records is damaged, from what ArchiveReader.fill returned."""
+    broken = []
+    for index, (record, (offset, nbytes)) in enumerate(zip(records, places, strict=True)):
+        hit = next((d for d in damages if d.hits(offset, nbytes)), None)
+        differs = crcs is not None and record.has_checksum and crcs[index] != record.crc
+        if hit is not None or differs:
+            broken.append(BrokenRecord(record, offset, hit))
+    return broken
+
+
+def _damage_report(broken: Sequence[BrokenRecord], data: bytes) -> str:
+    """Names the tensors in broken records, as far as ``data``, the pickle, tells them."""
+    try:
+        tensors = tensors_in(data)
+    except pickle.UnpicklingError:
+        tensors = []
+    lines = []
+    for one in broken[:_MOST_NAMED]:
+        key = one.record.name.removeprefix(_STORAGES)
+        names = [str(tensor) for tensor in tensors if tensor.storage.key == key]
+        what = " and ".join(names[:_MOST_NAMED]) or "a record"
+        lines.append(f"{what} in {one.record.name!r}: {one}")
+    if len(broken) > _MOST_NAMED:
+        lines.append(f"and {len(broken) - _MOST_NAMED} more")
+    return "; ".join(lines)
+
+
+Restorer = Callable[[torch.UntypedStorage, str], Any]
+
+
+def _restorer(map_location: Any) -> Restorer:
+    """Takes a storage to where ``map_location`` wants it, as torch.load describes."""
+    if map_location is None:
+        return default_restore_location
+    if isinstance(map_location, str | torch.device):
+        return lambda storage, _: default_restore_location(storage, str(map_location))
+    if isinstance(map_location, Mapping):
+        return lambda storage, location: default_restore_location(
+            storage, map_location.get(location, location)
+        )
+
+    def restore(storage: torch.UntypedStorage, location: str) -> Any:
+        result = map_location(storage, location)
+        return default_restore_location(storage, location) if result is None else result
+
+    return restore
+
+
+class _StorageOf:
+    """What a persistent id stands for.
+
+    Attributes:
+        error: What taking a storage to its device has raised.
+    """
+
+    error: Exception | None = None
+
+    def __init__(
+        self,
+        file: TorchFile,
+        storages: Mapping[str, torch.UntypedStorage],
+        restore: Restorer,
+    ) -> None:
+        self._path = file.reader.path
+        self._storages = storages
+        self._restore = restore
+        self._done: dict[str, torch.storage.TypedStorage] = {}
+        self._nbytes: dict[str, int] = {}
+
+    def __call__(self, saved_id: Any) -> torch.storage.TypedStorage:
+        kind, storage_type, key, location, numel = saved_id
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"a persistent id that is no storage's: {kind!r}")
+        if key in self._done:
+            return self._done[key]
+        dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
+        nbytes = numel * dtype.itemsize
+        storage = self._storages.get(key)
+        if storage is None or storage.nbytes() != nbytes:
+            has = "none" if storage is None else f"one of {storage.nbytes()}"
+            raise CorruptArchiveError(
+                f"{self._path} wants a storage {key!r} of {nbytes} bytes and has {has}",
+                path=str(self._path),
+            )
+        try:
+            restored = self._restore(storage, location)
+        except Exception as error:
+            self.error = error
+            raise
+        typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
+        self._done[key] = typed
+        self._nbytes[key] = restored.nbytes()
+        return typed
+
+    def check_sizes(self) -> None:
+        """Finds storages that grew: torch makes them as long as a tensor's shape says.
+
+        Raises:
+            CorruptArchiveError: There is one, so a tensor has bytes that nobody saved.
+        """
+        for key, typed in self._done.items():
+            if typed._untyped_storage.nbytes() > self._nbytes[key]:
+                raise CorruptArchiveError(
+                    f"{self._path} has a tensor that is larger than its storage {key!r}",
+                    path=str(self._path),
+                )
+
+
+class _WeightsUnpickler(weights_only_unpickler.Unpickler):
+    """torch's machine, which knows what is harmless."""
+
+    def __init__(self, file: io.BytesIO, storage_of: _StorageOf) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._storage_of = storage_of
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._storage_of(pid)
+
+
+class _AnyUnpickler(pickle.Unpickler):
+    """Python's, which runs whatever the pickle says."""
+
+    def __init__(self, file: io.BytesIO, storage_of: _StorageOf) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._storage_of = storage_of
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._storage_of(pid)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("torch") and name.endswith("Storage") and name != "UntypedStorage":
+            return torch.serialization.StorageType(name)
+        # Where Tensor was before torch 1.8.
+        return super().find_class("torch._tensor" if module == "torch.tensor" else module, name)
+
+
+@contextmanager
+def _rebuilding_at(map_location: Any) -> Iterator[None]:
+    """Tells torch where tensors belong that have no storages (those of XLA and the like)."""
+    local = torch.serialization._serialization_tls
+    local.map_location = map_location
+    try:
+        yield
+    finally:
+        local.map_location = None

@@ -1,0 +1,272 @@
+"""An object as torch.save would store it: a pickle, and records that say where the bytes lie.
+
+The layout is torch's zip file (torch.serialization, format version 1): a pickle of protocol 2 in
+which every storage is a persistent id, then the storages, each once. Nothing is copied here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from operator import itemgetter
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch._utils import _rebuild_tensor_v2
+from torch.serialization import location_tag, normalize_storage_type
+
+from pyckpt import _core
+from pyckpt.staging.copies import DeviceReader
+
+__all__ = ["Reader", "Record", "serialize"]
+
+_ROOT = "archive"
+# Later protocols fail under torch.load(weights_only=True).
+_PICKLE_PROTOCOL = 2
+_FORMAT_VERSION = b"1"
+_STORAGE_ALIGNMENT = b"64"
+_FILE_VERSION = b"3\n"
+_ID_DIGITS = 40
+_HOST = torch.device("cpu")
+# What pickles of states consist of, and is no storage: values, and what is called to make them.
+_FREQUENT = (
+    *(bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict),
+    *(type, FunctionType, type(torch.FloatStorage)),
+)
+# The types of plain tensors, and the classes that stand for them in a pickle.
+_PLAIN_DTYPES = {
+    torch.bool: torch.BoolStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.int8: torch.CharStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int32: torch.IntStorage,
+    torch.int64: torch.LongStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float32: torch.FloatStorage,
+    torch.float64: torch.DoubleStorage,
+}
+
+
+class Reader(Protocol):
+    """Bytes that are not in host memory."""
+
+    def read(self, offset: int, nbytes: int, address: int) -> None:
+        """Copies ``nbytes`` at ``offset`` to the host memory at ``address``. Any thread."""
+        ...
+
+
+class Record(NamedTuple):
+    """One record of the zip file.
+
+    Attributes:
+        name: With its root folder, ``archive/data/0``.
+        address: Where the bytes lie in host memory; 0 when there is a reader.
+        nbytes: How many there are.
+        element_nbytes: Size of the numbers in it: 4 for float32 and for complex64.
+        reader: Fetches the bytes when they are not in host memory.
+        owner: Keeps the memory alive.
+        is_storage: Whether the bytes are the object's own, and not made for the file.
+    """
+
+    name: str
+    address: int
+    nbytes: int
+    element_nbytes: int = 1
+    reader: Reader | None = None
+    owner: Any = None
+    is_storage: bool = False
+
+
+def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
+    """The records of ``obj`` in the order of torch's zip file.
+
+    They hold references to the object's memory, which must not change until they are written.
+
+    Args:
+        compact_views: Save of each tensor only the memory that it spans, as if it were cloned
+            first. Tensors of one type that span the same memory still share it; others no longer
+            do.
+
+    Raises:
+        pickle.PicklingError, TypeError, AttributeError: ``obj`` cannot be pickled.
+        RuntimeError: Storages of different types share memory (torch.save refuses it too), or
+            their device cannot be stored.
+    """
+    buffer = io.BytesIO()
+    storages = _Storages()
+    pickler = (_CompactPickler if compact_views else _StoragePickler)(buffer, storages)
+    pickler.dump(obj)
+    data = buffer.getvalue()
+    head = [
+        _bytes_record("data.pkl", data),
+        _bytes_record(".format_version", _FORMAT_VERSION),
+        _bytes_record(".storage_alignment", _STORAGE_ALIGNMENT),
+        _bytes_record("byteorder", sys.byteorder.encode()),
+    ]
+    tensors = [_storage_record(extent, *kept) for extent, kept in storages.extents.items()]
+    tail = [
+        _bytes_record("version", _FILE_VERSION),
+        _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
+    ]
+    return head + tensors + tail
+
+
+# Part of a storage that becomes one record; mostly it is the whole: the storage's _cdata, where it
+# starts and its size in bytes, and its type. A record is loaded with one type, so two need two.
+# A plain tuple, as is the next: a NamedTuple takes as long to make as a storage to ask for.
+_Extent = tuple[int, int, int, torch.dtype]
+
+
+class _Stored(tuple[tuple[Any, ...]]):
+    """Stands in a pickle for a storage: holds its persistent id."""
+
+    __slots__ = ()
+
+
+# What has one, and what is known to have none; others are asked whether they are storages.
+_PERSISTENT_IDS = {**dict.fromkeys(_FREQUENT), _Stored: itemgetter(0)}
+
+
+class _Storages:
+    """Collects storages, first seen first, and gives them persistent ids.
+
+    Attributes:
+        extents: The key of each in the pickle, and what keeps it alive.
+    """
+
+    def __init__(self) -> None:
+        self.extents: dict[_Extent, tuple[str, torch.UntypedStorage]] = {}
+        self._dtypes: dict[int, torch.dtype] = {}  # by address
+        self._locations: dict[torch.device, str] = {}
+
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        """Of a storage that is pickled by itself, or inside something else than plain tensors."""
+        if isinstance(obj, torch.storage.TypedStorage):
+            return self.whole(obj._untyped_storage, obj.dtype, _storage_type(obj))
+        if isinstance(obj, torch.UntypedStorage):
+            return self.whole(obj, torch.uint8, normalize_storage_type(type(obj)))
+        return None
+
+    def whole(
+        self, storage: torch.UntypedStorage, dtype: torch.dtype, storage_type: Any
+    ) -> tuple[Any, ...]:
+        """The persistent id of all of ``storage``.
+
+        Raises:
+            RuntimeError: It is known by another type: what shares its memory no longer would when
+                it is loaded.
+        """
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+        # Else it is empty, or on no device.
+        if address and (known := self._dtypes.setdefault(address, dtype)) != dtype:
+            raise RuntimeError(
+                "tensors or storages of different types that view the same memory cannot be saved: "
+                f"{known} and {dtype}"
+            )
+        return self.part((storage._cdata, 0, nbytes, dtype), storage, storage_type)
+
+    def part(
+        self, extent: _Extent, storage: torch.UntypedStorage, storage_type: Any
+    ) -> tuple[Any, ...]:
+        """The persistent id of ``extent`` of ``storage``."""
+        _, _, nbytes, dtype = extent
+        # One str for all who share: a pickle writes equal strs again, the same one never.
+        kept = self.extents.get(extent)
+        if kept is None:
+            kept = self.extents[extent] = (str(len(self.extents)), storage)
+        device = storage.device
+        location = self._locations.get(device)
+        if location is None:
+            location = self._locations[device] = location_tag(storage)
+        return ("storage", storage_type, kept[0], location, nbytes // dtype.itemsize)
+
+
+class _StoragePickler(pickle.Pickler):
+    """Replaces storages by their persistent ids."""
+
+    def __init__(self, buffer: io.BytesIO, storages: _Storages) -> None:
+        super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
+        self._storages = storages
+        # A method of the pickler's own would keep it, and all that it pickles, alive.
+        self.persistent_id = _core.by_type(  # type: ignore[method-assign]
+            _PERSISTENT_IDS, storages.persistent_id
+        )
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is OrderedDict and not obj and not obj.__dict__:  # every tensor's hooks
+            return OrderedDict, ()
+        if not _is_plain(obj):
+            return NotImplemented
+        # What torch makes of it, in a third of the time: training waits for the pickle.
+        dtype = obj.dtype
+        stored = self._storages.whole(obj.untyped_storage(), dtype, _PLAIN_DTYPES[dtype])
+        return _rebuild_tensor_v2, (
+            _Stored((stored,)),
+            obj.storage_offset(),
+            tuple(obj.shape),
+            obj.stride(),
+            obj.requires_grad,
+            OrderedDict(),
+        )
+
+
+class _CompactPickler(_StoragePickler):
+    """Takes of each tensor's storage only what the tensor spans."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        reduced = obj.__reduce_ex__(_PICKLE_PROTOCOL)
+        if reduced[0] is not _rebuild_tensor_v2:
+            return reduced
+        typed, start, size, stride, *rest = reduced[1]
+        span = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        storage, dtype = typed._untyped_storage, typed.dtype
+        extent = (storage._cdata, start * dtype.itemsize, span * dtype.itemsize, dtype)
+        stored = self._storages.part(extent, storage, _storage_type(typed))
+        return reduced[0], (_Stored((stored,)), 0, size, stride, *rest)
+
+
+def _is_plain(obj: Any) -> bool:
+    """Whether it is a tensor that is nothing but numbers in its own memory, as most are."""
+    return (
+        type(obj) is torch.Tensor
+        and obj.dtype in _PLAIN_DTYPES
+        and obj.layout is torch.strided
+        and (obj.is_cpu or obj.is_cuda)
+        and not (obj.is_nested or obj.is_neg() or obj.__dict__ or obj._backward_hooks)
+    )
+
+
+def _storage_type(storage: torch.storage.TypedStorage) -> Any:
+    """The class that stands for the type in a pickle, such as torch.FloatStorage."""
+    return getattr(torch, storage._pickle_storage_type())
+
+
+def _storage_record(extent: _Extent, key: str, storage: torch.UntypedStorage) -> Record:
+    _, start, nbytes, dtype = extent
+    element_nbytes = dtype.itemsize // (2 if dtype.is_complex else 1)
+    address, reader = 0, None
+    if storage.device != _HOST:
+        reader = DeviceReader(storage, start)
+    elif nbytes:
+        address = storage.data_ptr() + start
+    return Record(f"{_ROOT}/data/{key}", address, nbytes, element_nbytes, reader, storage, True)
+
+
+def _bytes_record(name: str, data: bytes) -> Record:
+    owner = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return Record(f"{_ROOT}/{name}", owner.data_ptr(), len(data), owner=owner)
+
+
+def _serialization_id(data: bytes, tensors: Sequence[Record]) -> bytes:
+    """40 digits, as torch has them; equal for equal pickles and sizes."""
+    digest = hashlib.sha256(data)
+    digest.update("".join(f"{record.name} {record.nbytes}\n" for record in tensors).encode())
+    return str(int.from_bytes(digest.digest(), "big")).zfill(_ID_DIGITS)[-_ID_DIGITS:].encode()

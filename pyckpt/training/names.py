@@ -1,0 +1,180 @@
+"""File names: the format variables, and the suffix that decides the format."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from pyckpt.errors import FilenameError
+
+if TYPE_CHECKING:
+    from pyckpt.ranks.exchange import Ranks
+    from pyckpt.state import TrainingState
+
+__all__ = [
+    "RANK_VARIABLES",
+    "TAR_SUFFIX",
+    "VARIABLES",
+    "add_tar_suffix",
+    "match_suffix",
+    "render",
+    "render_ranks",
+]
+
+TAR_SUFFIX = ".tar"
+
+RANK_VARIABLES = ("rank", "local_rank", "world_size", "local_world_size", "node_rank")
+"""The names that the path of an existing checkpoint may contain in braces."""
+
+_COUNT_NAMES = (
+    "epoch",
+    "batch",
+    "batch_in_epoch",
+    "sample",
+    "sample_in_epoch",
+    "token",
+    "token_in_epoch",
+)
+_TIME_NAMES = ("total_wct", "epoch_wct", "batch_wct")
+
+VARIABLES = ("run_name", *RANK_VARIABLES, *_COUNT_NAMES, *_TIME_NAMES)
+"""The names that a filename may contain in braces."""
+
+
+def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path:
+    """The path that ``filename`` stands for, now and on this rank.
+
+    Ranks and counts are integers, the three wall-clock times are seconds as floats; Python's
+    format specs apply (``{batch:06d}``).
+
+    Raises:
+        FilenameError: An unknown variable, a format error, a value that leads out of the folder
+            which the caller wrote literally, a name that is empty or names a folder, or one that
+            the system cannot spell.
+    """
+    return _render(filename, _lookups(state, ranks))
+
+
+def render_ranks(filename: str | PurePath, ranks: Ranks) -> Path:
+    """The path of a checkpoint that exists: only what tells ranks apart is filled in.
+
+    The counts that :func:`render` fills in are those of the run that saved; write them out.
+
+    Raises:
+        FilenameError: As by ``render``; every variable but RANK_VARIABLES is unknown.
+    """
+    return _render(filename, _rank_lookups(ranks))
+
+
+def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) -> Path:
+    template = os.fspath(filename)
+    if not isinstance(template, str):
+        raise FilenameError(f"a filename is a str or a path, not {type(filename).__name__}")
+    literal_folder, rendered = _substitute(template, lookups)
+    if "\0" in rendered:
+        raise FilenameError(f"{rendered!r} (from {template!r}) contains a NUL byte", path=rendered)
+    try:
+        os.fsencode(rendered)
+    except UnicodeEncodeError as error:
+        raise FilenameError(
+            f"{rendered!r} (from {template!r}) cannot be spelled in the system's encoding: {error}",
+            path=rendered,
+        ) from error
+    if not PurePath(rendered).name or rendered.endswith("/"):
+        raise FilenameError(f"{rendered!r} (from {template!r}) does not name a file", path=rendered)
+    _check_inside(literal_folder, rendered, template)
+    return Path(rendered)
+
+
+def _lookups(state: TrainingState, ranks: Ranks) -> Mapping[str, Callable[[], Any]]:
+    lookups: dict[str, Callable[[], Any]] = {"run_name": lambda: str(state.run_name)}
+    lookups.update(_rank_lookups(ranks))
+    for name in _COUNT_NAMES:
+        lookups[name] = partial(_count, state, name)
+    for name in _TIME_NAMES:
+        lookups[name] = partial(_seconds, state, name)
+    return lookups
+
+
+def _rank_lookups(ranks: Ranks) -> dict[str, Callable[[], Any]]:
+    return {name: partial(getattr, ranks, name) for name in RANK_VARIABLES}
+
+
+def _count(state: TrainingState, name: str) -> int:
+    return int(getattr(state.timestamp, name))
+
+
+def _seconds(state: TrainingState, name: str) -> float:
+    return float(getattr(state.timestamp, name).total_seconds())
+
+
+def _substitute(template: str, lookups: Mapping[str, Callable[[], Any]]) -> tuple[str, str]:
+    """The text in front of the first variable, and the whole with values filled in."""
+    available = "available are " + ", ".join(f"{{{name}}}" for name in lookups)
+    literal: str | None = None
+    rendered = ""
+    try:
+        for text, field, spec, conversion in string.Formatter().parse(template):
+            rendered += text
+            if field is None:
+                continue
+            if literal is None:
+                literal = rendered
+            if field not in lookups:
+                raise FilenameError(
+                    f"unknown variable {{{field}}} in filename {template!r}; {available}"
+                )
+            if conversion:
+                raise FilenameError(
+                    f"conversion !{conversion} is not supported in filename {template!r}"
+                )
+            rendered += format(lookups[field](), spec or "")
+    except FilenameError:
+        raise
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise FilenameError(f"cannot render filename {template!r}: {error}; {available}") from error
+    return rendered if literal is None else literal, rendered
+
+
+def _check_inside(literal: str, rendered: str, template: str) -> None:
+    """``literal`` is the text before the first variable; values may not lead out of its folder."""
+    folder = os.path.abspath(os.path.dirname(literal))
+    path = os.path.abspath(rendered)
+    # Not commonpath: it takes the two slashes for one that a path may begin with.
+    if path == folder or not path.startswith(folder.rstrip("/") + "/"):
+        raise FilenameError(
+            f"{rendered!r} (from {template!r}) leads out of {folder!r}, the folder that the "
+            "filename names",
+            path=rendered,
+        )
+
+
+def match_suffix(name: str, suffixes: list[str]) -> str | None:
+    """The longest of ``suffixes`` that ``name`` ends with, or None; case as given.
+
+    Raises:
+        FilenameError: The name ends like a compressed tar (``.tar.foo``) of a kind that is not
+            among them.
+    """
+    matches = [suffix for suffix in suffixes if name.endswith(suffix) and name != suffix]
+    if matches:
+        return max(matches, key=len)
+    endings = PurePath(name).suffixes[-2:]
+    if len(endings) == 2 and endings[0] == TAR_SUFFIX:
+        raise FilenameError(
+            f"{name!r} looks like a compressed tar, but {''.join(endings)!r} is not a suffix that "
+            f"can be written; there are {', '.join(suffixes)}",
+            path=name,
+        )
+    return None
+
+
+def add_tar_suffix(path: Path, suffixes: list[str]) -> Path:
+    """``path`` itself when it ends with one of ``suffixes``, else with ``.tar`` appended."""
+    if match_suffix(path.name, suffixes) is not None:
+        return path
+    return path.with_name(path.name + TAR_SUFFIX)

@@ -1,0 +1,231 @@
+"""save_checkpoint: a training state in, the paths of all ranks out.
+
+Save is one such call in its two halves: collecting the state, and writing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from pyckpt.archive.writer import STATES_MEMBER, ArchiveWriter, tar_suffixes
+from pyckpt.errors import DuplicateFileError, OptionError
+from pyckpt.key_paths import IgnoreKeys, without_ignored
+from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook
+from pyckpt.ranks.exchange import Channel, Ranks, current_ranks, together, users_channel
+from pyckpt.ranks.file_identity import file_identity
+from pyckpt.state import TrainingState, is_deepspeed_engine, model_state_dict
+from pyckpt.training.names import add_tar_suffix, render
+from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
+from pyckpt.training.rng import rng_state
+
+__all__ = ["Save", "save_checkpoint"]
+
+
+def save_checkpoint(
+    state: TrainingState,
+    filename: str | PurePath = "ep{epoch}-ba{batch}-rank{rank}",
+    *,
+    weights_only: bool = False,
+    ignore_keys: IgnoreKeys = None,
+    compression_level: int | None = None,
+    num_threads: int | None = None,
+    fsync: bool = True,
+    progress: ProgressHook = False,
+) -> list[Path]:
+    """Saves the training state; the counterpart of ``composer.utils.save_checkpoint``.
+
+    Call it on every rank. Without DeepSpeed rank 0 writes one file; with DeepSpeed every rank
+    writes an archive of its own. Either the files of all ranks are there in the end, or all ranks
+    raise and every earlier file is as it was.
+
+    The file holds ``{"state": state.state_dict(), "rng": [random states by rank]}``. Tensors are
+    written from where they lie and must not change meanwhile. Asynchronous saves that are under way
+    are finished first.
+
+    Args:
+        state: Anything that follows the TrainingState protocol, such as Composer's State.
+        filename: May contain the variables of pyckpt.training.names.VARIABLES with format specs,
+            in its folders too, which are created. The suffix decides the format: ``.tar``,
+            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma`` and their short forms; any other name gets
+            torch's own file.
+            With DeepSpeed ``.tar`` is appended unless there is such a suffix.
+        weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
+        ignore_keys: What not to save: globs over key paths such as ``state/optimizers/*``, or a
+            callable that edits the dict before it is saved.
+        compression_level: The format's level; None takes its standard one.
+        num_threads: Worker threads of each rank that writes; None takes an equal share of the CPUs
+            that the process may use.
+        fsync: Whether to wait until the disks have the files.
+        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
+            times a second; both on rank 0 alone, of what it writes.
+
+    Returns:
+        The path that rank 0 wrote, on every rank; with DeepSpeed the paths of all ranks, by rank,
+        each valid on its rank's machine.
+
+    Raises:
+        CheckpointError: Some rank failed; its attributes and message name rank and cause, and every
+            rank raises it. FilenameError, DuplicateFileError and OptionError, which are
+            ValueErrors, come before anything is written. So does the error of an earlier
+            asynchronous save that nobody has asked for.
+    """
+    # An asynchronous save of the same name would else replace this, which is newer.
+    wait_for_room(1)
+    save = Save(state, filename, weights_only, ignore_keys)
+    channel = users_channel()
+
+    def make_options() -> WriteOptions:
+        raise_uncollected()
+        return WriteOptions(compression_level, num_threads, fsync, progress)
+
+    try:
+        save.collect(make_options, channel)
+        return save.write(channel)
+    finally:
+        save.close()
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a rank is going to write; all ranks know that of all."""
+
+    path: Path
+    writes: bool
+    identity: str  # see file_identity
+
+
+def _check_distinct(targets: list[_Target]) -> None:
+    seen: dict[str, int] = {}
+    for rank, target in enumerate(targets):
+        if not target.writes:
+            continue
+        other = seen.setdefault(target.identity, rank)
+        if other != rank:
+            raise DuplicateFileError(
+                f"ranks {other} and {rank} would both write {target.path}: put {{rank}} in the "
+                "filename, as in 'ep{epoch}-ba{batch}-rank{rank}'",
+                rank=rank,
+                path=str(target.path),
+            )
+
+
+class Save:
+    """One save of a training state on one rank: steps, between which ranks exchange outcomes.
+
+    First ``collect``, then ``write``, and ``close`` in the end, all on every rank.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        filename: str | PurePath,
+        weights_only: bool,
+        ignore_keys: IgnoreKeys,
+    ) -> None:
+        self.is_deepspeed = is_deepspeed_engine(state.model)
+        self._state = state
+        self._filename = filename
+        self._weights_only = weights_only
+        self._ignore_keys = ignore_keys
+        self._cleanup = ExitStack()
+        self._ranks = Ranks()
+        self._targets: list[_Target] = []
+        self._writer: ArchiveWriter | None = None
+
+    @property
+    def writer(self) -> ArchiveWriter | None:
+        """What this rank writes with, if it writes."""
+        return self._writer
+
+    def collect(self, make_options: Callable[[], WriteOptions], channel: Channel) -> None:
+        """Gathers all that will be written, without copying tensors.
+
+        Args:
+            make_options: What it raises is raised on all ranks, before anything is looked at.
+        """
+        self._targets = together(
+            "preparing the checkpoint", lambda: self._prepare(make_options()), channel
+        )
+        _check_distinct(self._targets)
+        random_states = together("collecting the random states", rng_state, channel)
+        together(
+            "collecting the training state", lambda: self._collect_state(random_states), channel
+        )
+        if self.is_deepspeed:
+            together("collecting DeepSpeed's states", self._collect_engine, channel)
+
+    def write(
+        self,
+        channel: Channel,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> list[Path]:
+        """Writes and commits; returns the paths of all ranks that write.
+
+        Args:
+            before, after: Called before the bytes are read, and when they are written but have no
+                name yet. If one raises, they get none.
+        """
+        several = self.is_deepspeed
+        together("writing the checkpoint", lambda: self._write(before, after), channel)
+        together("committing the checkpoint", lambda: self._commit(several), channel)
+        if self._writer is not None:
+            self._writer.keep()
+        return [target.path for target in (self._targets if several else self._targets[:1])]
+
+    def close(self) -> None:
+        """Removes what was not kept, and lets go of the state."""
+        self._cleanup.close()
+
+    def _prepare(self, options: WriteOptions) -> _Target:
+        """Everything that can be known to be wrong before a byte is written."""
+        self._ranks = current_ranks()
+        if self._weights_only and self.is_deepspeed:
+            raise OptionError("weights_only=True is not possible with DeepSpeed")
+        path = render(self._filename, self._state, self._ranks)
+        if self.is_deepspeed:
+            path = add_tar_suffix(path, tar_suffixes())
+        writes = self.is_deepspeed or self._ranks.rank == 0
+        if writes:
+            self._writer = ArchiveWriter(
+                path,
+                options,
+                writers_on_node=self._ranks.local_world_size if self.is_deepspeed else 1,
+            )
+            self._cleanup.callback(self._writer.abandon)
+        return _Target(path, writes, file_identity(path))
+
+    def _collect_state(self, random_states: list[dict[str, Any]]) -> None:
+        """Gathers the state on every rank: its state_dict() may itself be collective."""
+        state = (
+            {"model": model_state_dict(self._state)}
+            if self._weights_only
+            else self._state.state_dict()
+        )
+        contents = without_ignored({"state": state, "rng": random_states}, self._ignore_keys)
+        if self._writer is not None and self._ranks.rank == 0:
+            self._writer.add_object(STATES_MEMBER, contents)
+
+    def _collect_engine(self) -> None:
+        """Lets DeepSpeed save into this rank's archive."""
+        from pyckpt.training.deepspeed import collect_engine_states
+
+        assert self._writer is not None
+        self._cleanup.enter_context(collect_engine_states(self._state.model, self._writer))
+
+    def _write(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+        """The bytes, under a name that nobody sees."""
+        before()
+        if self._writer is not None:
+            self._writer.write()
+        after()
+
+    def _commit(self, several: bool) -> None:
+        """The name. Where several ranks commit, each can go back until all have."""
+        if self._writer is not None:
+            self._writer.commit(keep_previous=several)

@@ -1,0 +1,305 @@
+"""pyckpt.verify: whole files of everybody, and everything that can be wrong with one."""
+
+import bz2
+import gzip
+import io
+import lzma
+import random
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pyckpt
+from pyckpt import _core
+from pyckpt.archive import writer as archive
+from pyckpt.options import WriteOptions
+from tests.states import assert_equal, mixed_state
+
+FORMAT_SUFFIXES = [row.suffixes[0] for row in _core.formats()]
+PLACED = [".tar", ".tar.gz", ".tar.lzma"]  # whose blocks tell where they belong
+COMPRESSIONS = {".tar": "", ".tar.gz": "gzip", ".tar.bz2": "bzip2", ".tar.lzma": "xz", ".pt": ""}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for suffix in [*FORMAT_SUFFIXES, ".pt"]:
+        pyckpt.save(mixed_state(), folder / f"x{suffix}", fsync=False)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [*FORMAT_SUFFIXES, ".pt"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_whole_files(folder: Path, suffix: str, threads: int) -> None:
+    report = pyckpt.verify(folder / f"x{suffix}", num_threads=threads)
+    assert report.ok, report.problems
+    report.raise_if_damaged()
+    assert report.compression == COMPRESSIONS.get(suffix, report.compression)
+    assert report.members == (1 if suffix == ".pt" else 2)  # with the root
+    assert report.records == 4 + 6
+    assert report.nbytes > 3_000_000
+    assert report.unchecked == []
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_files_of_others(folder: Path, tmp_path: Path, mode: str) -> None:
+    torch.save(mixed_state(), tmp_path / "x.pt")
+    with tarfile.open(tmp_path / "x.tar", mode) as tar:
+        tar.add(tmp_path / "x.pt", arcname="folder/composer_states.pt")
+    report = pyckpt.verify(tmp_path / "x.tar")
+    assert report.ok, report.problems
+    assert report.records > 4
+
+
+def test_records_without_checksums_are_named(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"t": torch.arange(9)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    report = pyckpt.verify(tmp_path / "x.pt")
+    assert report.ok
+    assert ":data/0" in report.unchecked
+    assert torch.equal(pyckpt.load(tmp_path / "x.pt")["t"], torch.arange(9))
+
+
+@pytest.mark.parametrize("mode", [None, "w", "w:gz", "w:bz2"])
+def test_files_of_before_checksums_are_named(tmp_path: Path, mode: str | None) -> None:
+    path = tmp_path / "old.pt"
+    torch.save(mixed_state(), path, _use_new_zipfile_serialization=False)
+    if mode is not None:
+        with tarfile.open(tmp_path / "x", mode) as tar:
+            tar.add(path, "old.pt")
+        path = tmp_path / "x"
+    report = pyckpt.verify(path)
+    assert report.ok
+    assert (report.members, report.records, report.unchecked) == (1, 0, ["old.pt"])
+
+
+def flipped(contents: bytes, at: int) -> bytes:
+    return contents[:at] + bytes([contents[at] ^ 0x10]) + contents[at + 1 :]
+
+
+@pytest.mark.parametrize("suffix", PLACED)
+def test_the_damaged_tensor_is_named(folder: Path, tmp_path: Path, suffix: str) -> None:
+    contents = (folder / f"x{suffix}").read_bytes()
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(flipped(contents, len(contents) * 3 // 5))
+    report = pyckpt.verify(path)
+    assert not report.ok
+    named = {
+        (problem.record, t.key_path, t.dtype, t.shape)
+        for problem in report.problems
+        for t in problem.tensors
+    }
+    floats = ("data/0", "floats", torch.float32, (400_000,))
+    doubles = ("data/1", "doubles", torch.float64, (60_000,))
+    assert named & {floats, doubles}
+    assert any("tensor 'floats'" in str(p) or "tensor 'doubles'" in str(p) for p in report.problems)
+    with pytest.raises(pyckpt.CorruptArchiveError, match="tensor '") as caught:
+        report.raise_if_damaged()
+    assert caught.value.path == str(path)
+
+
+# Of one stream that tells no sizes.
+FOREIGN: dict[str, Callable[[bytes], bytes]] = {
+    ".tar.gz": lambda raw: gzip.compress(raw, 1),
+    ".tar.bz2": bz2.compress,
+    ".tar.lzma": lambda raw: lzma.compress(raw, preset=0),
+}
+
+
+@pytest.mark.parametrize("suffix", [*FOREIGN, "by pyckpt.tar.bz2"])
+def test_lost_tensors_are_named_where_decoding_ends(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    """Of a stream that cannot be decoded further, and so has no directory."""
+    if suffix in FOREIGN:
+        torch.save(mixed_state(), tmp_path / "x.pt")
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            tar.add(tmp_path / "x.pt", arcname="composer_states.pt")
+        contents = FOREIGN[suffix](file.getvalue())
+    else:
+        contents = (folder / "x.tar.bz2").read_bytes()
+    path = tmp_path / f"x{suffix}"
+    # Floats, the larger part of the file, end before doubles and bfloat16 begin.
+    for place, names in ((0.55, {"floats", "doubles"}), (0.92, {"doubles", "bf16", "zeros"})):
+        damaged = bytearray(contents)
+        at = int(place * len(contents))
+        damaged[at : at + 9] = bytes(9)
+        path.write_bytes(damaged)
+        [problem] = pyckpt.verify(path).problems
+        assert problem.member == "composer_states.pt"
+        assert problem.offset is not None
+        named = {tensor.key_path for tensor in problem.tensors}
+        assert named
+        assert named <= names
+        with pytest.raises(pyckpt.CorruptArchiveError, match=r"lost from tensor '\w+' \(torch\."):
+            pyckpt.load(path)
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_members_that_no_archive_should_have(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, [("a", b"1"), ("a", b"2"), ("../b", b""), ("/c", b""), ("./d/..e", b"")])
+    problems = [str(problem) for problem in pyckpt.verify(path).problems]
+    assert len(problems) == 3
+    assert "member 'a', offset 1024: it is there twice" in problems
+    assert sum("leads out of the archive" in problem for problem in problems) == 2
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_data_behind_the_end(folder: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    more = b"more" if suffix == ".tar" else b"\x1f\x8bmore"
+    path.write_bytes((folder / f"x{suffix}").read_bytes() + more)
+    assert not pyckpt.verify(path).ok
+    path.write_bytes((folder / "x.tar").read_bytes() + bytes(70_000))
+    assert pyckpt.verify(path).ok
+
+
+def cut(data: bytearray, at: int, _: random.Random) -> None:
+    del data[at:]
+
+
+def flip(data: bytearray, at: int, choose: random.Random) -> None:
+    data[at] ^= choose.randrange(1, 256)
+
+
+def zero(data: bytearray, at: int, choose: random.Random) -> None:
+    nbytes = min(choose.choice([1, 8, 600, 5000]), len(data) - at)
+    data[at : at + nbytes] = bytes(nbytes)
+
+
+def swap(data: bytearray, at: int, choose: random.Random) -> None:
+    other = choose.randrange(len(data))
+    nbytes = min(choose.choice([1, 16, 512]), len(data) - max(at, other))
+    one, two = data[at : at + nbytes], data[other : other + nbytes]
+    data[at : at + nbytes] = two
+    data[other : other + nbytes] = one
+
+
+def insert(data: bytearray, at: int, choose: random.Random) -> None:
+    data[at:at] = choose.randbytes(choose.choice([1, 512]))
+
+
+DAMAGES: list[Callable[[bytearray, int, random.Random], None]] = [cut, flip, zero, swap, insert]
+SMALL_STATE: dict[str, Any] = {"t": torch.arange(3000.0), "u": torch.zeros(200), "text": "ab" * 50}
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    for suffix in [*FORMAT_SUFFIXES, ".pt"]:
+        pyckpt.save(SMALL_STATE, folder / f"x{suffix}", fsync=False)
+    (folder / "note").write_text("hello")
+    with archive.ArchiveWriter(folder / "y.tar.gz", WriteOptions(fsync=False)) as writer:
+        writer.add_object("composer_states.pt", SMALL_STATE)
+        writer.add_file("deepspeed/note", folder / "note")
+        writer.add_object("deepspeed/other.pt", SMALL_STATE)
+        writer.write()
+        writer.commit()
+    (folder / "z.tar.gz").write_bytes(gzip.compress((folder / "x.tar").read_bytes()))
+    return folder
+
+
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    damage=st.sampled_from(DAMAGES),
+    seed=st.integers(0, 1 << 30),
+)
+@pytest.mark.parametrize(
+    "name", [*(f"x{suffix}" for suffix in FORMAT_SUFFIXES), "x.pt", "y.tar.gz", "z.tar.gz"]
+)
+@pytest.mark.timeout(300)
+def test_damage_is_found(
+    small_files: Path,
+    name: str,
+    place: float,
+    damage: Callable[[bytearray, int, random.Random], None],
+    seed: int,
+) -> None:
+    """Whatever happens to the bytes: verify reports it, and load raises or has the right data."""
+    contents = bytearray((small_files / name).read_bytes())
+    damage(contents, int(place * len(contents)), random.Random(seed))
+    path = small_files / f"damaged-{name}"
+    path.write_bytes(contents)
+    report = pyckpt.verify(path)
+    try:
+        loaded = pyckpt.load(path)
+    except pyckpt.CheckpointError as error:
+        caught = error
+    else:
+        assert_equal(loaded, SMALL_STATE)
+        return
+    assert str(path) in str(caught)
+    assert not report.ok
+
+
+def test_a_file_of_torch_whose_beginning_is_lost(small_files: Path, tmp_path: Path) -> None:
+    """What is left of it does not look like torch's; its name does."""
+    contents = bytearray((small_files / "x.tar").read_bytes())
+    at = contents.index(b"PK\x03\x04")
+    contents[at : at + 4] = bytes(4)
+    (tmp_path / "x.tar").write_bytes(contents)
+    [problem] = pyckpt.verify(tmp_path / "x.tar").problems
+    assert (problem.member, problem.offset) == ("composer_states.pt", at)
+    assert "not torch.save's" in problem.message
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        pyckpt.verify(tmp_path / "x.tar")
+
+
+def test_a_file_that_asks_for_more_memory_than_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyckpt import memory
+
+    monkeypatch.setattr(memory, "_available", lambda: 1_000_000)
+    for suffix in [".tar", ".tar.bz2"]:
+        with pytest.raises(pyckpt.CheckpointError, match="of memory, and 1000000 are available"):
+            pyckpt.load(folder / f"x{suffix}")
+    assert_equal(pyckpt.load(folder / "x.tar", mmap=True), mixed_state())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_records_that_are_compressed(tmp_path: Path) -> None:
+    """TorchScript has some; other programs may compress all."""
+    torch.jit.script(torch.nn.Linear(3, 4)).save(str(tmp_path / "script.pt"))
+    report = pyckpt.verify(tmp_path / "script.pt")
+    assert report.ok, report.problems
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/data.pkl", b"text" * 1_000_000)
+        file.writestr("x/other", random.Random(0).randbytes(1000))
+        file.writestr("x/unusual", b"0" * 100, zipfile.ZIP_BZIP2)
+    report = pyckpt.verify(path)
+    assert report.ok, report.problems
+    assert report.unchecked == [":unusual"]
+    assert report.nbytes == 4_001_100
+    whole = path.read_bytes()
+    for change, message in (
+        (lambda data: flipped(data, data.index(b"x/data.pkl") + 30), "data.pkl"),
+        (lambda data: flipped(data, data.index(b"x/other") + 300), "other"),
+        (lambda data: data.replace((4_000_000).to_bytes(4, "little"), bytes([9, 0, 0, 0])), "size"),
+    ):
+        path.write_bytes(change(whole))
+        [problem] = pyckpt.verify(path).problems
+        assert message in str(problem)

@@ -1,0 +1,266 @@
+"""Names: the sixteen variables, where a value may lead, and the suffix that decides the format."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pyckpt
+from pyckpt.archive.writer import archive_format, tar_suffixes
+from pyckpt.ranks.exchange import Ranks
+from pyckpt.training.names import VARIABLES, add_tar_suffix, match_suffix, render
+
+RANKS = Ranks(rank=5, local_rank=1, world_size=8, local_world_size=4, node_rank=2)
+VALUES: dict[str, Any] = {
+    "run_name": "my-run",
+    "rank": 5,
+    "local_rank": 1,
+    "world_size": 8,
+    "local_world_size": 4,
+    "node_rank": 2,
+    "epoch": 3,
+    "batch": 42,
+    "batch_in_epoch": 7,
+    "sample": 1000,
+    "sample_in_epoch": 100,
+    "token": 123456,
+    "token_in_epoch": 999,
+    "total_wct": 3600.25,
+    "epoch_wct": 60.5,
+    "batch_wct": 0.125,
+}
+
+
+def state(run_name: Any = "my-run", **changes: Any) -> Any:
+    counts = {name: VALUES[name] for name in VARIABLES[6:13]}
+    times = {name: datetime.timedelta(seconds=VALUES[name]) for name in VARIABLES[13:]}
+    timestamp = pyckpt.Timestamp(**{**counts, **times, **changes})
+    return SimpleNamespace(run_name=run_name, timestamp=timestamp)
+
+
+def rendered(filename: Any, run_name: Any = "my-run", **changes: Any) -> str:
+    return str(render(filename, state(run_name, **changes), RANKS))
+
+
+# Variables
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_every_variable(name: str) -> None:
+    assert len(VARIABLES) == len(VALUES) == 16
+    assert rendered(f"a{{{name}}}b.tar") == f"a{VALUES[name]}b.tar"
+
+
+def test_variables_in_folders_and_beside_each_other(tmp_path: Path) -> None:
+    name = f"{tmp_path}/{{run_name}}/node{{node_rank}}/ep{{epoch}}{{batch}}-{{rank}}.tar.gz"
+    assert rendered(name) == f"{tmp_path}/my-run/node2/ep342-5.tar.gz"
+    assert rendered(PurePosixPath("{run_name}") / "x{epoch}") == "my-run/x3"
+    assert render(Path("{rank}.tar"), state(), RANKS) == Path("5.tar")
+
+
+@pytest.mark.parametrize(
+    ("filename", "name"),
+    [
+        ("{batch:06d}", "000042"),
+        ("{batch:>5}", "   42"),
+        ("{token:,}", "123,456"),
+        ("{rank:x}", "5"),
+        ("{total_wct:.1f}", "3600.2"),
+        ("{batch_wct:g}", "0.125"),
+        ("{epoch_wct:08.2f}", "00060.50"),
+        ("{run_name:.2}", "my"),
+        ("{run_name:_<8}", "my-run__"),
+        ("{{{epoch}}}", "{3}"),
+        ("{{epoch}}", "{epoch}"),
+    ],
+)
+def test_format_specs(filename: str, name: str) -> None:
+    assert rendered(filename) == name
+
+
+@given(st.integers(0, 10**30), st.integers(0, 40))
+def test_padded_counts_are_read_back(count: int, width: int) -> None:
+    name = rendered(f"ba{{batch:0{width}d}}", batch=count)
+    assert int(name.removeprefix("ba")) == count
+    assert len(name) >= 2 + width
+
+
+def test_what_is_not_named_is_not_asked_for() -> None:
+    class Nothing:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(f"{name} was asked for")
+
+    assert str(render("rank{rank}", Nothing(), RANKS)) == "rank5"  # type: ignore[arg-type]
+
+
+def test_a_run_name_of_any_type() -> None:
+    assert rendered("{run_name}", 17) == "17"
+    assert rendered("{run_name:.1}", 17) == "1"
+
+
+@pytest.mark.parametrize(
+    "filename",
+    [
+        "{epok}",
+        "{}",
+        "{0}",
+        "{ epoch}",
+        "{Epoch}",
+        "{rank.__class__}",
+        "{rank.real}",
+        "{run_name[0]}",
+        "{run_name.__class__.__mro__}",
+        "{batch:{secret}}",
+    ],
+)
+def test_nothing_but_the_variables(filename: str) -> None:
+    with pytest.raises(pyckpt.FilenameError, match=r"available are .*\{run_name\}.*\{batch_wct\}"):
+        rendered(filename)
+
+
+@pytest.mark.parametrize(
+    "filename", ["{rank", "rank}", "{rank:d", "{batch:q}", "{run_name:d}", "{epoch!r}", "{batch:c}"]
+)
+def test_format_errors(filename: str) -> None:
+    with pytest.raises(pyckpt.FilenameError):
+        rendered(filename, batch=10**9)
+
+
+def test_a_state_that_lacks_what_is_named() -> None:
+    bare: Any = SimpleNamespace(run_name="x", timestamp=SimpleNamespace(batch="many"))
+    for name in ("batch", "epoch", "total_wct"):
+        with pytest.raises(pyckpt.FilenameError, match="cannot render"):
+            render(f"{{{name}}}", bare, RANKS)
+
+
+# Where a name leads
+
+
+@pytest.mark.parametrize("filename", ["", ".", "..", "/", "a/", "a/.", "a/..", "{run_name}/"])
+def test_names_of_no_file(filename: str) -> None:
+    with pytest.raises(pyckpt.FilenameError):
+        rendered(filename)
+
+
+@pytest.mark.parametrize("run_name", ["", ".", "..", "../x", "a/../../x", "a\0b"])
+@pytest.mark.parametrize("filename", ["{run_name}", "sub/{run_name}", "/top/sub/{run_name}"])
+def test_values_that_lead_out(filename: str, run_name: str) -> None:
+    with pytest.raises(pyckpt.FilenameError):
+        rendered(filename, run_name)
+
+
+@pytest.mark.parametrize(
+    ("filename", "name"),
+    [
+        ("../{rank}.tar", "../5.tar"),
+        ("../../x/{rank}", "../../x/5"),
+        ("/{rank}", "/5"),
+        ("//{rank}", "//5"),
+        ("//top/{rank}", "//top/5"),
+        ("a/../{run_name}", "a/../my-run"),
+        ("a//{run_name}", "a/my-run"),
+    ],
+)
+def test_the_caller_may_lead_anywhere(filename: str, name: str) -> None:
+    assert rendered(filename) == name
+
+
+def test_a_value_may_name_folders_below() -> None:
+    assert rendered("runs/{run_name}/x.tar", "team/run") == "runs/team/run/x.tar"
+    assert rendered("runs/{run_name}", "/etc/passwd") == "runs/etc/passwd"
+    with pytest.raises(pyckpt.FilenameError, match="leads out of"):
+        rendered("{run_name}", "/etc/passwd")
+
+
+def test_names_that_the_system_cannot_spell() -> None:
+    with pytest.raises(pyckpt.FilenameError, match="cannot be spelled"):
+        rendered("{run_name}.tar", "\ud800")
+
+
+@given(run_name=st.text(st.sampled_from("ab./\0~ é"), max_size=12))
+@pytest.mark.parametrize("folder", ["/base/", "/", "", "../", "sub/"])
+def test_no_run_name_leads_out_of_the_folder(folder: str, run_name: str) -> None:
+    try:
+        path = rendered(f"{folder}{{run_name}}", run_name)
+    except pyckpt.FilenameError:
+        return
+    base = os.path.abspath(folder)
+    assert os.path.abspath(path) != base
+    assert os.path.commonpath([base, os.path.abspath(path)]) == base
+
+
+PLAIN = st.text(st.characters(exclude_characters="/\0{}", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(PLAIN)
+def test_any_other_text_stays(name: str) -> None:
+    if name in (".", ".."):
+        return
+    assert rendered(name) == name
+    assert rendered("x{run_name}", name) == f"x{name}"
+
+
+def test_bytes_are_no_name() -> None:
+    with pytest.raises(pyckpt.FilenameError, match="bytes"):
+        rendered(b"x.tar")
+
+
+# Suffixes
+
+
+@pytest.mark.parametrize(
+    ("name", "format_name"),
+    [
+        ("x.tar", "tar"),
+        ("x.tar.gz", "tar.gz"),
+        ("x.tgz", "tar.gz"),
+        ("x.tar.bz2", "tar.bz2"),
+        ("x.tar.bzip", "tar.bz2"),
+        ("x.tar.bzip2", "tar.bz2"),
+        ("x.tbz2", "tar.bz2"),
+        ("x.tar.lzma", "tar.xz"),
+        ("x.tar.xz", "tar.xz"),
+        ("x.txz", "tar.xz"),
+        (".x.tar", "tar"),
+        ("a.tar.x.tar.gz", "tar.gz"),
+        ("x.tar.tgz", "tar.gz"),
+    ],
+)
+def test_suffixes_of_tars(name: str, format_name: str) -> None:
+    row = archive_format(Path("folder.zip") / name)
+    assert row is not None
+    assert row.name == format_name
+    assert add_tar_suffix(Path("f") / name, tar_suffixes()) == Path("f") / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x", "x.pt", "x.gz", "x.TAR", "x.TAR.GZ", "tar", "xtar", ".tar", ".tar.gz", "x.tar.a.b"],
+)
+def test_names_of_torch_files(name: str) -> None:
+    assert archive_format(Path("folder.tar") / name) is None
+    suffixed = add_tar_suffix(Path("f") / name, tar_suffixes())
+    assert suffixed == Path("f") / f"{name}.tar"
+
+
+@pytest.mark.parametrize("name", ["x.tar.zst", "x.tar.lz4", "x.tar.Z", "x.tar.GZ", "ep1.5.tar.br"])
+def test_tars_of_unknown_kinds(name: str) -> None:
+    with pytest.raises(pyckpt.FilenameError, match=r"is not a suffix.*\.tar\.lzma") as caught:
+        archive_format(Path(name))
+    assert caught.value.path == name
+    with pytest.raises(pyckpt.FilenameError):
+        add_tar_suffix(Path(name), tar_suffixes())
+
+
+@given(PLAIN.filter(lambda text: text[0] != "."), st.sampled_from(tar_suffixes()))
+def test_every_name_with_a_suffix_matches_it(stem: str, suffix: str) -> None:
+    matched = match_suffix(stem + suffix, tar_suffixes())
+    assert matched is not None
+    assert matched.endswith(suffix)
