@@ -31,6 +31,7 @@ check: .venv/installed-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	scripts/check-wings
 	clang-format --dry-run -Werror $(HEADERS) $(SOURCES) fuzz/*.h fuzz/*.cc
 	printf '%s\n' $(SOURCES) | xargs -P $$(nproc) -n 1 clang-tidy --quiet \
 	    -p $$(dirname build/*/compile_commands.json | tail -n 1) \

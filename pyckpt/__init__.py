@@ -2,8 +2,8 @@
 
 from pyckpt.archive.inspect import ArchiveInfo, inspect
 from pyckpt.archive.load import load
+from pyckpt.archive.save import save
 from pyckpt.archive.verify import Problem, Report, verify
-from pyckpt.archive.writer import save
 from pyckpt.errors import (
     CheckpointError,
     CorruptArchiveError,

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from pyckpt.archive import writer as archive
+from pyckpt.archive import writer
 
 # Tests run beside each other, and threads that wait for others' time are slower than one.
 torch.set_num_threads(1)
@@ -35,5 +35,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def frozen_time(monkeypatch: pytest.MonkeyPatch) -> int:
     """The time that every tar member will bear."""
     now = 1_700_000_000
-    monkeypatch.setattr(archive, "time", SimpleNamespace(time=lambda: float(now)))
+    monkeypatch.setattr(writer, "time", SimpleNamespace(time=lambda: float(now)))
     return now

@@ -25,7 +25,7 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.archive.writer import archive_format
+from pyckpt.archive.formats import archive_format
 from tests.launch import WORKERS, private_mounts
 
 pytestmark = pytest.mark.timeout(200)

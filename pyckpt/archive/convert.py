@@ -12,12 +12,15 @@ import pickle
 import threading
 from pathlib import Path
 
-from pyckpt.archive.reader import ArchiveReader, Contents, Member, TorchFile, describe
-from pyckpt.archive.writer import STATES_MEMBER, ArchiveWriter, Segment, archive_format
+from pyckpt.archive.formats import STATES_MEMBER, archive_format
+from pyckpt.archive.reader import ArchiveReader, Contents, Member
+from pyckpt.archive.writer import ArchiveWriter, Segment
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook
+from pyckpt.stream import describe
 from pyckpt.torch_format.tensor_index import tensors_in
+from pyckpt.torch_format.torch_file import TorchFile
 
 __all__ = ["convert", "pack"]
 
@@ -149,7 +152,7 @@ def _segments(
         element_nbytes = _usual_element_nbytes(headers, member)
         headers.forget(member)
         return [_segment(reader, member.offset, member.nbytes, element_nbytes)]
-    file = TorchFile(headers, member)
+    file = TorchFile(headers, member.offset, member.nbytes)
     sizes = _element_sizes(file.read("data.pkl")) if file.is_plain else {}
     records = list(file.records.values())
     segments = []

@@ -13,8 +13,8 @@ import torch
 
 from pyckpt.archive.load import load
 from pyckpt.archive.reader import ArchiveReader, Member
+from pyckpt.archive.save import save
 from pyckpt.archive.verify import verify
-from pyckpt.archive.writer import save
 from pyckpt.errors import CorruptArchiveError, OptionError
 
 __all__ = ["extract", "extract_tensor", "write_tensor"]

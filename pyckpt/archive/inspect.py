@@ -7,9 +7,10 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyckpt.archive.reader import ArchiveReader, Contents, Member, StoredRecord, TorchFile
+from pyckpt.archive.reader import ArchiveReader, Contents, Member
 from pyckpt.options import WriteOptions
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
+from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
 
 __all__ = ["ArchiveInfo", "MemberInfo", "TensorEntry", "inspect"]
 
@@ -82,7 +83,7 @@ def _member_info(reader: ArchiveReader, member: Member) -> MemberInfo:
     records: tuple[StoredRecord, ...] = ()
     tensors: tuple[TensorEntry, ...] = ()
     if member.type == "0" and reader.contents(member.offset) is Contents.TORCH_ZIP:
-        file = TorchFile(reader, member)
+        file = TorchFile(reader, member.offset, member.nbytes)
         records = tuple(file.records.values())
         tensors = tuple(_tensor_entries(file))
         reader.forget(member)
@@ -97,7 +98,7 @@ def _tensor_entries(file: TorchFile) -> list[TensorEntry]:
     except pickle.UnpicklingError:
         return []
     return [
-        TensorEntry(tensor, record.name, file.reader.code_nbytes(record))
+        TensorEntry(tensor, record.name, file.code_nbytes(record))
         for tensor in tensors
         if (record := file.records.get(f"data/{tensor.storage.key}")) is not None
     ]

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from pyckpt.archive.reader import ArchiveReader, Contents, Member, TorchFile
-from pyckpt.archive.writer import STATES_MEMBER
+from pyckpt.archive.formats import STATES_MEMBER
+from pyckpt.archive.reader import ArchiveReader, Contents, Member
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
@@ -22,6 +22,7 @@ from pyckpt.progress import ProgressHook, reporting
 from pyckpt.torch_format.admitted_types import admitted, state_types
 from pyckpt.torch_format.deserialize import can_deserialize, deserialize
 from pyckpt.torch_format.lost_tensors import lost_tensors
+from pyckpt.torch_format.torch_file import TorchFile
 
 __all__ = ["load"]
 
@@ -124,9 +125,11 @@ def _load(
 
 def _torch_file(reader: ArchiveReader, member: Member) -> TorchFile:
     try:
-        return TorchFile(reader, member)
+        return TorchFile(reader, member.offset, member.nbytes)
     except CorruptArchiveError as error:
-        lost = [] if reader.image.nbytes is not None else lost_tensors(reader, member)
+        if reader.image.nbytes is not None:
+            raise
+        lost = lost_tensors(reader, member.offset, member.nbytes)
         if not lost:
             raise
         names = ", ".join(map(str, lost[:_MOST_NAMED]))

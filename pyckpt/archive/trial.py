@@ -10,7 +10,7 @@ import torch
 
 from pyckpt import _core
 from pyckpt.archive.load import load
-from pyckpt.archive.writer import save
+from pyckpt.archive.save import save
 from pyckpt.errors import OptionError
 
 __all__ = ["measure"]

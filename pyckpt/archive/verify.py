@@ -9,21 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyckpt import _core
-from pyckpt.archive.reader import (
-    ArchiveReader,
-    Contents,
-    Member,
-    StoredRecord,
-    TorchFile,
-    describe,
-)
+from pyckpt.archive.reader import ArchiveReader, Contents, Member
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
+from pyckpt.stream import describe
 from pyckpt.torch_format.deserialize import broken_records
 from pyckpt.torch_format.lost_tensors import lost_tensors
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
+from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
 
 __all__ = ["Problem", "Report", "verify"]
 
@@ -173,7 +168,7 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
 
 
 def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
-    file = TorchFile(reader, member)
+    file = TorchFile(reader, member.offset, member.nbytes)
     located, wrong = file.locate_whole(list(file.records.values()))
     for name in list(located):
         record = file.records[name]
@@ -233,7 +228,7 @@ def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveErr
     message = str(error).removeprefix(f"{reader.path} ")
     if reader.image.nbytes is not None:
         return Problem(message, member.name, offset=member.offset)
-    tensors = tuple(lost_tensors(reader, member))
+    tensors = tuple(lost_tensors(reader, member.offset, member.nbytes))
     return Problem(message, member.name, tensors=tensors, offset=reader.image.placed_nbytes)
 
 

@@ -1,4 +1,4 @@
-"""Archives of any object: save, and the two-step writer that save_checkpoint builds on."""
+"""One archive, written in two steps: everything to a hidden file, then the name."""
 
 from __future__ import annotations
 
@@ -11,38 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pyckpt import _core
-from pyckpt.errors import CheckpointError, FilenameError, OptionError
+from pyckpt.archive.formats import archive_format
+from pyckpt.errors import FilenameError, OptionError
 from pyckpt.options import WriteOptions
-from pyckpt.progress import ProgressHook, reporting
-from pyckpt.torch_format.serialize import Reader, Record, serialize
-from pyckpt.training.names import match_suffix
+from pyckpt.progress import reporting
+from pyckpt.torch_format.records import Reader, Record
+from pyckpt.torch_format.serialize import serialize
 
-__all__ = ["STATES_MEMBER", "ArchiveWriter", "Segment", "archive_format", "save", "tar_suffixes"]
-
-STATES_MEMBER = "composer_states.pt"
-"""The member that holds the object, as Composer names it."""
+__all__ = ["ArchiveWriter", "Segment"]
 
 _FOLDER_MODE = 0o755
 _ROOT_MODE = 0o700  # what Composer's archives have: its temporary folder's
 _FILE_MODE = 0o644
-
-
-def tar_suffixes() -> list[str]:
-    """Every suffix that makes a file a tar, compressed or not."""
-    return [suffix for row in _core.formats() for suffix in row.suffixes]
-
-
-def archive_format(path: Path) -> _core.Format | None:
-    """The tar format that the name asks for, or None for torch's own zip file.
-
-    Raises:
-        FilenameError: The name looks like a compressed tar of an unknown kind.
-    """
-    suffix = match_suffix(path.name, tar_suffixes())
-    for row in _core.formats():
-        if suffix in row.suffixes:
-            return row
-    return None
 
 
 @dataclass(frozen=True)
@@ -235,54 +215,3 @@ def _level(row: _core.Format | None, level: int | None) -> int:
             f"not {level}"
         )
     return level
-
-
-def save(
-    obj: Any,
-    path: str | os.PathLike[str],
-    *,
-    compression_level: int | None = None,
-    num_threads: int | None = None,
-    fsync: bool = True,
-    member: str = STATES_MEMBER,
-    progress: ProgressHook = False,
-) -> None:
-    """Saves any object that torch.save can save; the suffix of ``path`` decides the format.
-
-    The file under ``path`` is replaced as a whole or not at all. Folders are created.
-
-    Args:
-        obj: Tensors are written from where they lie and must not change meanwhile.
-        compression_level: The format's level; None takes its standard one.
-        num_threads: Worker threads; None takes the CPUs that this process may use.
-        fsync: Whether to wait until the disk has the file.
-        member: The name inside a tar.
-        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
-            times a second; both on rank 0 alone.
-
-    Raises:
-        CheckpointError: The file could not be written, or an argument is wrong
-            (FilenameError, OptionError). What was there before is untouched.
-    """
-    options = WriteOptions(compression_level, num_threads, fsync, progress)
-    _check_member(member)
-    path = Path(path)
-    try:
-        with ArchiveWriter(path, options) as writer:
-            writer.add_object(member, obj)
-            writer.write()
-            writer.commit()
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"saving {path} failed: {type(error).__name__}: {error}",
-            path=str(path),
-            errno=error.errno if isinstance(error, OSError) else None,
-        ) from error
-
-
-def _check_member(member: str) -> None:
-    parts = member.split("/")
-    if not member or "\0" in member or any(part in ("", ".", "..") for part in parts):
-        raise OptionError(f"member {member!r} is not a relative path without '.', '..' or NUL")

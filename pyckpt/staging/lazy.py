@@ -22,9 +22,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyckpt import _core
 from pyckpt.errors import CheckpointError, OptionError, TornSaveError
-from pyckpt.staging.copies import BufferPool, Copies, HostBuffer
+from pyckpt.staging.buffers import BufferPool, HostBuffer
+from pyckpt.staging.copies import Copies
 from pyckpt.state import TrainingState, is_deepspeed_engine
-from pyckpt.torch_format.serialize import Record
+from pyckpt.torch_format.records import Record
 
 __all__ = ["LiveRecords", "check_lazy", "is_lazy_safe"]
 

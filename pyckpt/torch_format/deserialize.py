@@ -19,12 +19,13 @@ import torch
 from torch import _weights_only_unpickler as weights_only_unpickler
 from torch.serialization import default_restore_location
 
-from pyckpt.archive.reader import ArchiveReader, Damage, StoredRecord, TorchFile, describe
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.memory import require_memory
+from pyckpt.stream import Damage, StreamReader, describe
 from pyckpt.torch_format.admitted_types import admitted, state_types
 from pyckpt.torch_format.pickle_cut import cut_pickle
 from pyckpt.torch_format.tensor_index import tensors_in
+from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
 
 __all__ = [
     "BrokenRecord",
@@ -77,9 +78,9 @@ def deserialize(
         records = [r for r in records if r.name.removeprefix(_STORAGES) in wanted]
     places = _decode_storages(file, records, data, verify)
     if verify and keys is None:
-        file.reader.check_rest()
+        file.stream.check_rest()
     storages = {
-        record.name.removeprefix(_STORAGES): _storage(file.reader, place)
+        record.name.removeprefix(_STORAGES): _storage(file.stream, place)
         for record, place in zip(records, places, strict=True)
     }
     storage_of = _StorageOf(file, storages, _restorer(map_location))
@@ -95,7 +96,7 @@ def deserialize(
         if not weights_only:
             raise
         raise pickle.UnpicklingError(
-            f"{file.reader.path}: {error} (weights_only=False admits it, and runs what it says)"
+            f"{file.stream.path}: {error} (weights_only=False admits it, and runs what it says)"
         ) from error
     except CorruptArchiveError:
         raise
@@ -103,7 +104,7 @@ def deserialize(
         # Checksums are those of what was written: this was no pickle of torch.save to begin with.
         if not weights_only or error is storage_of.error:
             raise
-        path = file.reader.path
+        path = file.stream.path
         raise CorruptArchiveError(
             f"{path} has a broken pickle: {type(error).__name__}: {error}", path=str(path)
         ) from error
@@ -127,7 +128,7 @@ def _cut(file: TorchFile, data: bytes, keys: Sequence[str]) -> tuple[bytes, set[
     try:
         return cut_pickle(data, keys)
     except pickle.UnpicklingError as error:
-        path = file.reader.path
+        path = file.stream.path
         raise CorruptArchiveError(f"{path} has a broken pickle: {error}", path=str(path)) from error
 
 
@@ -137,23 +138,23 @@ def _decode_storages(
     """Where the bytes of the records are in the stream, once they are there and right."""
     places = file.locate(records)
     nbytes = sum(nbytes for _, nbytes in places)
-    if not file.reader.mapped:
-        require_memory(nbytes, file.reader.path)
-    if file.reader.wanted_nbytes is None:
-        file.reader.wanted_nbytes = nbytes
-    crcs, damages = file.reader.fill(places, keep=True, checksums=verify)
+    if not file.stream.mapped:
+        require_memory(nbytes, file.stream.path)
+    if file.stream.wanted_nbytes is None:
+        file.stream.wanted_nbytes = nbytes
+    crcs, damages = file.stream.fill(places, keep=True, checksums=verify)
     broken = broken_records(places, crcs if verify else None, records, damages)
     if broken:
         report = _damage_report(broken, data)
-        path = file.reader.path
+        path = file.stream.path
         raise CorruptArchiveError(f"{path} is damaged: {report}", path=str(path))
     return places
 
 
-def _storage(reader: ArchiveReader, place: tuple[int, int]) -> torch.UntypedStorage:
+def _storage(stream: StreamReader, place: tuple[int, int]) -> torch.UntypedStorage:
     if place[1] == 0:
         return torch.UntypedStorage(0)
-    tensor = torch.frombuffer(reader.image.take(place), dtype=torch.uint8)
+    tensor = torch.frombuffer(stream.image.take(place), dtype=torch.uint8)
     if tensor.data_ptr() % _ALIGNMENT:  # nothing that torch.save has written
         tensor = tensor.clone()
     return tensor.untyped_storage()
@@ -182,7 +183,7 @@ def broken_records(
     records: Sequence[StoredRecord],
     damages: Sequence[Damage],
 ) -> list[BrokenRecord]:
-    """What of the records is damaged, from what ArchiveReader.fill returned."""
+    """What of the records is damaged, from what StreamReader.fill returned."""
     broken = []
     for index, (record, (offset, nbytes)) in enumerate(zip(records, places, strict=True)):
         hit = next((d for d in damages if d.hits(offset, nbytes)), None)
@@ -245,7 +246,7 @@ class _StorageOf:
         storages: Mapping[str, torch.UntypedStorage],
         restore: Restorer,
     ) -> None:
-        self._path = file.reader.path
+        self._path = file.stream.path
         self._storages = storages
         self._restore = restore
         self._done: dict[str, torch.storage.TypedStorage] = {}

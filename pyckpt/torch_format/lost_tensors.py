@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyckpt.archive.reader import ArchiveReader, Member
+from pyckpt.stream import StreamReader
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
 
 __all__ = ["lost_tensors"]
@@ -28,17 +28,18 @@ _ALIGNMENT = 64
 _DECODED_AT_ONCE = 1 << 20
 
 
-def lost_tensors(reader: ArchiveReader, member: Member) -> list[TensorInfo]:
+def lost_tensors(stream: StreamReader, offset: int, nbytes: int) -> list[TensorInfo]:
     """The tensors that the damage begins with, as far as what lies before it tells.
 
     Those whose checksums are others; if none are, those that lie where decoding ended.
 
     Args:
-        reader: Of a stream that is decoded from start to end, and could not be.
-        member: A file of torch.save in it.
+        stream: One that is decoded from start to end, and could not be.
+        offset: Where a file of torch.save begins in it.
+        nbytes: How long that is.
     """
-    front = _Front(reader, member)
-    first = front.header(member.offset)
+    front = _Front(stream, offset, nbytes)
+    first = front.header(offset)
     if first is None or not first.name.endswith("/data.pkl"):
         return []
     try:
@@ -46,7 +47,7 @@ def lost_tensors(reader: ArchiveReader, member: Member) -> list[TensorInfo]:
     except pickle.UnpicklingError:
         return []
     sizes = {t.storage.key: t.storage.numel * t.storage.dtype.itemsize for t in tensors}
-    broken, at = set(), member.offset
+    broken, at = set(), offset
     for record in front.records(dict(sizes)):
         at = record.end
         sizes.pop(record.key, None)
@@ -96,12 +97,12 @@ class _Record:
 
 
 class _Front:
-    """What is decoded of a member, as offsets of the stream."""
+    """What is decoded of a file, as offsets of the stream."""
 
-    def __init__(self, reader: ArchiveReader, member: Member) -> None:
-        self._image = reader.image
-        self._begin = member.offset
-        self.end = min(reader.image.placed_nbytes, member.offset + member.nbytes)
+    def __init__(self, stream: StreamReader, offset: int, nbytes: int) -> None:
+        self._image = stream.image
+        self._begin = offset
+        self.end = min(stream.image.placed_nbytes, offset + nbytes)
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Fewer where the front ends."""

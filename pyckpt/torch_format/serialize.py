@@ -11,19 +11,20 @@ import io
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from types import FunctionType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch._utils import _rebuild_tensor_v2
 from torch.serialization import location_tag, normalize_storage_type
 
 from pyckpt import _core
-from pyckpt.staging.copies import DeviceReader
+from pyckpt.torch_format.device_reader import DeviceReader
+from pyckpt.torch_format.records import Record
 
-__all__ = ["Reader", "Record", "serialize"]
+__all__ = ["serialize"]
 
 _ROOT = "archive"
 # Later protocols fail under torch.load(weights_only=True).
@@ -51,36 +52,6 @@ _PLAIN_DTYPES = {
     torch.float32: torch.FloatStorage,
     torch.float64: torch.DoubleStorage,
 }
-
-
-class Reader(Protocol):
-    """Bytes that are not in host memory."""
-
-    def read(self, offset: int, nbytes: int, address: int) -> None:
-        """Copies ``nbytes`` at ``offset`` to the host memory at ``address``. Any thread."""
-        ...
-
-
-class Record(NamedTuple):
-    """One record of the zip file.
-
-    Attributes:
-        name: With its root folder, ``archive/data/0``.
-        address: Where the bytes lie in host memory; 0 when there is a reader.
-        nbytes: How many there are.
-        element_nbytes: Size of the numbers in it: 4 for float32 and for complex64.
-        reader: Fetches the bytes when they are not in host memory.
-        owner: Keeps the memory alive.
-        is_storage: Whether the bytes are the object's own, and not made for the file.
-    """
-
-    name: str
-    address: int
-    nbytes: int
-    element_nbytes: int = 1
-    reader: Reader | None = None
-    owner: Any = None
-    is_storage: bool = False
 
 
 def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
@@ -130,7 +101,10 @@ class _Stored(tuple[tuple[Any, ...]]):
 
 
 # What has one, and what is known to have none; others are asked whether they are storages.
-_PERSISTENT_IDS = {**dict.fromkeys(_FREQUENT), _Stored: itemgetter(0)}
+_PERSISTENT_IDS: dict[type, Callable[[Any], Any] | None] = {
+    **dict.fromkeys(_FREQUENT),
+    _Stored: itemgetter(0),
+}
 
 
 class _Storages:

@@ -24,7 +24,8 @@ from pyckpt.errors import OptionError
 from pyckpt.key_paths import IgnoreKeys
 from pyckpt.options import BackgroundOptions, WriteOptions, default_threads
 from pyckpt.ranks.exchange import Channel, current_ranks, own_channels, together
-from pyckpt.staging.copies import BufferPool, Copies
+from pyckpt.staging.buffers import BufferPool
+from pyckpt.staging.copies import Copies
 from pyckpt.staging.lazy import LiveRecords, check_lazy, is_lazy_safe
 from pyckpt.state import TrainingState
 from pyckpt.training.pending_saves import PendingSave, check_room, raise_uncollected, wait_for_room

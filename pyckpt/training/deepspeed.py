@@ -19,9 +19,10 @@ from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
+from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.load import load
 from pyckpt.archive.reader import ArchiveReader
-from pyckpt.archive.writer import STATES_MEMBER, ArchiveWriter
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
 from pyckpt.ranks.exchange import Ranks, together
 from pyckpt.torch_format.admitted_types import admitted

@@ -6,14 +6,14 @@ import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
-from pyckpt.archive.writer import STATES_MEMBER, tar_suffixes
+from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
 from pyckpt.errors import OptionError, StateMismatchError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions, default_threads
 from pyckpt.progress import ProgressHook
 from pyckpt.ranks.exchange import Ranks, current_ranks, together
 from pyckpt.state import RestorableState, is_deepspeed_engine, restore
-from pyckpt.training.names import add_tar_suffix, render_ranks
+from pyckpt.training.names import render_ranks
 from pyckpt.training.rng import set_rng_state
 from pyckpt.training.shared_reads import Source, read_shared
 

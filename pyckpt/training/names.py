@@ -17,15 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RANK_VARIABLES",
-    "TAR_SUFFIX",
     "VARIABLES",
-    "add_tar_suffix",
-    "match_suffix",
     "render",
     "render_ranks",
 ]
-
-TAR_SUFFIX = ".tar"
 
 RANK_VARIABLES = ("rank", "local_rank", "world_size", "local_world_size", "node_rank")
 """The names that the path of an existing checkpoint may contain in braces."""
@@ -151,30 +146,3 @@ def _check_inside(literal: str, rendered: str, template: str) -> None:
             "filename names",
             path=rendered,
         )
-
-
-def match_suffix(name: str, suffixes: list[str]) -> str | None:
-    """The longest of ``suffixes`` that ``name`` ends with, or None; case as given.
-
-    Raises:
-        FilenameError: The name ends like a compressed tar (``.tar.foo``) of a kind that is not
-            among them.
-    """
-    matches = [suffix for suffix in suffixes if name.endswith(suffix) and name != suffix]
-    if matches:
-        return max(matches, key=len)
-    endings = PurePath(name).suffixes[-2:]
-    if len(endings) == 2 and endings[0] == TAR_SUFFIX:
-        raise FilenameError(
-            f"{name!r} looks like a compressed tar, but {''.join(endings)!r} is not a suffix that "
-            f"can be written; there are {', '.join(suffixes)}",
-            path=name,
-        )
-    return None
-
-
-def add_tar_suffix(path: Path, suffixes: list[str]) -> Path:
-    """``path`` itself when it ends with one of ``suffixes``, else with ``.tar`` appended."""
-    if match_suffix(path.name, suffixes) is not None:
-        return path
-    return path.with_name(path.name + TAR_SUFFIX)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from pyckpt.archive.writer import STATES_MEMBER, ArchiveWriter, tar_suffixes
+from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import DuplicateFileError, OptionError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions
@@ -19,7 +20,7 @@ from pyckpt.progress import ProgressHook
 from pyckpt.ranks.exchange import Channel, Ranks, current_ranks, together, users_channel
 from pyckpt.ranks.file_identity import file_identity
 from pyckpt.state import TrainingState, is_deepspeed_engine, model_state_dict
-from pyckpt.training.names import add_tar_suffix, render
+from pyckpt.training.names import render
 from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.training.rng import rng_state
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pyckpt.archive.load import load
-from pyckpt.archive.writer import save
+from pyckpt.archive.save import save
 from pyckpt.errors import CheckpointError
 from pyckpt.ranks.exchange import Ranks, together
 from pyckpt.ranks.file_identity import file_identity, machine

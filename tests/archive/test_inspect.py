@@ -8,7 +8,7 @@ import torch
 
 import pyckpt
 from pyckpt import _core
-from pyckpt.archive import writer as archive
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import mixed_state
 
@@ -49,7 +49,7 @@ def test_what_save_wrote(tmp_path: Path, suffix: str) -> None:
 def test_other_members(tmp_path: Path) -> None:
     (tmp_path / "note").write_text("hello")
     path = tmp_path / "x.tar.gz"
-    with archive.ArchiveWriter(path, WriteOptions()) as writer:
+    with ArchiveWriter(path, WriteOptions()) as writer:
         writer.add_object("deepspeed/a.pt", {"t": torch.zeros(3)})
         writer.add_file("deepspeed/note", tmp_path / "note")
         writer.write()

@@ -21,12 +21,13 @@ from torch import nn
 
 import pyckpt
 from pyckpt import _core
-from pyckpt.archive import writer as archive
+from pyckpt.archive import formats
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import assert_equal, mixed_state
 
-STATES = archive.STATES_MEMBER
-TAR_SUFFIXES = archive.tar_suffixes()
+STATES = formats.STATES_MEMBER
+TAR_SUFFIXES = formats.tar_suffixes()
 FORMAT_SUFFIXES = [row.suffixes[0] for row in _core.formats()]  # one of each format
 COMPRESSED = [row for row in _core.formats() if row.name != "tar"]
 
@@ -184,7 +185,7 @@ def test_load_of_a_damaged_zip(folder: Path, tmp_path: Path) -> None:
 def test_load_of_a_member_that_torch_did_not_write(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     (tmp_path / "note").write_text("hello")
-    with archive.ArchiveWriter(path, WriteOptions()) as writer:
+    with ArchiveWriter(path, WriteOptions()) as writer:
         writer.add_file(STATES, tmp_path / "note")
         writer.write()
         writer.commit()

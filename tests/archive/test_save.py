@@ -19,12 +19,13 @@ import torch
 
 import pyckpt
 from pyckpt import _core
-from pyckpt.archive import writer as archive
+from pyckpt.archive import formats
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import assert_equal, mixed_state
 
-STATES = archive.STATES_MEMBER
-TAR_SUFFIXES = archive.tar_suffixes()
+STATES = formats.STATES_MEMBER
+TAR_SUFFIXES = formats.tar_suffixes()
 ALL_SUFFIXES = [*TAR_SUFFIXES, ".pt", ""]
 FORMAT_SUFFIXES = [row.suffixes[0] for row in _core.formats()]  # one of each format
 COMPRESSED = [row for row in _core.formats() if row.name != "tar"]
@@ -65,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def file_for(folder: Path, suffix: str) -> tuple[Path, _core.Format]:
     path = folder / f"x{suffix}"
-    row = archive.archive_format(path)
+    row = formats.archive_format(path)
     assert row is not None
     return path, row
 
@@ -184,7 +185,7 @@ def test_members(tmp_path: Path, frozen_time: int, suffix: str) -> None:
     note.write_text("hello")
     note.chmod(0o640)
     path = tmp_path / f"x{suffix}"
-    with archive.ArchiveWriter(path, WriteOptions()) as writer:
+    with ArchiveWriter(path, WriteOptions()) as writer:
         writer.add_file("latest", note)
         writer.add_object("deepspeed/b.pt", 1)
         writer.add_object("deepspeed/a.pt", 2)
@@ -234,7 +235,7 @@ def write_file_member(
     path: Path, contents: Path, *, level: int | None = None, threads: int = 2
 ) -> bytes:
     """An archive of one file; what is in it by Python's decoder is checked against a plain tar."""
-    with archive.ArchiveWriter(path, WriteOptions(level, threads, False)) as writer:
+    with ArchiveWriter(path, WriteOptions(level, threads, False)) as writer:
         writer.add_file("f", contents)
         nbytes = writer.write()
         writer.commit()
@@ -544,7 +545,7 @@ def test_more_threads_than_chunks(tmp_path: Path) -> None:
 
 def test_an_archive_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    with archive.ArchiveWriter(path, WriteOptions()) as writer:
+    with ArchiveWriter(path, WriteOptions()) as writer:
         writer.add_object(STATES, 1)
         writer.write()
         assert not path.exists()
@@ -557,7 +558,7 @@ def test_a_commit_can_be_taken_back(tmp_path: Path, before: bool) -> None:
     if before:
         pyckpt.save("old", path)
     for keep in (False, True):
-        with archive.ArchiveWriter(path, WriteOptions()) as writer:
+        with ArchiveWriter(path, WriteOptions()) as writer:
             writer.add_object(STATES, "new")
             writer.write()
             writer.commit(keep_previous=True)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import pyckpt
 from pyckpt import _core
-from pyckpt.archive import writer as archive
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import assert_equal, mixed_state
 
@@ -208,7 +208,7 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for suffix in [*FORMAT_SUFFIXES, ".pt"]:
         pyckpt.save(SMALL_STATE, folder / f"x{suffix}", fsync=False)
     (folder / "note").write_text("hello")
-    with archive.ArchiveWriter(folder / "y.tar.gz", WriteOptions(fsync=False)) as writer:
+    with ArchiveWriter(folder / "y.tar.gz", WriteOptions(fsync=False)) as writer:
         writer.add_object("composer_states.pt", SMALL_STATE)
         writer.add_file("deepspeed/note", folder / "note")
         writer.add_object("deepspeed/other.pt", SMALL_STATE)

@@ -277,9 +277,9 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 import pyckpt
-from pyckpt.archive import writer as archive
+from pyckpt.archive import writer
 
-archive.time = SimpleNamespace(time=lambda: 1_700_000_000.0)
+writer.time = SimpleNamespace(time=lambda: 1_700_000_000.0)
 tensor = torch.frombuffer(bytearray(Path(sys.argv[1]).read_bytes()), dtype=torch.uint8)
 for path in sys.argv[2:]:
     pyckpt.save(tensor, path, fsync=False)

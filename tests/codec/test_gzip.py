@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import pyckpt
 from pyckpt import _core
 
-# What csrc/codec_deflate.h, csrc/deflate_plan.cc and csrc/repeats.h fix: chunks, the stretches of
+# What csrc/codec/gzip/encoder.h, csrc/codec/gzip/plan.cc and csrc/codec/repeats.h fix: chunks, the stretches of
 # which neighbours may share a block, and the shortest repeat that becomes a match.
 CHUNK_NBYTES = 1 << 20
 STRETCH_NBYTES = 16 << 10
@@ -262,8 +262,8 @@ SAVE_ALL = """
 import sys, types
 from pathlib import Path
 import torch, pyckpt
-from pyckpt.archive import writer as archive
-archive.time = types.SimpleNamespace(time=lambda: float(sys.argv[2]))
+from pyckpt.archive import writer
+writer.time = types.SimpleNamespace(time=lambda: float(sys.argv[2]))
 for path in sorted(Path(sys.argv[1]).glob("*.bin")):
     tensor = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     for level in (1, 6, 9):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import pyckpt
 
-# What csrc/lzma_lanes.h and csrc/codec_xz.h fix: a lane is an LZMA2 chunk of literals, sixteen are
+# What csrc/codec/xz/lanes.h and csrc/codec/xz/encoder.h fix: a lane is an LZMA2 chunk of literals, sixteen are
 # coded at once, and four such groups make a block.
 LANE_NBYTES = 16_320
 GROUP_NBYTES = 16 * LANE_NBYTES
@@ -271,8 +271,8 @@ SAVE_ALL = """
 import sys, types
 from pathlib import Path
 import torch, pyckpt
-from pyckpt.archive import writer as archive
-archive.time = types.SimpleNamespace(time=lambda: float(sys.argv[2]))
+from pyckpt.archive import writer
+writer.time = types.SimpleNamespace(time=lambda: float(sys.argv[2]))
 for path in sorted(Path(sys.argv[1]).glob("*.pt")):
     pyckpt.save(torch.load(path), path.with_suffix(".tar.xz"), fsync=False, num_threads=2)
 """

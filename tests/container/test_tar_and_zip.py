@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.archive import writer as archive
+from pyckpt.archive import formats
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 
 BLOCK = 512
@@ -137,7 +138,7 @@ def test_torch_computes_the_same_offsets(tmp_path: Path, suffix: str) -> None:
     if suffix == ".tar":
         with tarfile.open(tmp_path / "x.tar") as tar:
             tar.extractall(tmp_path, filter="data")
-        (tmp_path / archive.STATES_MEMBER).rename(tmp_path / "x.pt")
+        (tmp_path / formats.STATES_MEMBER).rename(tmp_path / "x.pt")
     program = f"""
 import torch
 from torch.utils.serialization import config
@@ -151,7 +152,7 @@ assert all(bool((t == 1).all()) for t in state)
 
 
 def tar_of(folder: Path, member: str) -> bytes:
-    with archive.ArchiveWriter(folder / "x.tar", WriteOptions(fsync=False)) as writer:
+    with ArchiveWriter(folder / "x.tar", WriteOptions(fsync=False)) as writer:
         writer.add_object(member, 1)
         writer.write()
         writer.commit()

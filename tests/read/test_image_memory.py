@@ -18,7 +18,7 @@ import torch
 
 import pyckpt
 from pyckpt import _core
-from pyckpt.archive import writer as archive
+from pyckpt.archive import formats
 
 MIB = 1 << 20
 # Streams that tell of no sizes: their memory grows as they are decoded.
@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in OWN_NAMES:
         pyckpt.save(state, folder / name, fsync=False)
     for suffix, compress in FOREIGN.items():
-        raw = tar_of({archive.STATES_MEMBER: torch_saved(state)})
+        raw = tar_of({formats.STATES_MEMBER: torch_saved(state)})
         (folder / f"foreign{suffix}").write_bytes(compress(raw))
     return folder
 
@@ -145,8 +145,8 @@ def test_memory_does_not_move_under_tensors(tmp_path: Path, suffix: str, new_for
         states = torch_saved(state, new_format=new_format)
         assert nbytes - 5_000 < len(states) < nbytes
         for raw in (
-            tar_of({archive.STATES_MEMBER: states, "other": bytes(6 * MIB)}),
-            tar_of({archive.STATES_MEMBER: states}, zeros_behind=6 * MIB),
+            tar_of({formats.STATES_MEMBER: states, "other": bytes(6 * MIB)}),
+            tar_of({formats.STATES_MEMBER: states}, zeros_behind=6 * MIB),
         ):
             path.write_bytes(FOREIGN[suffix](raw))
             loaded = pyckpt.load(path)
@@ -174,7 +174,7 @@ def test_members_that_end_before_they_should(tmp_path: Path, suffix: str, new_fo
     path = tmp_path / f"x{suffix}"
     # Long enough that the first bytes are there before the end is known.
     states = torch_saved({"t": noise(MIB // 4).repeat(20)}, new_format=new_format)
-    raw = tar_of({archive.STATES_MEMBER: states + bytes(9 * MIB)})
+    raw = tar_of({formats.STATES_MEMBER: states + bytes(9 * MIB)})
     path.write_bytes(FOREIGN[suffix](raw[: len(states) // 2]))
     for verify in (True, False):
         with pytest.raises(pyckpt.CorruptArchiveError, match=r"cut off|it ends before"):
@@ -186,7 +186,7 @@ def test_nothing_is_unpickled_from_a_file_that_is_damaged_further_on(
     tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"x{suffix}"
-    raw = tar_of({archive.STATES_MEMBER: torch_saved(Telltale())}, zeros_behind=3 * MIB)
+    raw = tar_of({formats.STATES_MEMBER: torch_saved(Telltale())}, zeros_behind=3 * MIB)
     path.write_bytes(FOREIGN[suffix](raw))
     assert pyckpt.load(path, weights_only=False) == "unpickled"
     assert len(unpickled) == 1

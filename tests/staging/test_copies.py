@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyckpt
-from pyckpt.staging import copies as staging
-from pyckpt.staging.copies import BufferPool, Copies, DeviceReader, HostBuffer
+from pyckpt.staging import buffers
+from pyckpt.staging.buffers import BufferPool, HostBuffer
+from pyckpt.staging.copies import Copies
+from pyckpt.torch_format.device_reader import DeviceReader
 from pyckpt.torch_format.serialize import serialize
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -180,5 +182,5 @@ def test_queued_work_belongs_to_the_state(tmp_path: Path) -> None:
 def test_memory_that_cannot_be_pinned_does_not_fail_what_comes_next() -> None:
     buffer = HostBuffer(1 << 20, pinned=True)
     with pytest.raises(RuntimeError):
-        staging._register(buffer.bytes)  # for a second time
+        buffers._register(buffer.bytes)  # for a second time
     assert torch.zeros(4, device="cuda").sum().item() == 0

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt.staging.copies import BufferPool
+from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.lazy import LiveRecords, check_lazy, is_lazy_safe
-from pyckpt.torch_format.serialize import Record, serialize
+from pyckpt.torch_format.records import Record
+from pyckpt.torch_format.serialize import serialize
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -20,16 +20,15 @@ from torch import nn
 
 import pyckpt
 from pyckpt import PendingSave
-from pyckpt.archive.writer import archive_format
-from pyckpt.staging.copies import BufferPool, Copies
-from pyckpt.training import async_save_checkpoint as async_checkpoint
-from pyckpt.training import pending_saves
+from pyckpt.archive.formats import archive_format
+from pyckpt.staging.buffers import BufferPool
+from pyckpt.staging.copies import Copies
+from pyckpt.training import async_save_checkpoint, pending_saves
 from pyckpt.training.save_checkpoint import Save
-from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks, torchrun
+from tests.launch import TIMEOUT_SECONDS, WORKERS, private_mounts, run_ranks, torchrun
 
 pytestmark = pytest.mark.timeout(120)
 
-WORKERS = Path(__file__).parent / "workers"
 SUFFIXES = ["", ".pt", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
 Stage = Literal["copy", "lazy"] | None
 STAGES: list[Stage] = ["copy", "lazy", None]
@@ -83,7 +82,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._opened = threading.Event()
-        monkeypatch.setattr(async_checkpoint, "_last_write", self._opened)
+        monkeypatch.setattr(async_save_checkpoint, "_last_write", self._opened)
 
     def open(self) -> None:
         self._opened.set()
@@ -434,7 +433,7 @@ def test_copies_use_the_same_memory_again(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = BufferPool()
-    monkeypatch.setattr(async_checkpoint, "_pool", pool)
+    monkeypatch.setattr(async_save_checkpoint, "_pool", pool)
     buffers = set()
     for _ in range(3):
         pyckpt.async_save_checkpoint(training.state, tmp_path / "x", stage="copy").result()

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-WORKER = Path(__file__).parent / "workers" / "composer_worker.py"
+from tests.launch import WORKERS
+
+WORKER = WORKERS / "composer_worker.py"
 SUFFIXES = [".pt", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.lzma"]
 
 
@@ -18,7 +20,7 @@ SUFFIXES = [".pt", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.lzma"]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(WORKER), str(tmp_path_factory.mktemp("composer")), *SUFFIXES],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=200,

@@ -166,7 +166,7 @@ def test_a_full_disk_on_one_rank_fails_all(tmp_path: Path) -> None:
             "OMP_NUM_THREADS": "1",
             "PATH": f"{bin_folder}:{os.environ['PATH']}",
         },
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyckpt
-from pyckpt.archive.writer import archive_format, tar_suffixes
+from pyckpt.archive.formats import add_tar_suffix, archive_format, match_suffix, tar_suffixes
 from pyckpt.ranks.exchange import Ranks
-from pyckpt.training.names import VARIABLES, add_tar_suffix, match_suffix, render
+from pyckpt.training.names import VARIABLES, render
 
 RANKS = Ranks(rank=5, local_rank=1, world_size=8, local_world_size=4, node_rank=2)
 VALUES: dict[str, Any] = {

@@ -14,8 +14,8 @@ from peak_memory import forget_peak, peak_nbytes
 from torch import nn
 
 import pyckpt
-from pyckpt.staging.copies import BufferPool
-from pyckpt.training import async_save_checkpoint as async_checkpoint
+from pyckpt.staging.buffers import BufferPool
+from pyckpt.training import async_save_checkpoint
 
 FILENAME = sys.argv[1]
 WIDTH = 3072
@@ -35,7 +35,7 @@ class Training:
 
     def save(self, stage: str, *, times: int = 1, step: bool = True) -> None:
         """So many saves at a time; a step comes before any of them is written."""
-        gate = async_checkpoint._last_write = threading.Event()
+        gate = async_save_checkpoint._last_write = threading.Event()
         options = {"stage": stage, "max_pending": times, "num_threads": 1, "fsync": False}
         saves = [
             pyckpt.async_save_checkpoint(self.state, FILENAME, **options) for _ in range(times)
@@ -69,7 +69,7 @@ def main() -> None:
         "two copies": lambda: training.save("copy", times=2),
     }
     for name, case in cases.items():
-        async_checkpoint._pool = BufferPool()
+        async_save_checkpoint._pool = BufferPool()
         found[name] = growth_nbytes(case)
         found[f"{name} again"] = growth_nbytes(case)
     print(json.dumps(found))

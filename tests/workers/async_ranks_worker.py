@@ -24,9 +24,8 @@ import torch.distributed as dist
 from torch import nn
 
 import pyckpt
-from pyckpt.staging import lazy as lazy_staging
-from pyckpt.training import async_save_checkpoint as async_checkpoint
-from pyckpt.training import pending_saves
+from pyckpt.staging import lazy
+from pyckpt.training import async_save_checkpoint, pending_saves
 
 SCENARIO, OUT, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 ZERO = int(sys.argv[4]) if len(sys.argv) > 4 else None
@@ -102,7 +101,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._opened = threading.Event()
-        async_checkpoint._last_write = self._opened
+        async_save_checkpoint._last_write = self._opened
 
     def open(self) -> None:
         self._opened.set()
@@ -125,7 +124,7 @@ def equal(training: Training, late: bool) -> list[str]:
             gate = Gate()
             pending = training.start(f"async-{{rank}}{suffix}", stage=stage, fsync=False)
             if stage == "lazy" and training.rank == 0:
-                [live] = lazy_staging._watching
+                [live] = lazy._watching
                 if live._memory.staging_nbytes < 4 * WIDTH:
                     wrong.append("nothing is read in place")
             if not late:

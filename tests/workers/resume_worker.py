@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 import pyckpt
-from pyckpt.training import shared_reads as sharing
+from pyckpt.training import shared_reads
 
 MODE, OUT, PATH = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 TRAINED, MORE = 3, 3
@@ -56,7 +56,7 @@ def train(state: pyckpt.State, steps: int) -> list[float]:
 def note_reads() -> list[str]:
     """The files that this rank is going to read."""
     paths: list[str] = []
-    load = sharing.load
+    load = shared_reads.load
 
     def noting(path: Path, **options: Any) -> Any:
         paths.append(str(path))
@@ -65,7 +65,7 @@ def note_reads() -> list[str]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
         return obj
 
-    sharing.load = noting
+    shared_reads.load = noting
     return paths
 
 

@@ -1,0 +1,67 @@
+"""Which format a file's name asks for, and what the member is called that holds the object."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+from pyckpt import _core
+from pyckpt.errors import FilenameError
+
+__all__ = [
+    "STATES_MEMBER",
+    "TAR_SUFFIX",
+    "add_tar_suffix",
+    "archive_format",
+    "match_suffix",
+    "tar_suffixes",
+]
+
+STATES_MEMBER = "composer_states.pt"
+"""The member that holds the object, as Composer names it."""
+
+TAR_SUFFIX = ".tar"
+
+
+def tar_suffixes() -> list[str]:
+    """Every suffix that makes a file a tar, compressed or not."""
+    return [suffix for row in _core.formats() for suffix in row.suffixes]
+
+
+def archive_format(path: Path) -> _core.Format | None:
+    """The tar format that the name asks for, or None for torch's own zip file.
+
+    Raises:
+        FilenameError: The name looks like a compressed tar of an unknown kind.
+    """
+    suffix = match_suffix(path.name, tar_suffixes())
+    for row in _core.formats():
+        if suffix in row.suffixes:
+            return row
+    return None
+
+
+def match_suffix(name: str, suffixes: list[str]) -> str | None:
+    """The longest of ``suffixes`` that ``name`` ends with, or None; case as given.
+
+    Raises:
+        FilenameError: The name ends like a compressed tar (``.tar.foo``) of a kind that is not
+            among them.
+    """
+    matches = [suffix for suffix in suffixes if name.endswith(suffix) and name != suffix]
+    if matches:
+        return max(matches, key=len)
+    endings = PurePath(name).suffixes[-2:]
+    if len(endings) == 2 and endings[0] == TAR_SUFFIX:
+        raise FilenameError(
+            f"{name!r} looks like a compressed tar, but {''.join(endings)!r} is not a suffix that "
+            f"can be written; there are {', '.join(suffixes)}",
+            path=name,
+        )
+    return None
+
+
+def add_tar_suffix(path: Path, suffixes: list[str]) -> Path:
+    """``path`` itself when it ends with one of ``suffixes``, else with ``.tar`` appended."""
+    if match_suffix(path.name, suffixes) is not None:
+        return path
+    return path.with_name(path.name + TAR_SUFFIX)

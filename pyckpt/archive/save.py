@@ -1,0 +1,66 @@
+"""save: any object in, one file out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pyckpt.archive.formats import STATES_MEMBER
+from pyckpt.archive.writer import ArchiveWriter
+from pyckpt.errors import CheckpointError, OptionError
+from pyckpt.options import WriteOptions
+from pyckpt.progress import ProgressHook
+
+__all__ = ["save"]
+
+
+def save(
+    obj: Any,
+    path: str | os.PathLike[str],
+    *,
+    compression_level: int | None = None,
+    num_threads: int | None = None,
+    fsync: bool = True,
+    member: str = STATES_MEMBER,
+    progress: ProgressHook = False,
+) -> None:
+    """Saves any object that torch.save can save; the suffix of ``path`` decides the format.
+
+    The file under ``path`` is replaced as a whole or not at all. Folders are created.
+
+    Args:
+        obj: Tensors are written from where they lie and must not change meanwhile.
+        compression_level: The format's level; None takes its standard one.
+        num_threads: Worker threads; None takes the CPUs that this process may use.
+        fsync: Whether to wait until the disk has the file.
+        member: The name inside a tar.
+        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
+            times a second; both on rank 0 alone.
+
+    Raises:
+        CheckpointError: The file could not be written, or an argument is wrong
+            (FilenameError, OptionError). What was there before is untouched.
+    """
+    options = WriteOptions(compression_level, num_threads, fsync, progress)
+    _check_member(member)
+    path = Path(path)
+    try:
+        with ArchiveWriter(path, options) as writer:
+            writer.add_object(member, obj)
+            writer.write()
+            writer.commit()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"saving {path} failed: {type(error).__name__}: {error}",
+            path=str(path),
+            errno=error.errno if isinstance(error, OSError) else None,
+        ) from error
+
+
+def _check_member(member: str) -> None:
+    parts = member.split("/")
+    if not member or "\0" in member or any(part in ("", ".", "..") for part in parts):
+        raise OptionError(f"member {member!r} is not a relative path without '.', '..' or NUL")

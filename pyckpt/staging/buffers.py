@@ -1,0 +1,75 @@
+"""Host memory for copies, kept from save to save.
+
+Fresh pages cost more to allocate than to fill, so buffers are used again.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextlib import suppress
+
+import torch
+
+__all__ = ["BufferPool", "HostBuffer"]
+
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
+
+
+class HostBuffer:
+    """Host memory, pinned if asked.
+
+    Pinned by registration, for torch's own allocator of pinned memory rounds up to powers of two.
+    """
+
+    def __init__(self, nbytes: int, pinned: bool) -> None:
+        self.bytes = torch.empty(nbytes, dtype=torch.uint8)
+        self.pinned = pinned
+        if pinned and nbytes:
+            _register(self.bytes)
+            # The memory lives as long as this call needs it: the tensor is an argument too.
+            weakref.finalize(self, _unregister, self.bytes).atexit = False
+
+
+def _register(memory: torch.Tensor) -> None:
+    cudart = torch.cuda.cudart()
+    try:
+        address, nbytes = memory.data_ptr(), memory.nbytes
+        torch.cuda.check_error(cudart.cudaHostRegister(address, nbytes, _PORTABLE))
+    except RuntimeError:
+        # CUDA would report this again, after the next kernel: that is not to be one of training's.
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")
+        raise
+
+
+def _unregister(memory: torch.Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+
+
+class BufferPool:
+    """Buffers that are used again. Holds as many as were in use at one time, and no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[HostBuffer] = []
+
+    def take(self, nbytes: int, *, pinned: bool) -> HostBuffer:
+        """At least so many bytes; the smallest buffer that fits, else a new one for the largest."""
+        with self._lock:
+            alike = sorted(
+                (buffer for buffer in self._free if buffer.pinned == pinned),
+                key=lambda buffer: buffer.bytes.nbytes,
+            )
+            chosen = next((b for b in alike if b.bytes.nbytes >= nbytes), None)
+            # One that is too small makes room for its successor.
+            gone = chosen or (alike[-1] if alike else None)
+            if gone is not None:
+                self._free.remove(gone)
+        del alike, gone
+        return chosen or HostBuffer(nbytes, pinned)
+
+    def give_back(self, buffer: HostBuffer) -> None:
+        """Nobody uses the buffer any more."""
+        with self._lock:
+            self._free.append(buffer)

@@ -1,0 +1,52 @@
+"""The bytes of a storage on a device, piece by piece."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+__all__ = ["DeviceReader", "mark"]
+
+
+class DeviceReader:
+    """Reads a storage that is not in host memory.
+
+    CUDA memory goes through pinned buffers on side streams. torch keeps both in pools, so a save
+    holds one pinned buffer a worker thread, as large as the pieces that are read, and never more
+    of the model. Memory that is pinned itself is read to directly.
+    """
+
+    def __init__(self, storage: torch.UntypedStorage, start: int = 0) -> None:
+        """Offsets will count from byte ``start`` of the storage."""
+        self.bytes = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)[start:]
+        # What training has queued so far belongs to the state that is saved.
+        self._ready: torch.cuda.Event | None = None
+        if storage.device.type == "cuda":
+            self._ready = torch.cuda.Event()
+            self._ready.record(torch.cuda.current_stream(storage.device))
+
+    def read(self, offset: int, nbytes: int, address: int) -> None:
+        """Copies ``nbytes`` at ``offset`` to the host memory at ``address``. Any thread."""
+        piece = self.bytes[offset : offset + nbytes]
+        memory = (ctypes.c_uint8 * nbytes).from_address(address)
+        out = torch.frombuffer(memory, dtype=torch.uint8)
+        if self._ready is None:
+            out.copy_(piece)
+            return
+        direct = out.is_pinned()
+        pinned = out if direct else torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        stream = torch.cuda.Stream(piece.device)
+        with torch.cuda.stream(stream):
+            stream.wait_event(self._ready)
+            pinned.copy_(piece, non_blocking=True)
+        mark(stream).synchronize()
+        if not direct:
+            out.copy_(pinned)
+
+
+def mark(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """An event behind all that is queued on the stream. Who waits for it leaves the CPU alone."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    return event

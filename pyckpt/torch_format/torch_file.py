@@ -1,0 +1,139 @@
+"""Torch's zip file as it is read: its records, and where their bytes lie in a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyckpt import _core
+from pyckpt.errors import CorruptArchiveError
+from pyckpt.memory import require_memory
+from pyckpt.stream import StreamReader, describe
+
+__all__ = ["StoredRecord", "TorchFile"]
+
+_HEADER_NBYTES = 30  # of a zip record's local header, before the name
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """One record of torch's zip file, named without its root folder: ``data/0``.
+
+    Attributes:
+        nbytes: Once it is decompressed, if it is not ``stored`` as it is.
+        deflated: Whether it is compressed as most zip files are.
+    """
+
+    name: str
+    nbytes: int
+    crc: int
+    stored: bool
+    deflated: bool
+    entry: _core.ZipEntry
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether there is a CRC-32. torch writes 0 when it is told to take none."""
+        return self.crc != 0 or self.nbytes == 0
+
+
+class TorchFile:
+    """The records of torch's zip file.
+
+    Args:
+        stream: What the file lies in.
+        offset: Where the file begins in the stream.
+        nbytes: How long it is.
+
+    Attributes:
+        records: By their names without the root folder, in the order of the file.
+
+    Raises:
+        CorruptArchiveError: It is no zip file, or a damaged one.
+        CheckpointError: It needs more memory than there is.
+    """
+
+    def __init__(self, stream: StreamReader, offset: int, nbytes: int) -> None:
+        self.stream = stream
+        if stream.image.nbytes is None:
+            # The directory of the records is at their end, and what lies before has to be kept.
+            require_memory(nbytes, stream.path)
+            stream.wanted_nbytes = offset + nbytes
+        with stream.corruption():
+            entries = _core.read_zip_directory(stream.image, (offset, nbytes))
+        names = [entry.name.decode("utf-8", "surrogateescape") for entry in entries]
+        # torch takes the first record's folder for all.
+        root = names[0].partition("/")[0] + "/" if names else ""
+        self.records = {
+            name.removeprefix(root): StoredRecord(
+                name.removeprefix(root),
+                entry.nbytes,
+                entry.crc,
+                entry.stored,
+                entry.deflated,
+                entry,
+            )
+            for name, entry in zip(names, entries, strict=True)
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is what torch.save writes: no TorchScript, nothing compressed."""
+        return (
+            "data.pkl" in self.records
+            and "constants.pkl" not in self.records
+            and all(record.stored for record in self.records.values())
+        )
+
+    def locate(self, records: Sequence[StoredRecord]) -> list[tuple[int, int]]:
+        """Where records lie in the stream, compressed if they are so: (offset, nbytes)."""
+        with self.stream.corruption():
+            return _core.locate_zip_data(self.stream.image, [record.entry for record in records])
+
+    def locate_whole(
+        self, records: Sequence[StoredRecord]
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+        """Where the bytes of records lie, by name; and what is wrong with the others' headers."""
+        headers = [(r.entry.header_offset, _HEADER_NBYTES + len(r.entry.name)) for r in records]
+        _, damages = self.stream.fill(headers, keep=True, checksums=False)
+        places, wrong = {}, {}
+        for record, header in zip(records, headers, strict=True):
+            hit = next((d for d in damages if d.hits(*header)), None)
+            try:
+                if hit is None:
+                    [places[record.name]] = self.locate([record])
+                else:
+                    wrong[record.name] = describe(hit)
+            except CorruptArchiveError as error:
+                wrong[record.name] = str(error).removeprefix(f"{self.stream.path} ")
+        return places, wrong
+
+    def read(self, name: str, *, verify: bool = True) -> bytes:
+        """A small record's bytes.
+
+        Raises:
+            CorruptArchiveError: There is none of that name, or its checksum is another.
+            CheckpointError: It needs more memory than there is.
+        """
+        record = self.records.get(name)
+        path = self.stream.path
+        if record is None:
+            raise CorruptArchiveError(f"{path} has no record {name!r}", path=str(path))
+        require_memory(2 * record.nbytes, path)  # there, and copied
+        [place] = self.locate([record])
+        [crc], damages = self.stream.fill([place], keep=True, checksums=verify)
+        if damages:
+            raise CorruptArchiveError(
+                f"{path} is damaged in record {name!r}: {describe(damages[0])}", path=str(path)
+            )
+        if verify and record.has_checksum and crc != record.crc:
+            raise CorruptArchiveError(
+                f"{path} is damaged in record {name!r}: its checksum is another", path=str(path)
+            )
+        return self.stream.image.read(place)
+
+    def code_nbytes(self, record: StoredRecord) -> int | None:
+        """About how many bytes of the file hold a record; None where blocks have no places."""
+        offset = record.entry.header_offset
+        nbytes = self.stream.image.code_nbytes((offset, record.nbytes))
+        return nbytes if nbytes or not record.nbytes else None
