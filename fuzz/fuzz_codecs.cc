@@ -16,8 +16,9 @@
 #include <vector>
 
 #include "byte_program.h"
-#include "codec/codec.h"
+#include "codec/formats.h"
 #include "portable_twin.h"
+#include "read/open_image.h"
 #include "read/stream_image.h"
 #include "write/stream_plan.h"
 
@@ -51,8 +52,9 @@ Task TaskOf(Span input) {
   std::copy_n(input.data, used, head.begin());
   Task task{};
   constexpr std::size_t kFirst = 1;  // before it is .tar, which has no codec to speak of
-  task.format = &pyckpt::Formats()[kFirst + head[0] % (pyckpt::Formats().size() - kFirst)];
-  const pyckpt::Levels& levels = task.format->levels;
+  const std::vector<const Format*> formats = pyckpt::WritableFormats();
+  task.format = formats[kFirst + head[0] % (formats.size() - kFirst)];
+  const pyckpt::Levels& levels = task.format->levels.value();
   task.level = levels.lowest + head[1] % (levels.highest - levels.lowest + 1);
   // In most cases the codec's own, which readers of a gzip's chunk index rely on.
   task.chunk_nbytes = task.format->codec->chunk_nbytes();
@@ -80,19 +82,19 @@ std::string WriteStream(const Task& task) {
   const std::unique_ptr<pyckpt::StreamJoiner> joiner = codec.NewJoiner();
   std::string out = joiner->Begin();
   pyckpt::Chunk chunk;
-  pyckpt::EncodedChunk code;
+  const std::unique_ptr<pyckpt::EncodedChunk> code = codec.NewChunk();
   for (std::size_t offset = 0; offset < raw.size(); offset += task.chunk_nbytes) {
     plan.Read(offset, std::min(task.chunk_nbytes, raw.size() - offset), &chunk);
     plan.Join(chunk);
-    encoder->Encode(chunk, &code);
-    joiner->Append(&code);
-    joiner->Settle(&code);
+    encoder->Encode(chunk, code.get());
+    joiner->Append(code.get());
+    joiner->Settle(code.get());
     std::size_t nbytes = 0;
-    for (const Span& span : code.spans) {
+    for (const Span& span : code->spans) {
       out.append(reinterpret_cast<const char*>(span.data), span.nbytes);
       nbytes += span.nbytes;
     }
-    Require(nbytes == code.nbytes);
+    Require(nbytes == code->nbytes);
   }
   return out + joiner->End();
 }
@@ -152,7 +154,7 @@ std::string PathOf(Span file) {
 }
 
 void ReadByOurselves(Span file, const Task& task) {
-  const auto image = pyckpt::StreamImage::Open(PathOf(file), {});
+  const auto image = pyckpt::OpenImage(PathOf(file), {});
   const std::vector<std::uint8_t>& raw = task.bytes.raw;
   Require(image->Require({0, raw.size()}));
   Require(std::equal(raw.begin(), raw.end(), image->Address(0)));

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "codec/xz/literal_decoder.h"
+#include "read/open_image.h"
 #include "read/pickle_check.h"
 #include "read/stream_image.h"
 #include "read/tar_reader.h"
@@ -71,7 +72,7 @@ void ReadTar(StreamImage* image, bool keep) {
 void Read(const std::string& path, bool mapped, bool keep) {
   pyckpt::ReadOptions options;
   options.mapped = mapped;
-  const std::shared_ptr<StreamImage> image = StreamImage::Open(path, options);
+  const std::shared_ptr<StreamImage> image = pyckpt::OpenImage(path, options);
   if (IsZip(image.get(), {0, 4})) {
     if (image->nbytes() <= kMostNbytes) ReadZip(image.get(), {0, image->nbytes()}, keep);
   } else {

@@ -5,6 +5,14 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
+class Levels:
+    @property
+    def lowest(self) -> int: ...
+    @property
+    def highest(self) -> int: ...
+    @property
+    def standard(self) -> int: ...
+
 class Format:
     """A row of the table of tar formats."""
 
@@ -13,13 +21,7 @@ class Format:
     @property
     def suffixes(self) -> list[str]: ...
     @property
-    def has_levels(self) -> bool: ...
-    @property
-    def lowest_level(self) -> int: ...
-    @property
-    def highest_level(self) -> int: ...
-    @property
-    def standard_level(self) -> int: ...
+    def levels(self) -> Levels | None: ...
     @property
     def chunk_nbytes(self) -> int: ...
 
@@ -122,7 +124,10 @@ class StreamImage:
         progress: Callable[[int], None] | None,
     ) -> None: ...
     @property
-    def format(self) -> str: ...
+    def compression(self) -> str:
+        """``"gzip"``, or ``""`` for a file that is not compressed."""
+    def is_index(self, raw: bytes) -> bool:
+        """Whether ``raw``, which follows a tar's end, is an index that our encoder added."""
     @property
     def nbytes(self) -> int | None: ...
     @property
@@ -153,7 +158,6 @@ class TarReader:
     def next(self) -> tuple[bytes, str, int, int, int] | None:
         """(name, type, header_offset, offset, nbytes)"""
 
-def is_chunk_index(raw: bytes, /) -> bool: ...
 def check_pickle(pickle: bytes, /) -> None:
     """Raises CorruptError if it claims more than its size bears out, or asks for extensions."""
 

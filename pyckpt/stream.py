@@ -76,7 +76,7 @@ class StreamReader:
                 mapped=mapped,
                 progress=None if report is None else _weakly(self._report),
             )
-        self.mapped = mapped and not self.image.format
+        self.mapped = mapped and not self.image.compression
 
     def require(self, offset: int, nbytes: int) -> None:
         """Decodes bytes of the stream."""

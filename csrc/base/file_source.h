@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "write/stream_plan.h"
+#include "base/source.h"
 
 namespace pyckpt {
 

@@ -1,4 +1,4 @@
-// What a compressed format has to offer to the reader: the mirror of codec/codec.h.
+// What a compression format offers to those who read: the mirror of codec.h.
 //
 // Where a file tells where its blocks of code lie, each is decoded on its own
 // (BlockDecoder, in parallel), and the results are tied together again
@@ -36,8 +36,6 @@ struct CodeBlock {
   // before are decoded, and this one is.
   std::uint64_t raw_offset = kUnknownNbytes;
   std::uint64_t raw_nbytes = kUnknownNbytes;
-
-  int check_type = 0;  // xz: which check follows the code (a lzma_check)
 };
 
 // What its decoder learnt of a block, for the stream's checker.
@@ -121,7 +119,7 @@ class SequentialDecoder {
   virtual std::size_t Read(std::uint8_t* out, std::size_t nbytes) = 0;
 };
 
-// How files of one format are read: the mirror of Codec.
+// How files of one format are read.
 class Decompressor {
  public:
   Decompressor() = default;
@@ -129,17 +127,20 @@ class Decompressor {
   Decompressor& operator=(const Decompressor&) = delete;
   virtual ~Decompressor() = default;
 
-  virtual const char* name() const = 0;  // "gzip": what messages call it
   // Whether the file begins as the format does.
   virtual bool Recognizes(Span file) const = 0;
   // None where the file tells nothing of its blocks, has but one, or has one of
   // more than kMostBlockNbytes.
   virtual std::unique_ptr<BlockStream> OpenBlocks(Span file) const = 0;
   virtual std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const = 0;
-};
 
-// The format that the file's first bytes show; none where it is not compressed.
-const Decompressor* FindDecompressor(Span file);
+  // Whether raw, the bytes of a stream that follow its contents, are an index that our own
+  // encoder added.
+  virtual bool IsIndex(Span raw) const {
+    (void)raw;
+    return false;
+  }
+};
 
 }  // namespace pyckpt
 

@@ -1,33 +1,58 @@
+#include "codec/formats.h"
+
+#include <algorithm>
+
+#include "codec/bzip2/decoder.h"
 #include "codec/bzip2/encoder.h"
-#include "codec/codec.h"
+#include "codec/gzip/decoder.h"
 #include "codec/gzip/encoder.h"
 #include "codec/store/encoder.h"
+#include "codec/xz/decoder.h"
 #include "codec/xz/encoder.h"
 
 namespace pyckpt {
 
 const std::vector<Format>& Formats() {
   static const store::StoreCodec kStore;
-  static const deflate::GzipCodec kGzip;
+  static const gzip::GzipCodec kGzip;
+  static const gzip::GzipDecompressor kFromGzip;
   static const bzip2::Bzip2Codec kBzip2;
+  static const bzip2::Bzip2Decompressor kFromBzip2;
   static const xz::XzCodec kXz;
+  static const xz::XzDecompressor kFromXz;
+  static const xz::LzmaDecompressor kFromLzma;
   static const std::vector<Format> kFormats = {
-      {"tar", {".tar"}, false, {0, 0, 0}, &kStore},
-      {"tar.gz", {".tar.gz", ".tgz"}, true, {0, 9, 6}, &kGzip},
-      {"tar.bz2", {".tar.bz2", ".tar.bzip", ".tar.bzip2", ".tbz2"}, true, {1, 9, 9}, &kBzip2},
-      // .tar.lzma too is an xz stream: that is what Composer writes and reads.
-      {"tar.xz", {".tar.lzma", ".tar.xz", ".txz"}, true, {0, 9, 6}, &kXz},
+      {"tar", "", {".tar"}, std::nullopt, &kStore, nullptr},
+      {"tar.gz", "gzip", {".tar.gz", ".tgz"}, Levels{0, 9, 6}, &kGzip, &kFromGzip},
+      {"tar.bz2",
+       "bzip2",
+       {".tar.bz2", ".tar.bzip", ".tar.bzip2", ".tbz2"},
+       Levels{1, 9, 9},
+       &kBzip2,
+       &kFromBzip2},
+      // .tar.lzma is an xz stream too: that is what Composer writes and reads.
+      {"tar.xz", "xz", {".tar.lzma", ".tar.xz", ".txz"}, Levels{0, 9, 6}, &kXz, &kFromXz},
+      // What came before xz. It has no magic bytes, so it is the last one.
+      {"lzma", "lzma", {}, std::nullopt, nullptr, &kFromLzma},
   };
   return kFormats;
 }
 
-const Codec& StoreCodec() { return *Formats().front().codec; }
-
-void ContiguousEncoder::Encode(const Chunk& chunk, EncodedChunk* out) {
-  constexpr auto kNone = static_cast<std::size_t>(-1);
-  const Span raw = gatherer_.Gather(chunk, kNone).front().bytes;
-  out->raw_nbytes = raw.nbytes;
-  EncodeBytes(raw, chunk, out);
+std::vector<const Format*> WritableFormats() {
+  std::vector<const Format*> found;
+  for (const Format& format : Formats()) {
+    if (format.codec != nullptr) found.push_back(&format);
+  }
+  return found;
 }
+
+const Format* FindFormat(Span file) {
+  const auto found = std::find_if(Formats().begin(), Formats().end(), [file](const Format& format) {
+    return format.decompressor != nullptr && format.decompressor->Recognizes(file);
+  });
+  return found == Formats().end() ? nullptr : &*found;
+}
+
+const Codec& StoreCodec() { return *Formats().front().codec; }
 
 }  // namespace pyckpt

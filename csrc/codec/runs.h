@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "write/stream_plan.h"
+#include "codec/chunk.h"
 
 namespace pyckpt {
 
@@ -31,6 +31,9 @@ void ForEachPart(const std::vector<Run>& runs, std::size_t begin, std::size_t en
 
 class Gatherer {
  public:
+  // As in_place_nbytes: all pieces become one run.
+  static constexpr auto kAll = static_cast<std::size_t>(-1);
+
   // The chunk's runs, in order and without gaps. Neighbouring pieces that are shorter than
   // in_place_nbytes become one. Valid until the next call.
   const std::vector<Run>& Gather(const Chunk& chunk, std::size_t in_place_nbytes);

@@ -12,7 +12,7 @@
 
 #include "base/error.h"
 #include "base/parallel_copy.h"
-#include "codec/codec.h"
+#include "codec/formats.h"
 #include "python/by_type.h"
 #include "python/reader.h"
 #include "write/archive_writer.h"
@@ -168,20 +168,22 @@ void ToPython(std::exception_ptr thrown) {
 PYBIND11_MODULE(_core, m) {
   using pyckpt::ArchiveWriter;
   using pyckpt::Format;
+  using pyckpt::Levels;
   using pyckpt::LiveMemory;
   py::register_exception_translator(&pyckpt::ToPython);
   m.attr("CorruptError") = pyckpt::CorruptError();
 
+  py::class_<Levels>(m, "Levels")
+      .def_readonly("lowest", &Levels::lowest)
+      .def_readonly("highest", &Levels::highest)
+      .def_readonly("standard", &Levels::standard);
   py::class_<Format>(m, "Format")
       .def_readonly("name", &Format::name)
       .def_readonly("suffixes", &Format::suffixes)
-      .def_readonly("has_levels", &Format::has_levels)
-      .def_property_readonly("lowest_level", [](const Format& f) { return f.levels.lowest; })
-      .def_property_readonly("highest_level", [](const Format& f) { return f.levels.highest; })
-      .def_property_readonly("standard_level", [](const Format& f) { return f.levels.standard; })
+      .def_readonly("levels", &Format::levels)
       .def_property_readonly("chunk_nbytes",
                              [](const Format& f) { return f.codec->chunk_nbytes(); });
-  m.def("formats", &pyckpt::Formats, py::return_value_policy::reference);
+  m.def("formats", &pyckpt::WritableFormats, py::return_value_policy::reference);
 
   py::class_<ArchiveWriter>(m, "ArchiveWriter")
       .def(py::init([](std::string path, const Format* format, int level, int threads, bool durable,

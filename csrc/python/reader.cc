@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "codec/decoder.h"
-#include "codec/gzip/chunk_index.h"
+#include "codec/formats.h"
+#include "read/open_image.h"
 #include "read/pickle_check.h"
 #include "read/stream_image.h"
 #include "read/tar_reader.h"
@@ -53,7 +54,7 @@ std::shared_ptr<StreamImage> Open(const std::string& path, int threads, bool map
     if (progress) (*progress)(nbytes);
   };
   // The options' copies of progress are Python's: they are made and go with the GIL.
-  return StreamImage::Open(path, options);
+  return OpenImage(path, options);
 }
 
 // (offset, nbytes, file_offset, message)
@@ -88,6 +89,14 @@ std::vector<DamageTuple> Finish(StreamImage* image) {
     damages = image->Finish();
   }
   return ToTuples(damages);
+}
+
+const char* Compression(const StreamImage& image) {
+  return image.format() == nullptr ? "" : image.format()->compression;
+}
+
+bool IsIndex(const StreamImage& image, const py::bytes& raw) {
+  return image.format() != nullptr && image.format()->decompressor->IsIndex(ToSpan(raw));
 }
 
 std::optional<std::uint64_t> Nbytes(const StreamImage& image) {
@@ -141,9 +150,10 @@ void BindReader(py::module_* m) {
   py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")
       .def(py::init(&Open), py::arg("path"), py::kw_only(), py::arg("threads"), py::arg("mapped"),
            py::arg("progress"))
-      .def_property_readonly("format", &StreamImage::format)
+      .def_property_readonly("compression", &Compression)
       .def_property_readonly("nbytes", &Nbytes)
       .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)
+      .def("is_index", &IsIndex, py::arg("raw"))
       .def("code_nbytes", [](const StreamImage& image,
                              const Range& range) { return image.CodeNbytes(ToExtent(range)); })
       .def(
@@ -168,11 +178,6 @@ void BindReader(py::module_* m) {
       .def_property_readonly("offset", &TarReader::offset)
       .def("next", &Next);
 
-  m->def("is_chunk_index", [](const py::bytes& bytes) {
-    const Span raw = ToSpan(bytes);
-    const std::optional<ChunkIndex> index = DecodeChunkIndex(raw);
-    return index && index->nbytes == raw.nbytes;
-  });
   m->def("check_pickle", [](const py::bytes& pickle) { CheckPickle(ToSpan(pickle)); });
   m->def("read_zip_directory", &Directory);
   m->def("locate_zip_data", &Locate);

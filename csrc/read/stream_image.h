@@ -18,11 +18,15 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "base/anonymous_map.h"
 #include "base/bytes.h"
 
 namespace pyckpt {
+
+struct Format;
 
 // Bytes of the decompressed stream.
 struct Extent {
@@ -51,19 +55,16 @@ struct ReadOptions {
   std::function<void(std::uint64_t)> poll;
 };
 
-// One thread at a time. What Take() returns may live and go on any thread.
+// Made by OpenImage(). Throws Error::Corrupt where the file is broken, if nothing else is
+// said. One thread at a time. What Take() returns may live and go on any thread.
 class StreamImage {
  public:
-  // Throws Error::System for files that cannot be read, Error::Corrupt for broken
-  // ones, as all that follows does.
-  static std::shared_ptr<StreamImage> Open(const std::string& path, const ReadOptions& options);
-
   StreamImage(const StreamImage&) = delete;
   StreamImage& operator=(const StreamImage&) = delete;
   virtual ~StreamImage() = default;
 
-  // "gzip", or "" when the file is not compressed.
-  virtual const char* format() const { return ""; }
+  // Null when the file is not compressed.
+  virtual const Format* format() const { return nullptr; }
 
   // How many bytes of the file hold the bytes of extent, about; all that is known
   // where blocks have no places is 0.
@@ -115,7 +116,13 @@ class StreamImage {
   // the next call. Used by one thread alone.
   using Loader = std::function<const std::uint8_t*(std::size_t unit, bool keep)>;
 
+  // What is read or decoded at once where the file itself has no units.
+  static constexpr std::uint64_t kUnitNbytes = std::uint64_t{1} << 20;
+
   explicit StreamImage(ReadOptions options) : options_(std::move(options)) {}
+
+  // Address space for a stream that claims so many bytes; throws Corrupt if there is none.
+  static std::shared_ptr<AnonymousMap> NewMap(std::uint64_t nbytes);
 
   virtual std::uint8_t* base() const = 0;
   // What owns the memory at base().

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "codec/codec.h"
+#include "codec/formats.h"
 #include "container/tar_format.h"
 #include "write/file_sink.h"
 #include "write/pipeline.h"

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -27,7 +28,9 @@ class Pipeline {
         joiner_(codec.NewJoiner()),
         chunks_((plan->nbytes() + codec.chunk_nbytes() - 1) / codec.chunk_nbytes()),
         threads_(std::min<std::uint64_t>(static_cast<std::uint64_t>(threads), chunks_)),
-        slots_(kSlotsPerThread * threads_) {}
+        slots_(kSlotsPerThread * threads_) {
+    for (Slot& slot : slots_) slot.code = codec.NewChunk();
+  }
 
   std::uint64_t Run(const Poll& poll) {
     WriteNow(joiner_->Begin());
@@ -55,7 +58,7 @@ class Pipeline {
   struct Slot {
     State state = State::kFree;
     Chunk chunk;
-    EncodedChunk code;
+    std::unique_ptr<EncodedChunk> code;
     std::uint64_t file_offset = 0;
   };
 
@@ -106,7 +109,7 @@ class Pipeline {
     changed_.notify_all();
     lock->unlock();
 
-    encoder->Encode(slot->chunk, &slot->code);
+    encoder->Encode(slot->chunk, slot->code.get());
 
     lock->lock();
     slot->state = State::kEncoded;
@@ -119,9 +122,9 @@ class Pipeline {
     for (; placed_ < chunks_; ++placed_) {
       Slot& slot = slots_[placed_ % slots_.size()];
       if (slot.state != State::kEncoded) return;
-      joiner_->Append(&slot.code);
+      joiner_->Append(slot.code.get());
       slot.file_offset = file_offset_;
-      file_offset_ += slot.code.nbytes;
+      file_offset_ += slot.code->nbytes;
       slot.state = State::kPlaced;
       to_write_.push_back(&slot);
     }
@@ -134,8 +137,8 @@ class Pipeline {
     to_write_.pop_front();
     slot->state = State::kWriting;
     lock->unlock();
-    joiner_->Settle(&slot->code);
-    sink_->WriteAt(slot->file_offset, slot->code.spans);
+    joiner_->Settle(slot->code.get());
+    sink_->WriteAt(slot->file_offset, slot->code->spans);
     *written_nbytes_ += slot->chunk.nbytes;
     lock->lock();
     slot->state = State::kFree;

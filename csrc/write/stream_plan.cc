@@ -96,18 +96,6 @@ void StreamPlan::Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) co
   }
 }
 
-std::uint32_t Chunk::Crc() const {
-  // To combine two checksums takes as long as to go over so many bytes.
-  constexpr std::size_t kCombineNbytes = std::size_t{32} << 10;
-  std::uint32_t crc = 0;
-  for (const Piece& piece : pieces) {
-    crc = piece.crc && piece.span.nbytes >= kCombineNbytes
-              ? Crc32Combine(crc, *piece.crc, piece.span.nbytes)
-              : Crc32(piece.span, crc);
-  }
-  return crc;
-}
-
 void StreamPlan::Join(const Chunk& chunk) {
   for (const Piece& piece : chunk.pieces) {
     Segment& s = segments_[piece.segment];

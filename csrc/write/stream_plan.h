@@ -11,45 +11,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/source.h"
+#include "codec/chunk.h"
 
 namespace pyckpt {
-
-// Bytes that are not in this process's memory yet: a file, a device's memory.
-class Source {
- public:
-  Source() = default;
-  Source(const Source&) = delete;
-  Source& operator=(const Source&) = delete;
-  virtual ~Source() = default;
-
-  // Copies [offset, offset + nbytes) to out. Called from several threads at
-  // once; throws when the bytes cannot be had.
-  virtual void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) = 0;
-};
-
-// Part of one segment that lies in a chunk.
-struct Piece {
-  Span span;
-  std::size_t segment = 0;
-  std::optional<std::uint32_t> crc;  // of span, when the segment is checksummed
-};
-
-// One chunk of the stream while it is in work. Reused from chunk to chunk.
-struct Chunk {
-  std::uint64_t offset = 0;
-  std::size_t nbytes = 0;
-  std::uint32_t element_nbytes = 1;  // of the tensor that fills most of it
-  std::vector<Piece> pieces;         // valid until the chunk is read again
-  Buffer scratch;                    // what sources were copied to
-
-  // Of all its bytes, once it is joined; what pieces know of theirs is used.
-  std::uint32_t Crc() const;
-};
 
 class StreamPlan {
  public:

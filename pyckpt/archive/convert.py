@@ -108,7 +108,7 @@ def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
     if path.stat().st_size:
         reader = ArchiveReader(path)
         contents = reader.contents(0)
-        if not reader.image.format and contents is not Contents.OTHER:
+        if not reader.image.compression and contents is not Contents.OTHER:
             writer.add_segments(name, _segments(reader, reader.whole()))
             return True
     writer.add_file(name, path)

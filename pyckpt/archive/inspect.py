@@ -76,7 +76,7 @@ def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> 
     reader = ArchiveReader(path, num_threads=num_threads)
     members = reader.members() if reader.is_tar else iter([reader.whole()])
     found = tuple(_member_info(reader, member) for member in members)
-    return ArchiveInfo(path, reader.image.format, path.stat().st_size, found)
+    return ArchiveInfo(path, reader.image.compression, path.stat().st_size, found)
 
 
 def _member_info(reader: ArchiveReader, member: Member) -> MemberInfo:

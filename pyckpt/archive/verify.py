@@ -124,7 +124,7 @@ def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
     try:
         reader = ArchiveReader(path, num_threads=num_threads, report=tell)
         reader.wanted_nbytes = reader.image.nbytes
-        report.compression = reader.image.format
+        report.compression = reader.image.compression
         if reader.is_tar:
             _verify_tar(reader, report)
         else:
@@ -248,7 +248,7 @@ def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
         if rest:
             begin = at - len(rest)
             rest += reader.read_once(at, _PIECE_NBYTES)
-            is_index = reader.image.format == "gzip" and _core.is_chunk_index(rest)
+            is_index = reader.image.is_index(rest)
             if not is_index:
                 report.problems.append(Problem("data behind the end of the tar", offset=begin))
             return

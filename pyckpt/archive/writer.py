@@ -203,15 +203,15 @@ class ArchiveWriter:
 
 
 def _level(row: _core.Format | None, level: int | None) -> int:
-    if row is None or not row.has_levels:
+    levels = None if row is None else row.levels
+    if row is None or levels is None:
         if level is not None:
             raise OptionError("compression_level is given, but the file's suffix asks for none")
         return 0
     if level is None:
-        return row.standard_level
-    if not row.lowest_level <= level <= row.highest_level:
+        return levels.standard
+    if not levels.lowest <= level <= levels.highest:
         raise OptionError(
-            f"compression_level of {row.name} is {row.lowest_level} to {row.highest_level}, "
-            f"not {level}"
+            f"compression_level of {row.name} is {levels.lowest} to {levels.highest}, not {level}"
         )
     return level

@@ -30,7 +30,7 @@ def decompress(file: bytes, threads: int = 2) -> bytes:
         place.write(file)
         place.flush()
         image = _core.StreamImage(place.name.encode(), threads=threads, mapped=False, progress=None)
-        if image.format == "":
+        if image.compression == "":
             raise ValueError("not a compressed file")
         if image.nbytes is None:
             image.require((0, 1 << 60))

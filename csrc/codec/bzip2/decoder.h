@@ -15,7 +15,6 @@ namespace pyckpt::bzip2 {
 
 class Bzip2Decompressor final : public Decompressor {
  public:
-  const char* name() const override { return "bzip2"; }
   bool Recognizes(Span file) const override;
   std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;

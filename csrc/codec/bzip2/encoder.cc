@@ -5,6 +5,7 @@
 #include "codec/bzip2/bits.h"
 #include "codec/bzip2/block.h"
 #include "codec/bzip2/format.h"
+#include "codec/typed_codec.h"
 
 namespace pyckpt::bzip2 {
 namespace {
@@ -27,21 +28,31 @@ std::uint64_t BitsAt(const std::uint8_t* data, std::uint64_t bit, int nbits) {
   return value;
 }
 
-class Bzip2Encoder final : public ContiguousEncoder {
+struct Bzip2Chunk final : EncodedChunk {
+  std::uint32_t crc = 0;     // of its blocks, folded as the stream folds them
+  std::uint32_t blocks = 0;  // how many blocks the code holds
+  std::uint64_t nbits = 0;   // of the code, before it is shifted
+
+  // Set by the joiner: the chunk's code begins within a byte.
+  std::uint32_t shift = 0;  // bits of that byte that are taken
+  std::uint8_t carry = 0;   // those bits
+};
+
+class Bzip2Encoder final : public ContiguousEncoder<Bzip2Chunk> {
  public:
   explicit Bzip2Encoder(int level) : level_(level) {}
 
  protected:
-  void EncodeBytes(Span raw, const Chunk& /*chunk*/, EncodedChunk* out) override {
+  void EncodeBytes(Span raw, const Chunk& /*chunk*/, Bzip2Chunk* out) override {
     const std::size_t limit =
         std::size_t{100'000} * static_cast<std::size_t>(level_) - kBlockReserve;
-    out->check = 0;
+    out->crc = 0;
     out->blocks = 0;
     out->nbits = 0;
     for (std::size_t at = 0; at < raw.nbytes;) {
       const Span rest = {raw.data + at, raw.nbytes - at};
       const BlockEncoder::Block block = encoder_.Append(rest, limit, &out->buffer, &out->nbits);
-      out->check = Fold(out->check, 1) ^ block.crc;
+      out->crc = Fold(out->crc, 1) ^ block.crc;
       ++out->blocks;
       at += block.raw_nbytes;
     }
@@ -53,12 +64,22 @@ class Bzip2Encoder final : public ContiguousEncoder {
   BlockEncoder encoder_;
 };
 
-class Bzip2Joiner final : public StreamJoiner {
+class Bzip2Joiner final : public TypedJoiner<Bzip2Chunk> {
  public:
   std::string Begin() override { return {'B', 'Z', 'h', '0' + kHeaderLevel}; }
 
-  void Append(EncodedChunk* chunk) override {
-    crc_ = Fold(crc_, chunk->blocks) ^ chunk->check;
+  std::string End() override {
+    std::array<std::uint8_t, 1 + (kMagicBits + kCrcBits) / 8 + BitWriter::kSlackNbytes> last{};
+    last[0] = carry_;
+    BitWriter bits(last.data(), used_);
+    bits.Put(kEndMagic, kMagicBits);
+    bits.Put(crc_, kCrcBits);
+    return {reinterpret_cast<const char*>(last.data()), (bits.nbits() + 7) / 8};
+  }
+
+ protected:
+  void AppendTyped(Bzip2Chunk* chunk) override {
+    crc_ = Fold(crc_, chunk->blocks) ^ chunk->crc;
     chunk->shift = used_;
     chunk->carry = carry_;
     const std::uint64_t total = used_ + chunk->nbits;
@@ -73,7 +94,7 @@ class Bzip2Joiner final : public StreamJoiner {
     }
   }
 
-  void Settle(EncodedChunk* chunk) const override {
+  void SettleTyped(Bzip2Chunk* chunk) const override {
     std::uint8_t* p = chunk->buffer.data();
     if (chunk->shift != 0) {
       unsigned before = chunk->carry;
@@ -86,15 +107,6 @@ class Bzip2Joiner final : public StreamJoiner {
     chunk->UseBuffer(chunk->nbytes);
   }
 
-  std::string End() override {
-    std::array<std::uint8_t, 1 + (kMagicBits + kCrcBits) / 8 + BitWriter::kSlackNbytes> last{};
-    last[0] = carry_;
-    BitWriter bits(last.data(), used_);
-    bits.Put(kEndMagic, kMagicBits);
-    bits.Put(crc_, kCrcBits);
-    return {reinterpret_cast<const char*>(last.data()), (bits.nbits() + 7) / 8};
-  }
-
  private:
   std::uint32_t crc_ = 0;
   std::uint32_t used_ = 0;  // bits of the byte that the next chunk completes
@@ -102,6 +114,10 @@ class Bzip2Joiner final : public StreamJoiner {
 };
 
 }  // namespace
+
+std::unique_ptr<EncodedChunk> Bzip2Codec::NewChunk() const {
+  return std::make_unique<Bzip2Chunk>();
+}
 
 std::unique_ptr<ChunkEncoder> Bzip2Codec::NewEncoder(int level) const {
   return std::make_unique<Bzip2Encoder>(level);

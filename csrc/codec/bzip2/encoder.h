@@ -15,6 +15,7 @@ class Bzip2Codec final : public Codec {
  public:
   // One full block of level 9, when nothing in it is run-length coded.
   std::size_t chunk_nbytes() const override { return 899'981; }
+  std::unique_ptr<EncodedChunk> NewChunk() const override;
   std::unique_ptr<ChunkEncoder> NewEncoder(int level) const override;
   std::unique_ptr<StreamJoiner> NewJoiner() const override;
 };

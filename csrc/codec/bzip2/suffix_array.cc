@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 
-namespace pyckpt {
+namespace pyckpt::bzip2 {
 namespace {
 
 // Induced sorting (SA-IS: Nong, Zhang and Chan, 2009). A suffix is of type S
@@ -214,4 +214,4 @@ void BuildSuffixArray(Span text, std::vector<std::int32_t>* suffixes) {
       .Run();
 }
 
-}  // namespace pyckpt
+}  // namespace pyckpt::bzip2

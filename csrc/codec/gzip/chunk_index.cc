@@ -6,7 +6,7 @@
 
 #include "base/bytes.h"
 
-namespace pyckpt {
+namespace pyckpt::gzip {
 namespace {
 
 constexpr std::string_view kMagic = "PYCKPTIX";
@@ -91,4 +91,4 @@ std::optional<ChunkIndex> DecodeChunkIndex(Span raw) {
   return index;
 }
 
-}  // namespace pyckpt
+}  // namespace pyckpt::gzip

@@ -12,7 +12,7 @@
 
 #include "base/bytes.h"
 
-namespace pyckpt {
+namespace pyckpt::gzip {
 
 // What one stored block of deflate holds.
 inline constexpr std::size_t kMostIndexNbytes = 65'535;
@@ -35,6 +35,6 @@ struct ChunkIndex {
 // EncodeChunkIndex() does not write. Reads nothing else of them.
 std::optional<ChunkIndex> DecodeChunkIndex(Span raw);
 
-}  // namespace pyckpt
+}  // namespace pyckpt::gzip
 
 #endif  // PYCKPT_CODEC_GZIP_CHUNK_INDEX_H_

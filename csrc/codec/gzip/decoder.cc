@@ -258,6 +258,11 @@ std::unique_ptr<BlockStream> GzipDecompressor::OpenBlocks(Span file) const {
   return std::make_unique<ChunkStream>(file, std::move(chunks));
 }
 
+bool GzipDecompressor::IsIndex(Span raw) const {
+  const std::optional<ChunkIndex> index = DecodeChunkIndex(raw);
+  return index && index->nbytes == raw.nbytes;
+}
+
 std::unique_ptr<SequentialDecoder> GzipDecompressor::OpenSequential(Span file) const {
   return std::make_unique<MemberDecoder>(file);
 }

@@ -14,10 +14,10 @@ namespace pyckpt::gzip {
 
 class GzipDecompressor final : public Decompressor {
  public:
-  const char* name() const override { return "gzip"; }
   bool Recognizes(Span file) const override;
   std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
+  bool IsIndex(Span raw) const override;
 };
 
 }  // namespace pyckpt::gzip

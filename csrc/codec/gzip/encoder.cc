@@ -6,22 +6,31 @@
 
 #include "base/crc32.h"
 #include "base/error.h"
+#include "codec/gzip/bit_writer.h"
 #include "codec/gzip/block.h"
+#include "codec/gzip/block_code.h"
 #include "codec/gzip/chunk_index.h"
 #include "codec/gzip/matches.h"
 #include "codec/gzip/plan.h"
+#include "codec/gzip/stored_blocks.h"
 #include "codec/repeats.h"
+#include "codec/typed_codec.h"
 
-namespace pyckpt::deflate {
+namespace pyckpt::gzip {
 namespace {
 
-class DeflateEncoder final : public ChunkEncoder {
+struct GzipChunk final : EncodedChunk {
+  std::uint32_t crc = 0;  // of the raw bytes
+};
+
+class DeflateEncoder final : public TypedEncoder<GzipChunk> {
  public:
   explicit DeflateEncoder(int level) : level_(level), matches_(level) {}
 
-  void Encode(const Chunk& chunk, EncodedChunk* out) override {
+ protected:
+  void EncodeTyped(const Chunk& chunk, GzipChunk* out) override {
     out->raw_nbytes = chunk.nbytes;
-    out->check = chunk.Crc();
+    out->crc = chunk.Crc();
     const std::vector<Run>& runs = gatherer_.Gather(chunk, kWindowNbytes);
     const std::size_t stored_bound = StoredBlocksBound(chunk.nbytes, runs.size());
     if (level_ != 0 && EncodeBlocks(runs, chunk.nbytes, out) <= stored_bound) return;
@@ -81,14 +90,9 @@ class DeflateEncoder final : public ChunkEncoder {
   MatchWriter matches_;
 };
 
-class GzipJoiner final : public StreamJoiner {
+class GzipJoiner final : public TypedJoiner<GzipChunk> {
  public:
   std::string Begin() override { return {kHeader.begin(), kHeader.end()}; }
-
-  void Append(EncodedChunk* chunk) override {
-    Add(chunk->check, chunk->raw_nbytes);
-    code_nbytes_.push_back(chunk->nbytes);
-  }
 
   std::string End() override {
     const std::string index = EncodeChunkIndex(kHeader.size(), kChunkNbytes, code_nbytes_);
@@ -100,6 +104,12 @@ class GzipJoiner final : public StreamJoiner {
     AppendLe32(&out, crc_);
     AppendLe32(&out, static_cast<std::uint32_t>(nbytes_));
     return out;
+  }
+
+ protected:
+  void AppendTyped(GzipChunk* chunk) override {
+    Add(chunk->crc, chunk->raw_nbytes);
+    code_nbytes_.push_back(chunk->nbytes);
   }
 
  private:
@@ -118,6 +128,8 @@ class GzipJoiner final : public StreamJoiner {
 
 }  // namespace
 
+std::unique_ptr<EncodedChunk> GzipCodec::NewChunk() const { return std::make_unique<GzipChunk>(); }
+
 std::unique_ptr<ChunkEncoder> GzipCodec::NewEncoder(int level) const {
   return std::make_unique<DeflateEncoder>(level);
 }
@@ -126,4 +138,4 @@ std::unique_ptr<StreamJoiner> GzipCodec::NewJoiner() const {
   return std::make_unique<GzipJoiner>();
 }
 
-}  // namespace pyckpt::deflate
+}  // namespace pyckpt::gzip

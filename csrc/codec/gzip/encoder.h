@@ -7,7 +7,7 @@
 
 #include "codec/codec.h"
 
-namespace pyckpt::deflate {
+namespace pyckpt::gzip {
 
 inline constexpr std::size_t kChunkNbytes = std::size_t{1} << 20;
 
@@ -17,10 +17,11 @@ inline constexpr std::size_t kChunkNbytes = std::size_t{1} << 20;
 class GzipCodec final : public Codec {
  public:
   std::size_t chunk_nbytes() const override { return kChunkNbytes; }
+  std::unique_ptr<EncodedChunk> NewChunk() const override;
   std::unique_ptr<ChunkEncoder> NewEncoder(int level) const override;
   std::unique_ptr<StreamJoiner> NewJoiner() const override;
 };
 
-}  // namespace pyckpt::deflate
+}  // namespace pyckpt::gzip
 
 #endif  // PYCKPT_CODEC_GZIP_ENCODER_H_

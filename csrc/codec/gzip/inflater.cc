@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 
-namespace pyckpt {
+namespace pyckpt::gzip {
 namespace {
 
 constexpr std::uint64_t kMostAtOnce = std::uint64_t{1} << 30;  // the library counts in 32 bits
@@ -55,4 +55,4 @@ std::size_t Inflater::Inflate(std::uint8_t* out, std::size_t nbytes) {
 
 std::uint64_t Inflater::offset() const { return given_ - state_->avail_in; }
 
-}  // namespace pyckpt
+}  // namespace pyckpt::gzip

@@ -10,7 +10,7 @@
 
 struct z_stream_s;
 
-namespace pyckpt {
+namespace pyckpt::gzip {
 
 // May be started again, which costs little.
 class Inflater {
@@ -38,6 +38,6 @@ class Inflater {
   bool ended_ = false;
 };
 
-}  // namespace pyckpt
+}  // namespace pyckpt::gzip
 
 #endif  // PYCKPT_CODEC_GZIP_INFLATER_H_

@@ -6,8 +6,9 @@
 #include <new>
 
 #include "base/error.h"
+#include "codec/gzip/stored_blocks.h"
 
-namespace pyckpt::deflate {
+namespace pyckpt::gzip {
 namespace {
 
 constexpr std::size_t kEmptyBlockNbytes = 5;
@@ -68,4 +69,4 @@ bool MatchWriter::Write(Span raw, std::size_t most_nbytes, BitWriter* writer) {
   return true;
 }
 
-}  // namespace pyckpt::deflate
+}  // namespace pyckpt::gzip

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "codec/gzip/block.h"
+#include "codec/gzip/bit_writer.h"
 
 struct libdeflate_compressor;
 
-namespace pyckpt::deflate {
+namespace pyckpt::gzip {
 
 // libdeflate makes whole streams alone, twice as fast as zlib. Of such a stream the last
 // block is found, and made one that others follow.
@@ -33,6 +33,6 @@ class MatchWriter {
   std::vector<std::uint8_t> inflated_;  // a piece at a time, of no interest
 };
 
-}  // namespace pyckpt::deflate
+}  // namespace pyckpt::gzip
 
 #endif  // PYCKPT_CODEC_GZIP_MATCHES_H_

@@ -7,7 +7,7 @@
 
 #include "codec/probe.h"
 
-namespace pyckpt::deflate {
+namespace pyckpt::gzip {
 namespace {
 
 constexpr std::size_t kStretchNbytes = std::size_t{16} << 10;
@@ -329,4 +329,4 @@ std::size_t MostBlocks(const std::vector<Run>& runs) {
   return stretches;
 }
 
-}  // namespace pyckpt::deflate
+}  // namespace pyckpt::gzip

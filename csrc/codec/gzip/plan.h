@@ -11,7 +11,7 @@
 #include "codec/repeats.h"
 #include "codec/runs.h"
 
-namespace pyckpt::deflate {
+namespace pyckpt::gzip {
 
 using Histogram = std::array<std::uint32_t, 256>;
 
@@ -40,6 +40,6 @@ std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vecto
 // How many blocks there are at most.
 std::size_t MostBlocks(const std::vector<Run>& runs);
 
-}  // namespace pyckpt::deflate
+}  // namespace pyckpt::gzip
 
 #endif  // PYCKPT_CODEC_GZIP_PLAN_H_

@@ -15,7 +15,6 @@ namespace pyckpt::xz {
 
 class XzDecompressor final : public Decompressor {
  public:
-  const char* name() const override { return "xz"; }
   bool Recognizes(Span file) const override;
   std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
@@ -23,7 +22,6 @@ class XzDecompressor final : public Decompressor {
 
 class LzmaDecompressor final : public Decompressor {
  public:
-  const char* name() const override { return "lzma"; }
   // The format has no magic: by what xz too expects of its fields.
   bool Recognizes(Span file) const override;
   std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;

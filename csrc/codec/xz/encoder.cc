@@ -6,6 +6,7 @@
 #include <array>
 
 #include "codec/probe.h"
+#include "codec/typed_codec.h"
 #include "codec/xz/literals.h"
 #include "codec/xz/matches.h"
 
@@ -14,12 +15,16 @@ namespace {
 
 constexpr lzma_check kCheck = LZMA_CHECK_CRC64;
 
-class XzEncoder final : public ContiguousEncoder {
+struct XzChunk final : EncodedChunk {
+  std::uint64_t unpadded_nbytes = 0;  // of the block, for the stream's index
+};
+
+class XzEncoder final : public ContiguousEncoder<XzChunk> {
  public:
   explicit XzEncoder(int level) : level_(level) {}
 
  protected:
-  void EncodeBytes(Span raw, const Chunk& chunk, EncodedChunk* out) override {
+  void EncodeBytes(Span raw, const Chunk& chunk, XzChunk* out) override {
     const LiteralBits bits = ChooseLiteralBits(raw, chunk.element_nbytes);
     const bool matches = MatchesPay(raw, bits);
     const std::size_t bound =
@@ -74,7 +79,7 @@ class XzEncoder final : public ContiguousEncoder {
 
   // The block around LZMA2 data: header with both sizes, padding, check.
   static void Frame(Span raw, lzma_options_lzma options, std::uint8_t* data, std::uint8_t* end,
-                    EncodedChunk* out) {
+                    XzChunk* out) {
     std::array<lzma_filter, 2> filters = {
         {{LZMA_FILTER_LZMA2, &options}, {LZMA_VLI_UNKNOWN, nullptr}}};
     lzma_block block{};
@@ -89,7 +94,7 @@ class XzEncoder final : public ContiguousEncoder {
     RequireLzma(lzma_block_header_size(&block), "a block header");
     std::uint8_t* header = data - block.header_size;
     RequireLzma(lzma_block_header_encode(&block, header), "a block header");
-    out->unpadded = lzma_block_unpadded_size(&block);
+    out->unpadded_nbytes = lzma_block_unpadded_size(&block);
     out->nbytes = static_cast<std::uint64_t>(end - header);
     out->spans.assign(1, {header, out->nbytes});
   }
@@ -100,7 +105,7 @@ class XzEncoder final : public ContiguousEncoder {
   Buffer sample_code_;
 };
 
-class XzJoiner final : public StreamJoiner {
+class XzJoiner final : public TypedJoiner<XzChunk> {
  public:
   XzJoiner() : index_(lzma_index_init(nullptr)) {
     if (index_ == nullptr) throw std::bad_alloc();
@@ -116,11 +121,6 @@ class XzJoiner final : public StreamJoiner {
     return out;
   }
 
-  void Append(EncodedChunk* chunk) override {
-    RequireLzma(lzma_index_append(index_, nullptr, chunk->unpadded, chunk->raw_nbytes),
-                "the index");
-  }
-
   std::string End() override {
     flags_.backward_size = lzma_index_size(index_);
     std::string out(flags_.backward_size + LZMA_STREAM_HEADER_SIZE, '\0');
@@ -131,6 +131,12 @@ class XzJoiner final : public StreamJoiner {
     return out;
   }
 
+ protected:
+  void AppendTyped(XzChunk* chunk) override {
+    RequireLzma(lzma_index_append(index_, nullptr, chunk->unpadded_nbytes, chunk->raw_nbytes),
+                "the index");
+  }
+
  private:
   static std::uint8_t* Bytes(std::string* s) { return reinterpret_cast<std::uint8_t*>(s->data()); }
 
@@ -139,6 +145,8 @@ class XzJoiner final : public StreamJoiner {
 };
 
 }  // namespace
+
+std::unique_ptr<EncodedChunk> XzCodec::NewChunk() const { return std::make_unique<XzChunk>(); }
 
 std::unique_ptr<ChunkEncoder> XzCodec::NewEncoder(int level) const {
   return std::make_unique<XzEncoder>(level);

@@ -16,6 +16,7 @@ namespace pyckpt::xz {
 class XzCodec final : public Codec {
  public:
   std::size_t chunk_nbytes() const override { return 4 * Lzma2LiteralEncoder::kGroupNbytes; }
+  std::unique_ptr<EncodedChunk> NewChunk() const override;
   std::unique_ptr<ChunkEncoder> NewEncoder(int level) const override;
   std::unique_ptr<StreamJoiner> NewJoiner() const override;
 };

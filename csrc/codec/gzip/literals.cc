@@ -1,0 +1,202 @@
+#include "codec/gzip/literals.h"
+
+#include <algorithm>
+
+#include "base/cpu.h"
+#include "codec/gzip/format.h"
+
+namespace pyckpt::gzip {
+namespace {
+
+constexpr unsigned kLengthBits = 8;
+constexpr std::uint32_t kLengthMask = (1U << kLengthBits) - 1;
+
+// Entries hold a code above, and in the low bits its length; a sum of entries has the
+// sum of their lengths there.
+[[gnu::always_inline]] inline std::uint64_t TwoCodes(std::uint64_t a, std::uint64_t b) {
+  return a >> kLengthBits | b >> kLengthBits << (a & BitWriter::kShiftMask);
+}
+
+[[gnu::always_inline]] inline std::size_t Load16(const std::uint8_t* p) {
+  return std::size_t{p[0]} | std::size_t{p[1]} << 8;
+}
+
+struct Portable {
+  static std::uint64_t NbytesIn(std::uint64_t nbits) { return nbits >> 3 & 31; }
+};
+
+#if defined(__x86_64__)
+struct Bmi {
+  // In one instruction. Its intrinsic may be called by functions of its own target alone,
+  // and those cannot become part of a loop that is shared.
+  static std::uint64_t NbytesIn(std::uint64_t nbits) {
+    constexpr std::uint64_t kFiveBitsFromThird = 5 << 8 | 3;
+    std::uint64_t nbytes = 0;
+    asm("bextr %2, %1, %0" : "=r"(nbytes) : "r"(nbits), "r"(kFiveBitsFromThird) : "cc");
+    return nbytes;
+  }
+};
+#endif
+
+// The code of some pairs, one after another; how long it is, in the lowest eight bits of length.
+struct Codes {
+  std::uint64_t bits;
+  std::uint64_t length;
+};
+
+template <std::size_t kPairs>
+[[gnu::always_inline]] inline Codes LookUpPairs(const std::uint8_t* raw,
+                                                const std::uint32_t* pairs) {
+  const std::uint64_t a = pairs[Load16(raw)];
+  if constexpr (kPairs == 1) {
+    return {a >> kLengthBits, a};
+  } else {
+    const Codes rest = LookUpPairs<kPairs - 1>(raw + 2, pairs);
+    return {a >> kLengthBits | rest.bits << (a & BitWriter::kShiftMask), a + rest.length};
+  }
+}
+
+// Two words at once, each with the codes of so many pairs.
+template <typename Cpu, std::size_t kPairs>
+[[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
+                                                        BitWriter* writer) {
+  constexpr std::size_t kRounds = 8;  // in a loop of their own, or GCC does worse
+  constexpr std::size_t kWord = 2 * kPairs;
+  BitWriter w = *writer;
+  const std::uint8_t* at = raw.data;
+  const std::uint8_t* end = raw.data + raw.nbytes;
+  const auto round = [&](const std::uint8_t* from) {
+    const Codes a = LookUpPairs<kPairs>(from, pairs);
+    const Codes b = LookUpPairs<kPairs>(from + kWord, pairs);
+    w.PutTwo<Cpu>(a.bits, a.length, b.bits, b.length);
+  };
+  for (; static_cast<std::size_t>(end - at) >= kRounds * 2 * kWord; at += kRounds * 2 * kWord) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kRounds; ++i) round(at + i * 2 * kWord);
+  }
+  for (; static_cast<std::size_t>(end - at) >= 2 * kWord; at += 2 * kWord) round(at);
+  *writer = w;
+  return static_cast<std::size_t>(at - raw.data);
+}
+
+template <typename Cpu>
+[[gnu::always_inline]] inline std::size_t EmitLoop(Span raw, const std::uint32_t* table,
+                                                   BitWriter* writer) {
+  BitWriter w = *writer;
+  std::size_t i = 0;
+  const auto two = [&](std::size_t at) {
+    const std::uint64_t a = table[raw.data[at]];
+    const std::uint64_t b = table[raw.data[at + 1]];
+    return TwoCodes(a, b) << kLengthBits | ((a + b) & kLengthMask);
+  };
+  for (; i + 8 <= raw.nbytes; i += 8) {
+    const std::uint64_t a = two(i);
+    const std::uint64_t b = two(i + 2);
+    const std::uint64_t c = two(i + 4);
+    const std::uint64_t d = two(i + 6);
+    w.PutTwo<Cpu>(TwoCodes(a, b), a + b, TwoCodes(c, d), c + d);
+  }
+  *writer = w;
+  return i;
+}
+
+// What b adds to an entry depends on how long a's code is: that far its own moves up. As a
+// product, since CPUs with AVX2 multiply eight at once but are slow to shift by eight amounts.
+[[gnu::always_inline]] inline void FillPairsLoop(const std::array<std::uint32_t, kLiterals>& table,
+                                                 std::uint32_t* pairs) {
+  // Copies, which the pairs cannot overlap.
+  const std::array<std::uint32_t, kLiterals> singles = table;
+  std::array<std::uint32_t, kLiterals> powers{};
+  for (std::size_t a = 0; a < kLiterals; ++a) powers[a] = 1U << (singles[a] & kLengthMask);
+  for (std::size_t b = 0; b < kLiterals; ++b) {
+    const std::uint32_t b_length = singles[b] & kLengthMask;
+    const std::uint32_t b_code = singles[b] & ~kLengthMask;
+    std::uint32_t* row = pairs + (b << 8);
+    for (std::size_t a = 0; a < kLiterals; ++a) {
+      // a's length stays in the low bits, where b's is added.
+      row[a] = singles[a] + b_length + b_code * powers[a];
+    }
+  }
+}
+
+// Returns how many bytes it wrote: a few at the end are left.
+using Emit = std::size_t (*)(Span raw, const std::uint32_t* table, BitWriter* writer);
+using FillPairs = void (*)(const std::array<std::uint32_t, kLiterals>& table, std::uint32_t* pairs);
+
+struct Kernels {
+  Emit singles;
+  Emit pairs;
+  Emit short_pairs;  // of codes that are no longer than kShortCode
+  FillPairs fill;
+};
+
+constexpr std::size_t PairsInWord(std::size_t longest) {
+  return BitWriter::kMostOfTwo / (2 * longest);
+}
+constexpr std::size_t kPairsInWord = PairsInWord(kLongestCode);
+constexpr std::size_t kShortPairsInWord = PairsInWord(kShortCode);
+
+constexpr Kernels kPortable = {[](Span raw, const std::uint32_t* table, BitWriter* w) {
+                                 return EmitLoop<Portable>(raw, table, w);
+                               },
+                               [](Span raw, const std::uint32_t* pairs, BitWriter* w) {
+                                 return EmitPairsLoop<Portable, kPairsInWord>(raw, pairs, w);
+                               },
+                               [](Span raw, const std::uint32_t* pairs, BitWriter* w) {
+                                 return EmitPairsLoop<Portable, kShortPairsInWord>(raw, pairs, w);
+                               },
+                               [](const std::array<std::uint32_t, kLiterals>& table,
+                                  std::uint32_t* pairs) { FillPairsLoop(table, pairs); }};
+
+#if defined(__x86_64__)
+// The same loops: shifts by a variable amount are one instruction with BMI2.
+[[gnu::target("bmi2")]] std::size_t EmitBmi2(Span raw, const std::uint32_t* table, BitWriter* w) {
+  return EmitLoop<Bmi>(raw, table, w);
+}
+template <std::size_t kPairs>
+[[gnu::target("bmi2")]] std::size_t EmitPairsBmi2(Span raw, const std::uint32_t* pairs,
+                                                  BitWriter* w) {
+  return EmitPairsLoop<Bmi, kPairs>(raw, pairs, w);
+}
+[[gnu::target("avx2")]] void FillPairsAvx2(const std::array<std::uint32_t, kLiterals>& table,
+                                           std::uint32_t* pairs) {
+  FillPairsLoop(table, pairs);
+}
+constexpr Kernels kAvx2 = {EmitBmi2, EmitPairsBmi2<kPairsInWord>, EmitPairsBmi2<kShortPairsInWord>,
+                           FillPairsAvx2};
+#endif
+
+const Kernels& ChooseKernels() {
+#if defined(__x86_64__)
+  if (UseBmi2() && UseAvx2()) return kAvx2;
+#endif
+  return kPortable;
+}
+
+}  // namespace
+
+void LiteralWriter::Prepare(const std::vector<HuffmanCode>& codes, std::size_t literal_nbytes) {
+  static const Kernels& kKernels = ChooseKernels();
+  for (std::size_t s = 0; s < kLiterals; ++s) {
+    table_[s] = std::uint32_t{codes[s].bits} << kLengthBits | codes[s].length;
+  }
+  use_pairs_ = literal_nbytes >= kPairsWorthwhile;
+  emit_ = kKernels.singles;
+  if (use_pairs_) {
+    pair_table_.resize(kLiterals * kLiterals);
+    kKernels.fill(table_, pair_table_.data());
+    const auto is_short = [](std::uint32_t entry) { return (entry & kLengthMask) <= kShortCode; };
+    const bool all_short = std::all_of(table_.begin(), table_.end(), is_short);
+    emit_ = all_short ? kKernels.short_pairs : kKernels.pairs;
+  }
+}
+
+void LiteralWriter::Write(Span literals, BitWriter* writer) const {
+  const std::uint32_t* table = use_pairs_ ? pair_table_.data() : table_.data();
+  for (std::size_t i = emit_(literals, table, writer); i < literals.nbytes; ++i) {
+    const std::uint64_t c = table_[literals.data[i]];
+    writer->Put(c >> kLengthBits, c & kLengthMask);
+  }
+}
+
+}  // namespace pyckpt::gzip

@@ -1,0 +1,136 @@
+#include "read/block_image.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "base/anonymous_map.h"
+#include "base/bytes.h"
+#include "base/error.h"
+
+namespace pyckpt {
+namespace {
+
+class BlockImage final : public StreamImage {
+ public:
+  BlockImage(std::unique_ptr<FileMap> file, std::unique_ptr<BlockStream> stream,
+             const Format& format, const ReadOptions& options)
+      : StreamImage(options),
+        file_(std::move(file)),
+        stream_(std::move(stream)),
+        format_(format),
+        map_(NewMap(CheckedNbytes(stream_->blocks()))),
+        nbytes_(CheckedNbytes(stream_->blocks())),
+        present_(stream_->blocks().size()),
+        decoded_(stream_->blocks().size()) {}
+
+  const Format* format() const override { return &format_; }
+  std::uint64_t nbytes() const override { return nbytes_; }
+
+  std::uint64_t CodeNbytes(Extent extent) const override {
+    double nbits = 0;
+    const std::uint64_t end = extent.offset + extent.nbytes;
+    for (std::uint64_t at = extent.offset; at < end;) {
+      const CodeBlock& block = stream_->blocks()[UnitAt(at)];
+      const std::uint64_t stop = std::min(end, block.raw_offset + block.raw_nbytes);
+      nbits += static_cast<double>(block.code_nbits) * static_cast<double>(stop - at) /
+               static_cast<double>(block.raw_nbytes);
+      at = stop;
+    }
+    return static_cast<std::uint64_t>(nbits / 8);
+  }
+
+  std::vector<Damage> Finish() override {
+    std::vector<Extent> missing;
+    for (std::size_t i = 0; i < decoded_.size(); ++i) {
+      if (present_[i] == kNever && UnitExtent(i).nbytes != 0) missing.push_back(UnitExtent(i));
+    }
+    std::vector<Damage> damages = Fill(missing, /*keep=*/false, /*checksums=*/false).damages;
+    if (!damages.empty()) return damages;
+    const std::unique_ptr<BlockDecoder> empty_decoder = stream_->NewDecoder();
+    const std::unique_ptr<StreamChecker> checker = stream_->NewChecker();
+    try {
+      for (std::size_t i = 0; i < decoded_.size(); ++i) {
+        if (present_[i] == kNever) {  // a block without bytes, which no extent asks for
+          std::uint8_t none = 0;
+          decoded_[i] = empty_decoder->Decode(file_->bytes(), stream_->blocks()[i], &none, 0);
+        }
+        checker->Append(stream_->blocks()[i], decoded_[i]);
+      }
+      checker->End();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kCorrupt) throw;
+      damages.push_back({{0, nbytes_}, error.offset(), error.what()});
+    }
+    return damages;
+  }
+
+ protected:
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
+
+  void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
+
+  std::size_t UnitAt(std::uint64_t offset) const override {
+    const auto& blocks = stream_->blocks();
+    const auto after = std::upper_bound(
+        blocks.begin(), blocks.end(), offset,
+        [](std::uint64_t at, const CodeBlock& block) { return at < block.raw_offset; });
+    return static_cast<std::size_t>(after - blocks.begin()) - 1;
+  }
+
+  Extent UnitExtent(std::size_t unit) const override {
+    const CodeBlock& block = stream_->blocks()[unit];
+    return {block.raw_offset, block.raw_nbytes};
+  }
+
+  Loader NewLoader() override {
+    const std::shared_ptr<BlockDecoder> decoder = stream_->NewDecoder();
+    const auto buffer = std::make_shared<Buffer>();
+    return [this, decoder, buffer](std::size_t unit, bool keep) -> const std::uint8_t* {
+      const CodeBlock& block = stream_->blocks()[unit];
+      std::uint8_t* place = base() + block.raw_offset;
+      if (present_[unit] == kHere) return place;
+      if (!keep) place = buffer->Reserve(block.raw_nbytes);
+      decoded_[unit] = decoder->Decode(file_->bytes(), block, place, block.raw_nbytes);
+      if (decoded_[unit].raw_nbytes != block.raw_nbytes) {
+        throw Error::Corrupt("a block is shorter than the file says", block.code_bit / 8);
+      }
+      present_[unit] = keep ? kHere : kChecked;
+      return place;
+    };
+  }
+
+ private:
+  enum Presence : std::uint8_t { kNever, kChecked, kHere };
+
+  static std::uint64_t CheckedNbytes(const std::vector<CodeBlock>& blocks) {
+    std::uint64_t nbytes = 0;
+    for (const CodeBlock& block : blocks) {
+      if (block.raw_offset != nbytes || block.raw_nbytes > SIZE_MAX / 4 - nbytes) {
+        throw Error::Corrupt("blocks do not follow one another", block.code_bit / 8);
+      }
+      nbytes += block.raw_nbytes;
+    }
+    return nbytes;
+  }
+
+  std::unique_ptr<FileMap> file_;
+  std::unique_ptr<BlockStream> stream_;
+  const Format& format_;
+  std::shared_ptr<AnonymousMap> map_;
+  std::uint64_t nbytes_;
+  std::vector<Presence> present_;
+  std::vector<DecodedBlock> decoded_;  // of blocks that were
+};
+
+}  // namespace
+
+std::shared_ptr<StreamImage> NewBlockImage(std::unique_ptr<FileMap> file,
+                                           std::unique_ptr<BlockStream> stream,
+                                           const Format& format, const ReadOptions& options) {
+  return std::make_shared<BlockImage>(std::move(file), std::move(stream), format, options);
+}
+
+}  // namespace pyckpt

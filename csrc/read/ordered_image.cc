@@ -1,0 +1,57 @@
+#include "read/ordered_image.h"
+
+#include <algorithm>
+#include <string>
+
+namespace pyckpt {
+
+void OrderedImage::Skip(std::uint64_t offset) {
+  while (nbytes_ < offset && !ended_) {
+    const std::uint64_t before = nbytes_;
+    Reach(std::min(offset, nbytes_ + kSkippedNbytes));
+    DropPages(base() + before, std::min(offset, nbytes_) - before);
+  }
+}
+
+std::vector<Damage> OrderedImage::Finish() {
+  try {
+    Skip(kUnknownNbytes);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kCorrupt) throw;
+    return {{{nbytes_, kUnknownNbytes - nbytes_}, error.offset(), error.what()}};
+  }
+  return {};
+}
+
+bool OrderedImage::Reach(std::uint64_t end) {
+  if (end <= nbytes_) return true;
+  if (failure_) throw Error(*failure_);
+  try {
+    while (nbytes_ < end && !ended_) ended_ = !Advance();
+  } catch (const Error& error) {
+    failure_ = error;
+    throw;
+  } catch (...) {
+    // Whatever poll has thrown is not kept: it may refer to the image's user.
+    failure_ = Error(ErrorKind::kArgument, "decoding was stopped before");
+    throw;
+  }
+  return end <= nbytes_;
+}
+
+std::uint8_t* OrderedImage::Room(std::size_t nbytes) {
+  // Pages that nobody has written to cost nothing: room may double.
+  const std::size_t needed = nbytes_ + nbytes;
+  if (needed > map_->capacity()) {
+    if (map_.use_count() != 1) {  // growing would move what was taken
+      throw Error(ErrorKind::kArgument, "bytes were taken before all that are wanted were there");
+    }
+    if (!map_->Grow(std::max(needed, 2 * map_->capacity()))) {
+      throw Error::Corrupt(
+          "there is no room for more than " + std::to_string(nbytes_) + " decompressed bytes", 0);
+    }
+  }
+  return map_->data() + nbytes_;
+}
+
+}  // namespace pyckpt

@@ -1,0 +1,73 @@
+// Streams whose size only decoding tells: they are decoded from the start, as far as is asked.
+#ifndef PYCKPT_READ_ORDERED_IMAGE_H_
+#define PYCKPT_READ_ORDERED_IMAGE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/anonymous_map.h"
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/file_map.h"
+#include "codec/decoder.h"
+#include "codec/formats.h"
+#include "read/stream_image.h"
+
+namespace pyckpt {
+
+// What such images have in common. Derived classes decode.
+class OrderedImage : public StreamImage {
+ public:
+  OrderedImage(std::unique_ptr<FileMap> file, const Format& format, const ReadOptions& options)
+      : StreamImage(options), file_(std::move(file)), format_(format) {}
+
+  const Format* format() const override { return &format_; }
+  std::uint64_t CodeNbytes(Extent /*extent*/) const override { return 0; }
+  std::uint64_t nbytes() const override { return ended_ ? nbytes_ : kUnknownNbytes; }
+  std::uint64_t placed_nbytes() const override { return nbytes_; }
+
+  void Skip(std::uint64_t offset) override;
+
+  std::vector<Damage> Finish() override;
+
+ protected:
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
+  bool counts_fill() const override { return false; }
+
+  bool Reach(std::uint64_t end) override;
+
+  Extent UnitExtent(std::size_t unit) const override {
+    const std::uint64_t offset = unit * kUnitNbytes;
+    return {offset, std::min(kUnitNbytes, nbytes_ - offset)};
+  }
+
+  // Decodes a little more; false at the end.
+  virtual bool Advance() = 0;
+
+  // Room for so many more bytes, to be told by Grew() when they are there.
+  std::uint8_t* Room(std::size_t nbytes);
+  void Grew(std::size_t nbytes) {
+    nbytes_ += nbytes;
+    Count(nbytes);
+  }
+
+  Span file() const { return file_->bytes(); }
+
+ private:
+  static constexpr std::uint64_t kSkippedNbytes = std::uint64_t{16} << 20;
+
+  std::unique_ptr<FileMap> file_;
+  const Format& format_;
+  std::shared_ptr<AnonymousMap> map_ = std::make_shared<AnonymousMap>();
+  std::uint64_t nbytes_ = 0;  // decoded so far
+  bool ended_ = false;
+  std::optional<Error> failure_;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_READ_ORDERED_IMAGE_H_

@@ -1,0 +1,74 @@
+#include "read/uncompressed_image.h"
+
+#include <cstdint>
+#include <vector>
+
+#include "base/anonymous_map.h"
+#include "base/bytes.h"
+#include "base/file_map.h"
+#include "base/file_source.h"
+
+namespace pyckpt {
+namespace {
+
+class MappedImage final : public StreamImage {
+ public:
+  MappedImage(const std::string& path, const ReadOptions& options)
+      : StreamImage(options), map_(std::make_shared<FileMap>(path, FileMap::Writes::kToCopy)) {}
+
+  std::uint64_t nbytes() const override { return map_->bytes().nbytes; }
+
+ protected:
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
+
+ private:
+  std::shared_ptr<FileMap> map_;
+};
+
+class ReadImage final : public StreamImage {
+ public:
+  ReadImage(const std::string& path, const ReadOptions& options)
+      : StreamImage(options),
+        source_(path),
+        map_(NewMap(source_.nbytes())),
+        present_((source_.nbytes() + kUnitNbytes - 1) / kUnitNbytes) {}
+
+  std::uint64_t nbytes() const override { return source_.nbytes(); }
+
+ protected:
+  std::uint8_t* base() const override { return map_->data(); }
+  std::shared_ptr<const void> memory() const override { return map_; }
+
+  void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
+
+  Loader NewLoader() override {
+    const auto buffer = std::make_shared<Buffer>();
+    return [this, buffer](std::size_t unit, bool keep) -> const std::uint8_t* {
+      const Extent extent = UnitExtent(unit);
+      std::uint8_t* place = base() + extent.offset;
+      if (present_[unit] != 0) return place;
+      if (!keep) place = buffer->Reserve(extent.nbytes);
+      source_.Read(extent.offset, extent.nbytes, place);
+      if (keep) present_[unit] = 1;
+      return place;
+    };
+  }
+
+ private:
+  FileSource source_;
+  std::shared_ptr<AnonymousMap> map_;
+  std::vector<std::uint8_t> present_;  // bool; bytes, so that threads share none
+};
+
+}  // namespace
+
+std::shared_ptr<StreamImage> OpenMappedImage(const std::string& path, const ReadOptions& options) {
+  return std::make_shared<MappedImage>(path, options);
+}
+
+std::shared_ptr<StreamImage> OpenReadImage(const std::string& path, const ReadOptions& options) {
+  return std::make_shared<ReadImage>(path, options);
+}
+
+}  // namespace pyckpt

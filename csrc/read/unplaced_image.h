@@ -1,0 +1,21 @@
+// Files whose blocks are decoded in parallel, although only decoding tells their sizes.
+#ifndef PYCKPT_READ_UNPLACED_IMAGE_H_
+#define PYCKPT_READ_UNPLACED_IMAGE_H_
+
+#include <memory>
+
+#include "base/file_map.h"
+#include "codec/decoder.h"
+#include "codec/formats.h"
+#include "read/stream_image.h"
+
+namespace pyckpt {
+
+// stream is file's, and has at least one block.
+std::shared_ptr<StreamImage> NewUnplacedImage(std::unique_ptr<FileMap> file,
+                                              std::unique_ptr<BlockStream> stream,
+                                              const Format& format, const ReadOptions& options);
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_READ_UNPLACED_IMAGE_H_
