@@ -26,10 +26,11 @@ from benchmarks.machine import describe_machine
 from benchmarks.rivals import composers_way
 from benchmarks.states import STATES, tensors_of
 from benchmarks.table import format_table
+from pyckpt.archive.formats import usual_suffixes
 
 __all__ = ["main"]
 
-FORMATS = (".tar", ".tar.gz", ".tar.bz2", ".tar.lzma")
+FORMATS = tuple(usual_suffixes())
 _LARGE = (".tar", ".tar.gz")
 
 # How many times as fast as tarfile and torch.load pyckpt means to be on two cores.

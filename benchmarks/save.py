@@ -28,10 +28,11 @@ from benchmarks.machine import describe_machine
 from benchmarks.rivals import Writer, composers_way, raw_write, torch_save
 from benchmarks.states import STATES, tensors_of
 from benchmarks.table import format_table
+from pyckpt.archive.formats import usual_suffixes
 
 __all__ = ["main"]
 
-FORMATS = (".tar", ".tar.gz", ".tar.bz2", ".tar.lzma")
+FORMATS = tuple(usual_suffixes())
 _FAST = ".tar"  # Composer's way is quick enough here for the large state
 
 # How many times as fast as Composer's way, and as torch.save, pyckpt means to be on two cores.

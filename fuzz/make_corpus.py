@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import pyckpt
+from pyckpt.archive.formats import usual_suffixes
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -22,7 +23,7 @@ CORPUS = Path(__file__).parent / "corpus"
 def main() -> None:
     """Replaces the corpus."""
     state = {"t": torch.arange(40.0), "u": torch.zeros(3, dtype=torch.bfloat16), "n": 1}
-    for suffix in [".pt", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]:
+    for suffix in [".pt", *usual_suffixes()]:
         pyckpt.save(state, CORPUS / f"pyckpt{suffix}", fsync=False)
     buffer = io.BytesIO()
     torch.save(state, buffer)

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import pyckpt
+from pyckpt.archive.formats import usual_suffixes
 from pyckpt.cli import main
 from tests.states import assert_equal, mixed_state
 
-SUFFIXES = [".tar", ".tar.gz", ".tar.bz2", ".tar.lzma", ".pt"]
+SUFFIXES = [*usual_suffixes(), ".pt"]
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_convert(tmp_path: Path, source: str, target: str) -> None:
     assert size < 1.02 * (tmp_path / f"c{target}").stat().st_size
 
 
-@pytest.mark.parametrize("source", [".tar.gz", ".tar.bz2", ".tar.lzma"])
+@pytest.mark.parametrize("source", usual_suffixes()[1:])
 def test_convert_more_than_is_read_ahead(tmp_path: Path, source: str) -> None:
     torch.manual_seed(0)
     state = {
@@ -199,7 +200,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(
         output(capsys, "bench", "--nbytes", 400_000, "--folder", tmp_path, "--json")
     )
-    assert list(result) == ["torch", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
+    assert list(result) == ["torch", *usual_suffixes()]
     assert 300_000 < result[".tar.gz"]["file_nbytes"] < 400_000
     assert list(tmp_path.iterdir()) == []
     assert main(["bench", "--nbytes", "0", "--folder", str(tmp_path)]) == 2

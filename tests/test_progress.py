@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import pyckpt
+from pyckpt.archive.formats import usual_suffixes
 
-SUFFIXES = [".tar", ".tar.gz", ".tar.bz2", ".tar.lzma", ".pt"]
+SUFFIXES = [*usual_suffixes(), ".pt"]
 STATE = {"t": torch.arange(2_000_000.0), "u": torch.zeros(9)}
 
 

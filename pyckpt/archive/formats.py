@@ -14,6 +14,7 @@ __all__ = [
     "archive_format",
     "match_suffix",
     "tar_suffixes",
+    "usual_suffixes",
 ]
 
 STATES_MEMBER = "composer_states.pt"
@@ -25,6 +26,11 @@ TAR_SUFFIX = ".tar"
 def tar_suffixes() -> list[str]:
     """Every suffix that makes a file a tar, compressed or not."""
     return [suffix for row in _core.formats() for suffix in row.suffixes]
+
+
+def usual_suffixes() -> list[str]:
+    """One suffix of each tar format, in the order in which users should read them."""
+    return [row.suffixes[0] for row in _core.formats()]
 
 
 def archive_format(path: Path) -> _core.Format | None:

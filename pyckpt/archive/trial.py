@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pyckpt import _core
+from pyckpt.archive.formats import usual_suffixes
 from pyckpt.archive.load import load
 from pyckpt.archive.save import save
 from pyckpt.errors import OptionError
@@ -37,7 +37,7 @@ def measure(
     state = {str(n): 0.02 * torch.randn(numel, generator=generator) for n in range(_TENSORS)}
     results = {}
     with tempfile.TemporaryDirectory(prefix="pyckpt-bench-", dir=folder) as name:
-        for suffix in ["torch", *(row.suffixes[0] for row in _core.formats())]:
+        for suffix in ["torch", *usual_suffixes()]:
             path = Path(name) / f"x{suffix}"
             start = time.perf_counter()
             if suffix == "torch":

@@ -8,7 +8,6 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyckpt import _core
 from pyckpt.archive.reader import ArchiveReader, Contents, Member
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.options import WriteOptions

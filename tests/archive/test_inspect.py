@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt import _core
+from pyckpt.archive.formats import usual_suffixes
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import mixed_state
 
-FORMAT_SUFFIXES = [row.suffixes[0] for row in _core.formats()]
+FORMAT_SUFFIXES = usual_suffixes()
 
 
 @pytest.mark.parametrize("suffix", [*FORMAT_SUFFIXES, ".pt"])

@@ -22,13 +22,14 @@ from torch import nn
 import pyckpt
 from pyckpt import _core
 from pyckpt.archive import formats
+from pyckpt.archive.formats import usual_suffixes
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import assert_equal, mixed_state
 
 STATES = formats.STATES_MEMBER
 TAR_SUFFIXES = formats.tar_suffixes()
-FORMAT_SUFFIXES = [row.suffixes[0] for row in _core.formats()]  # one of each format
+FORMAT_SUFFIXES = usual_suffixes()  # one of each format
 COMPRESSED = [row for row in _core.formats() if row.name != "tar"]
 
 

@@ -20,6 +20,7 @@ import torch
 import pyckpt
 from pyckpt import _core
 from pyckpt.archive import formats
+from pyckpt.archive.formats import usual_suffixes
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import assert_equal, mixed_state
@@ -27,7 +28,7 @@ from tests.states import assert_equal, mixed_state
 STATES = formats.STATES_MEMBER
 TAR_SUFFIXES = formats.tar_suffixes()
 ALL_SUFFIXES = [*TAR_SUFFIXES, ".pt", ""]
-FORMAT_SUFFIXES = [row.suffixes[0] for row in _core.formats()]  # one of each format
+FORMAT_SUFFIXES = usual_suffixes()  # one of each format
 COMPRESSED = [row for row in _core.formats() if row.name != "tar"]
 DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "tar.gz": lambda data: zlib.decompress(data, 31),

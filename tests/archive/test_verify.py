@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyckpt
-from pyckpt import _core
+from pyckpt.archive.formats import usual_suffixes
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from tests.states import assert_equal, mixed_state
 
-FORMAT_SUFFIXES = [row.suffixes[0] for row in _core.formats()]
+FORMAT_SUFFIXES = usual_suffixes()
 PLACED = [".tar", ".tar.gz", ".tar.lzma"]  # whose blocks tell where they belong
 COMPRESSIONS = {".tar": "", ".tar.gz": "gzip", ".tar.bz2": "bzip2", ".tar.lzma": "xz", ".pt": ""}
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import pyckpt
 from pyckpt import _core
 
-# What csrc/codec/gzip/encoder.h, csrc/codec/gzip/plan.cc and csrc/codec/repeats.h fix: chunks, the stretches of
-# which neighbours may share a block, and the shortest repeat that becomes a match.
+# What csrc/codec/gzip/encoder.h, csrc/codec/gzip/plan.cc and csrc/codec/repeats.h fix: chunks, the
+# stretches of which neighbours may share a block, and the shortest repeat that becomes a match.
 CHUNK_NBYTES = 1 << 20
 STRETCH_NBYTES = 16 << 10
 SHORTEST_REPEAT = 16

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import pyckpt
 
-# What csrc/codec/xz/lanes.h and csrc/codec/xz/encoder.h fix: a lane is an LZMA2 chunk of literals, sixteen are
-# coded at once, and four such groups make a block.
+# What csrc/codec/xz/lanes.h and csrc/codec/xz/encoder.h fix: a lane is an LZMA2 chunk of literals,
+# sixteen are coded at once, and four such groups make a block.
 LANE_NBYTES = 16_320
 GROUP_NBYTES = 16 * LANE_NBYTES
 BLOCK_NBYTES = 4 * GROUP_NBYTES

@@ -20,7 +20,7 @@ from torch import nn
 
 import pyckpt
 from pyckpt import PendingSave
-from pyckpt.archive.formats import archive_format
+from pyckpt.archive.formats import archive_format, usual_suffixes
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
 from pyckpt.training import async_save_checkpoint, pending_saves
@@ -29,7 +29,7 @@ from tests.launch import TIMEOUT_SECONDS, WORKERS, private_mounts, run_ranks, to
 
 pytestmark = pytest.mark.timeout(120)
 
-SUFFIXES = ["", ".pt", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
+SUFFIXES = ["", ".pt", *usual_suffixes()]
 Stage = Literal["copy", "lazy"] | None
 STAGES: list[Stage] = ["copy", "lazy", None]
 WIDTH = 300

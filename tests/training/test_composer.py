@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from pyckpt.archive.formats import usual_suffixes
 from tests.launch import WORKERS
 
 WORKER = WORKERS / "composer_worker.py"
-SUFFIXES = [".pt", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.lzma"]
+SUFFIXES = [".pt", ".tgz", *usual_suffixes()]
 
 
 @pytest.fixture(scope="module")

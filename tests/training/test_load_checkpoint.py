@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 import pyckpt
+from pyckpt.archive.formats import usual_suffixes
 from tests.launch import TIMEOUT_SECONDS, run_ranks
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
-SUFFIXES = ["", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
+SUFFIXES = ["", *usual_suffixes()]
 COMPRESSED = SUFFIXES[2:]
 
 
