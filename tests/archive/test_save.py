@@ -376,6 +376,7 @@ def test_equal_bytes_almost_vanish(tmp_path: Path, row: _core.Format) -> None:
     [
         (row, level)
         for row in COMPRESSED
+        if row.levels is not None
         for level in range(row.levels.lowest, row.levels.highest + 1)
     ],
     ids=lambda value: value.name if isinstance(value, _core.Format) else str(value),
