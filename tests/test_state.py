@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import pickle
+import pickletools
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,3 +157,23 @@ def test_none_is_no_scheduler() -> None:
     without, none = pyckpt.State(model, optimizer), pyckpt.State(model, optimizer, None)
     assert repr(none.state_dict()) == repr(without.state_dict())
     none.load_state_dict(without.state_dict())
+
+
+def test_pickles_of_before_the_wings() -> None:
+    """Version 0.1.0 had the same modules for what users may have pickled."""
+    time = (
+        b"\x80\x02cpyckpt.state\nTimestamp\nq\x00)\x81q\x01}q\x02(X\x05\x00\x00\x00epochq\x03K\x01X"
+        b"\x05\x00\x00\x00batchq\x04K*ub."
+    )
+    assert pickle.loads(time).batch == 42
+    error = b"\x80\x02cpyckpt.errors\nCheckpointError\nX\x01\x00\x00\x00x\x85R."
+    assert isinstance(pickle.loads(error), pyckpt.CheckpointError)
+
+
+def test_checkpoints_name_no_module_of_pyckpt(tmp_path: Path) -> None:
+    """So they stay readable wherever our modules are."""
+    state = pyckpt.State(*build(0))
+    [path] = pyckpt.save_checkpoint(state, tmp_path / "x.pt")
+    with zipfile.ZipFile(path) as archive:
+        names = [arg for _, arg, _ in pickletools.genops(archive.read("archive/data.pkl"))]
+    assert not [name for name in names if isinstance(name, str) and "pyckpt" in name]

@@ -1,0 +1,65 @@
+"""The suffix that decides the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pyckpt
+from pyckpt.archive.formats import add_tar_suffix, archive_format, match_suffix, tar_suffixes
+
+PLAIN = st.text(st.characters(exclude_characters="/\0{}", exclude_categories=["Cs"]), min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "format_name"),
+    [
+        ("x.tar", "tar"),
+        ("x.tar.gz", "tar.gz"),
+        ("x.tgz", "tar.gz"),
+        ("x.tar.bz2", "tar.bz2"),
+        ("x.tar.bzip", "tar.bz2"),
+        ("x.tar.bzip2", "tar.bz2"),
+        ("x.tbz2", "tar.bz2"),
+        ("x.tar.lzma", "tar.xz"),
+        ("x.tar.xz", "tar.xz"),
+        ("x.txz", "tar.xz"),
+        (".x.tar", "tar"),
+        ("a.tar.x.tar.gz", "tar.gz"),
+        ("x.tar.tgz", "tar.gz"),
+    ],
+)
+def test_suffixes_of_tars(name: str, format_name: str) -> None:
+    row = archive_format(Path("folder.zip") / name)
+    assert row is not None
+    assert row.name == format_name
+    assert add_tar_suffix(Path("f") / name, tar_suffixes()) == Path("f") / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x", "x.pt", "x.gz", "x.TAR", "x.TAR.GZ", "tar", "xtar", ".tar", ".tar.gz", "x.tar.a.b"],
+)
+def test_names_of_torch_files(name: str) -> None:
+    assert archive_format(Path("folder.tar") / name) is None
+    suffixed = add_tar_suffix(Path("f") / name, tar_suffixes())
+    assert suffixed == Path("f") / f"{name}.tar"
+
+
+@pytest.mark.parametrize("name", ["x.tar.zst", "x.tar.lz4", "x.tar.Z", "x.tar.GZ", "ep1.5.tar.br"])
+def test_tars_of_unknown_kinds(name: str) -> None:
+    with pytest.raises(pyckpt.FilenameError, match=r"is not a suffix.*\.tar\.lzma") as caught:
+        archive_format(Path(name))
+    assert caught.value.path == name
+    with pytest.raises(pyckpt.FilenameError):
+        add_tar_suffix(Path(name), tar_suffixes())
+
+
+@given(PLAIN.filter(lambda text: text[0] != "."), st.sampled_from(tar_suffixes()))
+def test_every_name_with_a_suffix_matches_it(stem: str, suffix: str) -> None:
+    matched = match_suffix(stem + suffix, tar_suffixes())
+    assert matched is not None
+    assert matched.endswith(suffix)
