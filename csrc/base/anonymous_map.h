@@ -1,5 +1,5 @@
-// Memory that costs something only where it has been written to: room for a whole
-// stream of which perhaps only parts are decoded.
+// Address space for a whole stream. Only pages that are written to take memory, so a stream
+// of which parts are decoded costs those parts.
 #ifndef PYCKPT_BASE_ANONYMOUS_MAP_H_
 #define PYCKPT_BASE_ANONYMOUS_MAP_H_
 
@@ -8,11 +8,11 @@
 
 namespace pyckpt {
 
-// Drops the whole pages inside the bytes at data: they are zeros, or what the
-// mapped file has, when next read.
+// Gives back the memory of all whole pages in [data, data + nbytes). When read again, they are
+// zeros, or the bytes of the mapped file.
 void DropPages(std::uint8_t* data, std::size_t nbytes);
 
-// Asks for huge pages in the bytes at data, which are all going to be written.
+// Asks for huge pages in [data, data + nbytes). Call it where all bytes will be written.
 void PreferHugePages(std::uint8_t* data, std::size_t nbytes);
 
 class AnonymousMap {
@@ -22,8 +22,8 @@ class AnonymousMap {
   AnonymousMap& operator=(const AnonymousMap&) = delete;
   ~AnonymousMap();
 
-  // Makes room for at least nbytes; contents stay, the address may change.
-  // Returns false when the system has no such room.
+  // Makes room for at least nbytes. The contents stay; the address may change.
+  // Returns false when the system has not so much address space.
   bool Grow(std::size_t nbytes);
 
   std::uint8_t* data() const { return data_; }

@@ -1,5 +1,4 @@
-// Bytes in memory, and loads and stores in either order of bytes: the vocabulary of
-// every other file.
+// Bytes in memory, and loads and stores in little and big endian. Every other file uses these.
 #ifndef PYCKPT_BASE_BYTES_H_
 #define PYCKPT_BASE_BYTES_H_
 
@@ -23,9 +22,8 @@ inline Span AsSpan(const std::string& bytes) {
   return {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
 }
 
-// A reusable byte buffer: it grows when it must and never shrinks, so a worker
-// allocates in its first chunk and no more. Memory that nobody writes to is never
-// touched.
+// A reusable byte buffer. It grows when it must and never shrinks, so a worker allocates in
+// its first chunk only. New memory is not touched until it is written.
 class Buffer {
  public:
   Buffer() = default;
@@ -33,8 +31,7 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() = default;
 
-  // Makes room for nbytes and returns the start. What was there stays; what is new is
-  // unspecified.
+  // Makes room for nbytes and returns the start. Old contents stay; new bytes are unspecified.
   std::uint8_t* Reserve(std::size_t nbytes) {
     if (nbytes > capacity_) {
       void* grown = std::realloc(bytes_.get(), nbytes);

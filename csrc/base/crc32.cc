@@ -18,8 +18,7 @@ std::uint8_t ReverseBits(std::uint8_t byte) {
 }  // namespace
 
 std::uint32_t Crc32(Span bytes, std::uint32_t before) {
-  // Mostly nobody has looked at the bytes yet: a page is fetched while the one before it
-  // is summed up.
+  // The bytes are mostly in no cache yet. Each page is fetched while the page before it is summed.
   constexpr std::size_t kPage = 4096;
   constexpr std::size_t kCacheLine = 64;
   std::uint32_t crc = before;
@@ -33,7 +32,7 @@ std::uint32_t Crc32(Span bytes, std::uint32_t before) {
 }
 
 std::uint32_t Crc32MsbFirst(Span bytes) {
-  // Reversing bits takes vectors of bytes, and libdeflate does the rest.
+  // Reverse the bits of each byte in vectors, then use the usual CRC.
   std::array<std::uint8_t, 4096> reversed;
   std::uint32_t crc = 0;
   for (std::size_t at = 0; at < bytes.nbytes;) {

@@ -9,12 +9,11 @@
 
 namespace pyckpt {
 
-// The checksum of bytes that follow those of checksum before. Thread-safe; picks
-// the CPU's kernel at run time.
+// The checksum of the bytes that have the checksum before, followed by bytes. Thread-safe. The
+// kernel is chosen at run time.
 std::uint32_t Crc32(Span bytes, std::uint32_t before = 0);
 
-// The same polynomial over bits in the other order, the highest of each byte
-// first: bzip2's checksum. Thread-safe.
+// bzip2's checksum: the same polynomial, with the highest bit of each byte first. Thread-safe.
 std::uint32_t Crc32MsbFirst(Span bytes);
 
 // The checksum of A followed by B, from Crc32(A), Crc32(B) and the length of B.

@@ -20,8 +20,8 @@ class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message) : Error(kind, message, 0, "") {}
 
-  // What failed, on which file, and why: the system's own words are added when
-  // the error becomes a Python OSError, which shows errno and path itself.
+  // A system call failed: what was being done, with which errno, on which file. As a Python
+  // OSError it shows errno and path.
   static Error System(int error_number, const std::string& doing, const std::string& path) {
     return {ErrorKind::kSystem, doing + ": " + std::strerror(error_number), error_number, path};
   }

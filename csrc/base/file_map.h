@@ -9,12 +9,12 @@
 
 namespace pyckpt {
 
-// The bytes stay valid as long as the map. A file that another process shortens
-// meanwhile ends the process with a bus error when the lost part is read: files
-// that are replaced by renaming, as pyckpt does, are safe.
+// The bytes are valid as long as the map lives. If another process shortens the file, reading
+// the lost part ends this process with a bus error. Files that are replaced by renaming, as
+// pyckpt does, are safe.
 class FileMap {
  public:
-  // What writes do: nothing is ever written to the file.
+  // What happens to writes. The file itself is never written to.
   enum class Writes { kForbidden, kToCopy };
 
   // Throws Error::System: no such file, a folder, no right to read it.

@@ -19,7 +19,7 @@ class FileSource final : public Source {
 
   std::uint64_t nbytes() const { return nbytes_; }
 
-  // Throws when the file has become shorter than it was.
+  // Throws Error::System, also if the file has become shorter.
   void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) override;
 
  private:

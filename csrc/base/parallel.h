@@ -9,10 +9,9 @@ namespace pyckpt {
 
 using Task = std::function<void(std::size_t)>;
 
-// Calls task(0) to task(count - 1), each once, in about that order. Every thread
-// makes its task with new_task, and uses it alone. The calling thread only waits,
-// and calls poll about 20 times a second. Throws the first error of any of them
-// when no thread works any more.
+// Calls task(0) to task(count - 1), each once, roughly in that order. Every thread makes a task
+// of its own with new_task. The calling thread waits, and calls poll about 20 times a second.
+// Throws the first error of a task or of poll, once all threads have stopped.
 void RunParallel(std::size_t count, int threads, const std::function<Task()>& new_task,
                  const std::function<void()>& poll);
 

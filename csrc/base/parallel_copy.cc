@@ -9,7 +9,7 @@
 namespace pyckpt {
 namespace {
 
-// A task is about so many bytes: one large copy's piece, or many small copies.
+// The size of a task, about: a piece of one large copy, or many small copies.
 constexpr std::size_t kTaskNbytes = std::size_t{4} << 20;
 
 }  // namespace

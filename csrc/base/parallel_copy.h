@@ -14,7 +14,7 @@ struct Copy {
   Span from;
 };
 
-// Makes all copies, large ones by several threads. The calling thread waits.
+// Makes all copies. Several threads share a large one. Returns when all are made.
 void ParallelCopy(const std::vector<Copy>& copies, int threads);
 
 }  // namespace pyckpt

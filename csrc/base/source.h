@@ -15,8 +15,8 @@ class Source {
   Source& operator=(const Source&) = delete;
   virtual ~Source() = default;
 
-  // Copies [offset, offset + nbytes) to out. Called from several threads at
-  // once; throws when the bytes cannot be had.
+  // Copies [offset, offset + nbytes) to out. Several threads may call it at once. Throws if the
+  // bytes cannot be read.
   virtual void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) = 0;
 };
 

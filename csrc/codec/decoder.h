@@ -84,10 +84,10 @@ class StreamChecker {
   }
 
   // Takes an accepted block into the checksums. Throws Corrupt where the block
-  // does not follow the one before, or ends a stream whose checksum is another.
+  // does not follow the one before, or ends a stream whose checksum does not match.
   virtual void Append(const CodeBlock& block, const DecodedBlock& decoded) = 0;
 
-  // After the last block. Throws Corrupt where checksums or lengths are others,
+  // After the last block. Throws Corrupt where checksums or lengths do not match,
   // or where the stream is not whole.
   virtual void End() = 0;
 };

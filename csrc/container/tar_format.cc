@@ -28,7 +28,7 @@ constexpr Field kDevMinor{337, 8};
 
 using Block = std::array<char, kTarBlockNbytes>;
 
-// Octal digits fill all of a field but its closing NUL.
+// Octal digits fill the field up to its last byte, which is NUL.
 bool FitsOctal(Field field, std::uint64_t value) { return value >> (3 * (field.width - 1)) == 0; }
 
 void PutNumber(Block* block, Field field, std::uint64_t value) {
@@ -60,8 +60,7 @@ std::string UstarBlock(const TarEntry& entry, char type) {
   constexpr std::array<char, 8> kMagicBytes{'u', 's', 't', 'a', 'r', '\0', '0', '0'};
   std::copy(kMagicBytes.begin(), kMagicBytes.end(), block.data() + kMagic.offset);
 
-  // The sum is taken with its own field full of blanks, and is stored as six
-  // digits, NUL, blank.
+  // The sum is taken while its own field holds blanks. It is stored as six digits, NUL, blank.
   std::fill_n(block.data() + kChecksum.offset, kChecksum.width, ' ');
   std::uint32_t sum = 0;
   for (const char c : block) sum += static_cast<std::uint8_t>(c);

@@ -9,7 +9,7 @@
 namespace pyckpt {
 
 inline constexpr std::uint64_t kTarBlockNbytes = 512;
-// tar programs read and write this much at once; a file is padded up to it.
+// tar programs read and write this much at once. A file is padded to a multiple of it.
 inline constexpr std::uint64_t kTarRecordNbytes = 20 * kTarBlockNbytes;
 // Two blocks of zeros end the archive.
 inline constexpr std::uint64_t kTarEndNbytes = 2 * kTarBlockNbytes;
@@ -17,8 +17,8 @@ inline constexpr std::uint64_t kTarEndNbytes = 2 * kTarBlockNbytes;
 enum class TarType : char { kFile = '0', kDirectory = '5' };
 
 struct TarEntry {
-  std::string name;  // UTF-8, no leading "./"; a folder gets its "/" here, so
-                     // the root folder is the empty name
+  std::string name;  // UTF-8, without leading "./"; TarHeader() adds the "/" of a folder, so
+                     // the root folder has an empty name
   TarType type = TarType::kFile;
   std::uint32_t mode = 0644;
   std::uint64_t nbytes = 0;
@@ -27,10 +27,9 @@ struct TarEntry {
   std::uint32_t gid = 0;
 };
 
-// The header blocks of one member: 512 bytes, or more when pax records precede
-// it (a name of over 100 bytes or outside ASCII, 8 GiB and more, large ids).
-// A size of 8 GiB or more is also given in the base-256 form, for readers that
-// skip pax records.
+// The header blocks of one member: 512 bytes, or more if it needs pax records (a name of more
+// than 100 bytes or not in ASCII, a size of 8 GiB or more, large ids). A size of 8 GiB or more is
+// also written in base-256, for readers that skip pax records.
 std::string TarHeader(const TarEntry& entry);
 
 }  // namespace pyckpt

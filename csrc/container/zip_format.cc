@@ -23,7 +23,7 @@ constexpr std::uint16_t kZip64Id = 0x0001;
 constexpr std::uint16_t kPaddingId = 0x4246;  // "FB"
 constexpr char kPaddingByte = 'Z';
 
-// Values from here on live in the zip64 fields, and this stands in for them.
+// Values from here on are in the zip64 fields, and the field itself has this value.
 constexpr std::uint32_t kMax32 = 0xFFFFFFFF;
 constexpr std::uint16_t kMax16 = 0xFFFF;
 
@@ -47,7 +47,7 @@ std::uint16_t Flags(const ZipRecord& r) {
   return r.nbytes == 0 ? kFlagUtf8 : kFlagUtf8 | kFlagDescriptor;
 }
 
-// The same extra field serves the local header and the directory.
+// The extra field of the local header and of the directory.
 std::string Zip64Extra(const ZipRecord& r) {
   if (!IsZip64(r)) return {};
   std::string out;
@@ -85,7 +85,7 @@ std::string ZipLocalHeader(const ZipRecord& r) {
   AppendLe16(&out, 0);  // stored
   AppendLe32(&out, 0);  // time and date
   AppendLe32(&out, 0);  // crc: in the descriptor
-  // A reader that streams learns from these that the sizes stand in zip64.
+  // These tell a streaming reader that the sizes are in zip64.
   AppendLe32(&out, LargeData(r) ? kMax32 : 0);
   AppendLe32(&out, LargeData(r) ? kMax32 : 0);
   AppendLe16(&out, static_cast<std::uint16_t>(r.name.size()));

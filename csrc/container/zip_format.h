@@ -1,8 +1,8 @@
 // The zip container exactly as torch.save lays it out (torch's
 // PyTorchStreamWriter on miniz; APPNOTE.TXT for the fields): stored records,
 // data aligned to 64 bytes, checksum behind the data. torch.load(mmap=True)
-// computes record offsets from these rules instead of reading them, so they
-// are met to the byte. Pure layout, no I/O.
+// computes record offsets from these rules instead of reading them, so every
+// byte must be where torch puts it. Pure layout, no I/O.
 #ifndef PYCKPT_CONTAINER_ZIP_FORMAT_H_
 #define PYCKPT_CONTAINER_ZIP_FORMAT_H_
 
@@ -12,7 +12,7 @@
 
 namespace pyckpt {
 
-// What torch names in the record .storage_alignment.
+// The value of the record .storage_alignment.
 inline constexpr std::uint64_t kZipAlignment = 64;
 
 // One record and its place; offsets count from the start of the zip file.
@@ -32,7 +32,7 @@ ZipRecord PlaceZipRecord(std::string name, std::uint64_t nbytes, std::uint64_t h
 // The bytes from header_offset up to data_offset.
 std::string ZipLocalHeader(const ZipRecord& record);
 
-// The bytes behind the data: 16, or 24 in zip64, or none for an empty record.
+// The bytes behind the data: 16, in zip64 24, for an empty record 0.
 std::uint64_t ZipDescriptorNbytes(const ZipRecord& record);
 std::string ZipDescriptor(const ZipRecord& record, std::uint32_t crc);
 

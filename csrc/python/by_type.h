@@ -1,7 +1,7 @@
-// A Python function of one object that does what belongs to the object's type.
+// A Python function of one object, chosen by the object's type.
 //
-// A pickler asks for the persistent id of whatever it meets, some twenty times a
-// tensor, and nearly always in vain: that answer needs no Python.
+// A pickler asks for the persistent id of every object, some twenty times a tensor, and the answer
+// is nearly always None. That answer is given here without running Python.
 #ifndef PYCKPT_PYTHON_BY_TYPE_H_
 #define PYCKPT_PYTHON_BY_TYPE_H_
 
@@ -9,8 +9,8 @@
 
 namespace pyckpt {
 
-// Calls handlers[type(object)], or other for types that are no keys. Bases do not
-// count, and None stands for a function that returns None.
+// A function that calls handlers[type(object)], or other if the type is not a key. Base classes
+// are not looked up. A handler of None stands for a function that returns None.
 pybind11::object ByType(const pybind11::dict& handlers, const pybind11::object& other);
 
 }  // namespace pyckpt

@@ -40,7 +40,7 @@ class PythonSource final : public Source {
 // NOLINTNEXTLINE(performance-no-int-to-ptr): torch hands out addresses as integers.
 std::uint8_t* ToPointer(std::uintptr_t address) { return reinterpret_cast<std::uint8_t*>(address); }
 
-// A Source of ours, or an object that a PythonSource takes.
+// A Source of the core, or a Python object with read(), as a Source.
 std::shared_ptr<Source> ToSource(const py::object& reader) {
   if (py::isinstance<Source>(reader)) return reader.cast<std::shared_ptr<Source>>();
   return std::make_shared<PythonSource>(reader);
@@ -93,7 +93,7 @@ std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
   });
 }
 
-// The class of Python's exceptions over ErrorKind::kCorrupt. Lives as long as Python.
+// Python's exception class for ErrorKind::kCorrupt. Lives as long as Python.
 py::handle CorruptError() {
   static const py::handle type =
       PyErr_NewException("pyckpt._core.CorruptError", PyExc_RuntimeError, nullptr);
@@ -151,7 +151,7 @@ void ToPython(std::exception_ptr thrown) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
         break;
       case ErrorKind::kCorrupt: {
-        // Names in a file may be anything.
+        // Names in a file may be any bytes.
         const std::string message = error.what() + (", at byte " + std::to_string(error.offset()));
         const auto text = py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
             message.data(), static_cast<py::ssize_t>(message.size()), "replace"));

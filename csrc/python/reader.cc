@@ -33,7 +33,7 @@ Span ToSpan(const py::bytes& bytes) {
   return {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
 }
 
-// A part of an image's memory that Python owns: once nobody has it, it is given back.
+// A part of an image's memory that Python owns. It is given back with the last reference.
 struct ImageBytes {
   std::shared_ptr<std::uint8_t> bytes;
   std::size_t nbytes = 0;
@@ -53,7 +53,7 @@ std::shared_ptr<StreamImage> Open(const std::string& path, int threads, bool map
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (progress) (*progress)(nbytes);
   };
-  // The options' copies of progress are Python's: they are made and go with the GIL.
+  // progress is a Python object: it is copied and released with the GIL held.
   return OpenImage(path, options);
 }
 

@@ -52,7 +52,7 @@ class BlockImage final : public StreamImage {
     const std::unique_ptr<StreamChecker> checker = stream_->NewChecker();
     try {
       for (std::size_t i = 0; i < decoded_.size(); ++i) {
-        if (present_[i] == kNever) {  // a block without bytes, which no extent asks for
+        if (present_[i] == kNever) {  // a block without bytes: no extent contains it
           std::uint8_t none = 0;
           decoded_[i] = empty_decoder->Decode(file_->bytes(), stream_->blocks()[i], &none, 0);
         }
@@ -122,7 +122,7 @@ class BlockImage final : public StreamImage {
   std::shared_ptr<AnonymousMap> map_;
   std::uint64_t nbytes_;
   std::vector<Presence> present_;
-  std::vector<DecodedBlock> decoded_;  // of blocks that were
+  std::vector<DecodedBlock> decoded_;  // meaningless for blocks that were not decoded
 };
 
 }  // namespace

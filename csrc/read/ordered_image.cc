@@ -32,7 +32,7 @@ bool OrderedImage::Reach(std::uint64_t end) {
     failure_ = error;
     throw;
   } catch (...) {
-    // Whatever poll has thrown is not kept: it may refer to the image's user.
+    // The exception of poll is not kept: it may refer to the user of the image.
     failure_ = Error(ErrorKind::kArgument, "decoding was stopped before");
     throw;
   }
@@ -40,10 +40,10 @@ bool OrderedImage::Reach(std::uint64_t end) {
 }
 
 std::uint8_t* OrderedImage::Room(std::size_t nbytes) {
-  // Pages that nobody has written to cost nothing: room may double.
+  // Untouched pages cost nothing, so the room may double.
   const std::size_t needed = nbytes_ + nbytes;
   if (needed > map_->capacity()) {
-    if (map_.use_count() != 1) {  // growing would move what was taken
+    if (map_.use_count() != 1) {  // growing would move bytes that were taken
       throw Error(ErrorKind::kArgument, "bytes were taken before all that are wanted were there");
     }
     if (!map_->Grow(std::max(needed, 2 * map_->capacity()))) {

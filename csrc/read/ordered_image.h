@@ -48,7 +48,7 @@ class OrderedImage : public StreamImage {
   // Decodes a little more; false at the end.
   virtual bool Advance() = 0;
 
-  // Room for so many more bytes, to be told by Grew() when they are there.
+  // Room for nbytes more bytes. Call Grew() when they are decoded.
   std::uint8_t* Room(std::size_t nbytes);
   void Grew(std::size_t nbytes) {
     nbytes_ += nbytes;

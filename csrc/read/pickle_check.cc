@@ -18,7 +18,7 @@ enum class Argument : std::uint8_t {
   kBytes2,
   kBytes4,
   kBytes8,
-  kCounted1,  // a number of so many bytes, and as many bytes as it says
+  kCounted1,  // a count in as many bytes, then as many bytes as it says
   kCounted4,
   kCounted8,
   kLine,
@@ -137,7 +137,7 @@ class Check {
     return {reinterpret_cast<const char*>(begin), nbytes};
   }
 
-  // Of a line as writers write it. Python reads more: signs, blanks, underscores.
+  // A number in a line, as picklers write it. Python also reads signs, blanks and underscores.
   std::uint64_t Decimal(std::string_view line) const {
     std::uint64_t number = 0;
     for (const char digit : line) {

@@ -1,5 +1,5 @@
-// What a pickle claims about itself, compared with its size. Python's unpickler in C
-// believes a memo index, and makes room for all that are below it.
+// Checks what a pickle claims against its size. Python's C unpickler trusts a memo index, and
+// allocates room for all indexes below it.
 #ifndef PYCKPT_READ_PICKLE_CHECK_H_
 #define PYCKPT_READ_PICKLE_CHECK_H_
 
@@ -7,9 +7,9 @@
 
 namespace pyckpt {
 
-// Throws Error::Corrupt, with the offset in the pickle, for an opcode that there is
-// not, or that asks for the process's registry of extensions; for an argument that
-// leads beyond the end; for a memo index larger than the pickle; for no end.
+// Throws Error::Corrupt, with the offset in the pickle, for an opcode that does not exist or that
+// uses the process's registry of extensions, for an argument that leads beyond the end, for a memo
+// index larger than the pickle, and for a pickle without an end.
 void CheckPickle(Span pickle);
 
 }  // namespace pyckpt

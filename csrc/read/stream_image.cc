@@ -63,7 +63,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   }
   std::stable_sort(pieces.begin(), pieces.end(),
                    [](const Part& a, const Part& b) { return a.unit < b.unit; });
-  std::vector<std::size_t> starts;  // of the pieces of each unit
+  std::vector<std::size_t> starts;  // where the pieces of each unit begin
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     if (i == 0 || pieces[i].unit != pieces[i - 1].unit) starts.push_back(i);
   }
@@ -97,7 +97,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
       },
       [this] { Poll(); });
 
-  // Pieces are in the order of units, so those of an extent in that of its bytes.
+  // Pieces are sorted by unit, so the pieces of an extent are in the order of its bytes.
   for (const Part& piece : pieces) {
     const Extent& whole = extents[piece.extent];
     const Extent unit = UnitExtent(piece.unit);

@@ -23,7 +23,7 @@ constexpr Field kPrefix{345, 155};
 constexpr std::size_t kTypeOffset = 156;
 constexpr std::size_t kBinary = 0x80;
 
-// Long names and pax records: more than this is an attack.
+// The most bytes of a long name or of pax records. More is an attack.
 constexpr std::uint64_t kMostTextNbytes = std::uint64_t{1} << 20;
 
 std::string Text(const std::uint8_t* header, Field field) {
@@ -31,7 +31,7 @@ std::string Text(const std::uint8_t* header, Field field) {
   return {begin, std::find(begin, begin + field.nbytes, 0)};
 }
 
-// Octal digits with blanks or NULs around them, or the base-256 form.
+// A number in octal digits, with blanks or NULs around them, or in base-256.
 std::uint64_t Number(const std::uint8_t* header, Field field, std::uint64_t at) {
   const std::uint8_t* p = header + field.offset;
   const std::uint8_t* end = p + field.nbytes;
@@ -56,7 +56,7 @@ std::uint64_t Number(const std::uint8_t* header, Field field, std::uint64_t at) 
 
 bool ChecksumFits(const std::uint8_t* header, std::uint64_t at) {
   std::uint64_t bytes = ' ' * kChecksum.nbytes;
-  auto chars = static_cast<std::int64_t>(bytes);  // what some old programs summed
+  auto chars = static_cast<std::int64_t>(bytes);  // some old programs summed signed chars
   for (std::size_t i = 0; i < kTarBlockNbytes; ++i) {
     if (i >= kChecksum.offset && i < kChecksum.offset + kChecksum.nbytes) continue;
     bytes += header[i];
@@ -75,13 +75,13 @@ std::optional<std::uint64_t> Decimal(const std::string& digits) {
   return std::stoull(digits);
 }
 
-// What pax records or GNU's long name say of the next member.
+// What pax records or a GNU long name say about the next member.
 struct Overrides {
   std::optional<std::string> name;
   std::optional<std::uint64_t> nbytes;
 };
 
-// Records of the form "20 path=some/name\n", the number being the record's length.
+// Records of the form "20 path=some/name\n", where 20 is the record's length.
 void ReadPaxRecords(const std::string& text, std::uint64_t at, Overrides* overrides) {
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t blank = text.find(' ', begin);
@@ -132,12 +132,12 @@ bool TarReader::Next(TarMember* member) {
       break;
     }
     if (!ChecksumFits(header, at)) {
-      throw Error::Corrupt("a tar header has another checksum than it says", at);
+      throw Error::Corrupt("a tar header's checksum does not match", at);
     }
     char type = static_cast<char>(header[kTypeOffset]);
     const bool is_ustar = Text(header, kMagic) == "ustar";
     std::string name = Text(header, kName);
-    // GNU's own format has other things in the place of the prefix.
+    // GNU's format has other fields in the place of the prefix.
     const bool is_gnu = is_ustar && header[kMagic.offset + kMagic.nbytes] == ' ';
     if (is_ustar && !is_gnu && type != 'L' && type != 'x') {
       const std::string prefix = Text(header, kPrefix);
@@ -158,7 +158,7 @@ bool TarReader::Next(TarMember* member) {
       const std::string text = ReadText({data, nbytes}, at);
       if (type == 'x') ReadPaxRecords(text, at, &overrides);
       if (type == 'L') overrides.name = text.substr(0, text.find('\0'));
-      // 'g' holds for all that follow and is about neither names nor sizes; 'K' is a link's.
+      // 'g' records (for all members that follow) are ignored, and so is 'K', a link's target.
       continue;
     }
     if (overrides.name) name = *overrides.name;

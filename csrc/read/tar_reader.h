@@ -1,5 +1,5 @@
-// The members of a tar that anybody wrote: ustar, pax and GNU headers, and those
-// of before POSIX (container/tar_format.h has what pyckpt itself writes).
+// The members of any tar: ustar, pax and GNU headers, and headers from before POSIX
+// (container/tar_format.h has those that pyckpt writes).
 #ifndef PYCKPT_READ_TAR_READER_H_
 #define PYCKPT_READ_TAR_READER_H_
 
@@ -11,25 +11,23 @@
 namespace pyckpt {
 
 struct TarMember {
-  std::string name;                 // as written: never to be used as a file's name unchecked
-  char type = '0';                  // '5' a folder; see POSIX, "ustar Interchange Format"
+  std::string name;                 // as written: check it before using it as a file name
+  char type = '0';                  // '5': a folder; see POSIX, "ustar Interchange Format"
   std::uint64_t header_offset = 0;  // of the first header that belongs to it
-  Extent data;                      // none but for files
+  Extent data;                      // empty except for files
 };
 
-// Goes through a tar once, from header to header.
+// Reads a tar once, from header to header. Not thread-safe.
 class TarReader {
  public:
-  // image has to live as long.
+  // image must outlive the reader.
   explicit TarReader(StreamImage* image) : image_(image) {}
 
-  // The next member; false at the end of the tar. Throws Corrupt for a header
-  // whose checksum is another or that makes no sense, for a member that is cut
-  // off, and for a tar without an end.
+  // The next member; false at the end of the tar. Throws Corrupt if a header's checksum does not
+  // match, if a header makes no sense, if a member is cut off, or if the tar has no end.
   bool Next(TarMember* member);
 
-  // Where the next header is, or behind the end's first block of zeros what
-  // follows the tar.
+  // Where the next header is. After the end: behind the first block of zeros.
   std::uint64_t offset() const { return offset_; }
 
  private:

@@ -58,7 +58,7 @@ class ReadImage final : public StreamImage {
  private:
   FileSource source_;
   std::shared_ptr<AnonymousMap> map_;
-  std::vector<std::uint8_t> present_;  // bool; bytes, so that threads share none
+  std::vector<std::uint8_t> present_;  // booleans; vector<bool> would share bytes among threads
 };
 
 }  // namespace

@@ -27,7 +27,7 @@ class UnplacedImage final : public OrderedImage {
         wave_(kWaveOfThread * static_cast<std::size_t>(std::max(1, options.threads))) {}
 
  protected:
-  // One block, so that what is skipped need not be kept for long.
+  // One block at a time, so that skipped bytes are given back soon.
   bool Advance() override {
     if (next_ == wave_end_) DecodeWave();
     const Slot& slot = wave_[next_ - wave_begin_];
@@ -39,16 +39,16 @@ class UnplacedImage final : public OrderedImage {
   }
 
  private:
-  // Long enough that threads seldom wait for the last of a wave.
+  // So many that threads seldom wait for the last block of a wave.
   static constexpr std::size_t kWaveOfThread = 8;
-  // Blocks hold 900 kB, but runs of equal bytes can make 46 MB of them.
+  // A block holds 900 kB, but of equal bytes it can hold 46 MB.
   static constexpr std::uint64_t kMostWaitingNbytes = std::uint64_t{2} << 20;
 
   struct Slot {
     mutable Buffer raw;
     DecodedBlock decoded;
-    bool is_large = false;     // so it was not decoded
-    std::exception_ptr error;  // means nothing until the block is accepted
+    bool is_large = false;     // then it was not decoded
+    std::exception_ptr error;  // ignored unless the block is accepted
   };
 
   void DecodeWave() {
@@ -96,7 +96,7 @@ class UnplacedImage final : public OrderedImage {
   std::unique_ptr<StreamChecker> checker_;
   std::unique_ptr<BlockDecoder> large_block_decoder_;
   std::vector<Slot> wave_;
-  std::size_t next_ = 0;  // block; the slots are of those from wave_begin_ to wave_end_
+  std::size_t next_ = 0;  // the next block; slots hold blocks wave_begin_ to wave_end_
   std::size_t wave_begin_ = 0;
   std::size_t wave_end_ = 0;
 };

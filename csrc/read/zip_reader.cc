@@ -22,7 +22,7 @@ constexpr std::uint64_t kEndNbytes = 22;
 constexpr std::uint64_t kEnd64Nbytes = 56;
 constexpr std::uint64_t kLocator64Nbytes = 20;
 constexpr std::uint64_t kMostCommentNbytes = 0xFFFF;
-// Of two million records with long names. It is kept as a whole.
+// The largest directory: two million records with long names. It is kept in memory.
 constexpr std::uint64_t kMostDirectoryNbytes = std::uint64_t{256} << 20;
 constexpr std::uint32_t kIn64 = 0xFFFFFFFF;
 constexpr std::uint16_t kCountIn64 = 0xFFFF;
@@ -39,7 +39,7 @@ std::uint64_t Load(const std::uint8_t* p, int nbytes) {
 std::uint16_t Load16(const std::uint8_t* p) { return static_cast<std::uint16_t>(Load(p, 2)); }
 std::uint32_t Load32(const std::uint8_t* p) { return static_cast<std::uint32_t>(Load(p, 4)); }
 
-// What the end record and its zip64 brother say; offsets are the zip file's.
+// What the end record and the zip64 end record say. Offsets are those of the zip file.
 struct Directory {
   std::uint64_t offset = 0;
   std::uint64_t nbytes = 0;
@@ -97,7 +97,7 @@ Directory FindDirectory(StreamImage* image, Extent zip) {
   return found;
 }
 
-// Sizes and offset that stand in the zip64 extra field because they are too large.
+// Replaces sizes and offset that are too large for the entry by those of its zip64 extra field.
 void ReadExtra64(const std::uint8_t* extra, std::size_t nbytes, std::uint64_t* raw_nbytes,
                  std::uint64_t* code_nbytes, std::uint64_t* offset, std::uint64_t at) {
   for (std::size_t i = 0; i + 4 <= nbytes;) {
@@ -193,7 +193,7 @@ std::vector<Extent> LocateZipData(StreamImage* image, const std::vector<ZipEntry
     if (offset > entry.end_offset || entry.code_nbytes > entry.end_offset - offset) {
       Broken("record " + entry.name + " overlaps the next", entry.header_offset);
     }
-    // With a descriptor the header need not know the checksum.
+    // With a descriptor, the header may lack the checksum.
     if ((Load16(header + 6) & kHasDescriptor) == 0 && Load32(header + 14) != entry.crc) {
       Broken("record " + entry.name + " has two checksums", entry.header_offset);
     }

@@ -1,5 +1,5 @@
-// The public face of the core: a checkpoint archive from its members to its
-// name on disk. Composes the layouts, the pipeline and the sink.
+// Writes one archive, from its members to its name on disk: puts together the container
+// layouts, the pipeline and the sink.
 #ifndef PYCKPT_WRITE_ARCHIVE_WRITER_H_
 #define PYCKPT_WRITE_ARCHIVE_WRITER_H_
 
@@ -17,7 +17,7 @@
 
 namespace pyckpt {
 
-// One record of a torch zip file: memory, or a source when that is set.
+// One record of a torch zip file. The source has its bytes, or memory if there is no source.
 struct TensorRecord {
   std::string name;  // with its root folder: "archive/data/0"
   Span memory;
@@ -34,7 +34,7 @@ struct Segment {
 };
 
 struct ArchiveOptions {
-  const Format* format = nullptr;  // null: no tar, one torch zip file is all
+  const Format* format = nullptr;  // null: no tar, the file is one torch zip file
   int level = 0;
   int threads = 1;
   bool durable = true;
@@ -43,10 +43,9 @@ struct ArchiveOptions {
   std::uint32_t gid = 0;
 };
 
-// Add members in the order in which they shall stand; then Write; then Commit
-// or Abandon. Nothing is created on disk before Write. Memory that records
-// point to must stay valid and unchanged until Write returns. Not thread-safe,
-// but for progress().
+// Add members in the order of the file, then Write, then Commit or Abandon. Nothing is created
+// on disk before Write. Memory that records point to must stay valid and unchanged until Write
+// returns. Not thread-safe, except progress().
 class ArchiveWriter {
  public:
   ArchiveWriter(std::string path, const ArchiveOptions& options);
@@ -61,16 +60,16 @@ class ArchiveWriter {
   void AddTorchFile(const std::string& name, std::uint32_t mode,
                     const std::vector<TensorRecord>& records);
 
-  // How far Write has come, in bytes before compression, headers included. Both
-  // numbers only grow, and the total is final once the last member is added.
+  // How far Write has come, in bytes before compression, headers included. Both numbers only
+  // grow. The total is final once the last member is added. Thread-safe.
   struct Progress {
     std::uint64_t written_nbytes;
     std::uint64_t total_nbytes;
   };
   Progress progress() const { return {written_nbytes_, total_nbytes_}; }
 
-  // Writes everything to the temporary file, durably if asked. Returns the
-  // file's size. On an error nothing is left on disk.
+  // Writes everything to the temporary file, durably if options ask for it. Returns the file's
+  // size. After an error nothing is left on disk.
   std::uint64_t Write(const Poll& poll);
 
   // See FileSink. Only after Write.
@@ -78,7 +77,7 @@ class ArchiveWriter {
   void Keep() noexcept;
   void Restore() noexcept;
 
-  // Forgets the file; allowed at any time before Commit.
+  // Removes the file; allowed at any time before Commit.
   void Abandon() noexcept;
 
  private:

@@ -36,10 +36,10 @@ auto Retry(Call call) {
   return result;
 }
 
-// A file without a name, or -1 where the file system knows none.
+// A file without a name, or -1 where the file system does not have such files.
 int OpenUnnamed(const std::string& folder) {
 #if defined(O_TMPFILE)
-  // Without /proc it could never be given a name.
+  // It gets its name through /proc.
   if (access("/proc/self/fd", X_OK) != 0) return -1;
   return Retry([&] { return open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, kNewFileMode); });
 #else
@@ -52,8 +52,8 @@ int OpenUnnamed(const std::string& folder) {
 
 FileSink::FileSink(std::string target, bool durable)
     : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {
-  // A name that cannot be looked up now (too long, links in a ring) cannot be
-  // renamed to either, once all is written.
+  // Fail now if the name cannot be looked up (too long, links in a ring): the rename at the end
+  // would fail too.
   struct stat existing {};
   const bool exists = stat(target_.c_str(), &existing) == 0;
   if (!exists && errno != ENOENT) throw Error::System(errno, "cannot write to", target_);
@@ -83,8 +83,7 @@ FileSink::~FileSink() {
 void FileSink::Reserve(std::uint64_t nbytes) {
   if (nbytes == 0) return;
 #if defined(__linux__)
-  // Not posix_fallocate: where the file system cannot reserve, that one writes
-  // every block.
+  // Not posix_fallocate: it writes every block where the file system cannot reserve.
   if (Retry([&] { return fallocate(fd_, 0, 0, static_cast<off_t>(nbytes)); }) == 0) return;
   if (errno != EOPNOTSUPP && errno != ENOSYS) {
     throw Error::System(errno, "cannot reserve space for", target_);
@@ -95,14 +94,14 @@ void FileSink::Reserve(std::uint64_t nbytes) {
 void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
   std::array<iovec, 256> batch{};
   static_assert(batch.size() <= IOV_MAX);
-  std::size_t next = 0;  // the first span that is not all written
-  std::size_t done = 0;  // bytes of it that are
+  std::size_t next = 0;  // the first span that is not written completely
+  std::size_t done = 0;  // bytes of that span that are written
   const std::uint64_t start = offset;
   while (next < spans.size()) {
     int count = 0;
     for (std::size_t i = next; i < spans.size() && count < static_cast<int>(batch.size()); ++i) {
       const std::size_t skip = i == next ? done : 0;
-      // writev's type serves reading too, hence the missing const.
+      // iovec serves reading too, so its pointer is not const.
       batch[static_cast<std::size_t>(count++)] = {const_cast<std::uint8_t*>(spans[i].data) + skip,
                                                   spans[i].nbytes - skip};
     }
@@ -119,7 +118,7 @@ void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
     done += left;
   }
 #if defined(__linux__)
-  // The disk starts now instead of at the end; errors come up in fsync.
+  // Let the disk start now. Errors are reported by fsync.
   if (durable_) {
     sync_file_range(fd_, static_cast<off_t>(start), static_cast<off_t>(offset - start),
                     SYNC_FILE_RANGE_WRITE);
@@ -188,11 +187,11 @@ void FileSink::Abandon() noexcept {
   if (fd_ != -1) close(std::exchange(fd_, -1));
 }
 
-// A hidden name in the target's folder that no other process picks.
+// A hidden name in the target's folder that no other process chooses.
 std::string FileSink::Sibling(const char* purpose) const {
   const std::size_t slash = target_.rfind('/');
   const std::string base = slash == std::string::npos ? target_ : target_.substr(slash + 1);
-  // The suffix must fit behind the longest name that a folder takes.
+  // The name is cut so that the suffix still fits.
   constexpr std::size_t kLongestBase = NAME_MAX - 48;
   std::random_device random;
   return folder_ + "/." + base.substr(0, kLongestBase) + "." + std::to_string(getpid()) + "-" +
@@ -206,7 +205,7 @@ void FileSink::SyncFolder() {
   const int status = Retry([&] { return fsync(folder); });
   const int error_number = errno;
   close(folder);
-  // Some file systems have no durable folders to offer; that is not a failure.
+  // Some file systems cannot flush folders. That is no failure.
   if (status != 0 && error_number != EINVAL) {
     throw Error::System(error_number, "cannot flush to disk the folder of", target_);
   }

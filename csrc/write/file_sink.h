@@ -1,14 +1,13 @@
-// The file on disk: the only place that makes write, fsync and rename calls.
+// The file on disk. Only this file calls write, fsync and rename.
 //
-// All or nothing: bytes go to a temporary file in the target's folder, and the
-// target's name changes hands in one rename. Where the file system can, the
-// temporary file has no name at all until then, so a killed process leaves
-// nothing behind.
+// All or nothing: bytes go to a temporary file in the target's folder, which then takes the
+// target's name in one rename. Where the file system allows it, the temporary file has no name
+// until then, so a killed process leaves nothing behind.
 //
 //   Open --WriteAt*--> Seal --> Commit --> Keep     (the new file stays)
 //                                     `--> Restore  (the old file comes back)
-// Abandon() at any point before Commit; the destructor abandons or restores.
-// Every failure throws Error::System with the path concerned.
+// Abandon() may be called at any time before Commit. The destructor abandons or restores; it
+// never commits. Every failure throws Error::System with the path.
 #ifndef PYCKPT_WRITE_FILE_SINK_H_
 #define PYCKPT_WRITE_FILE_SINK_H_
 
@@ -22,15 +21,15 @@ namespace pyckpt {
 
 class FileSink {
  public:
-  // Creates the temporary file. Its mode bits are those of an existing target,
-  // else what the umask leaves of 0666. With durable, Seal and Commit wait
-  // until the disk has the bytes and the name.
+  // Creates the temporary file. It gets the mode bits of an existing target, else 0666 without
+  // the umask. If durable, Seal waits until the disk has the bytes, and Commit until it has the
+  // name.
   FileSink(std::string target, bool durable);
   FileSink(const FileSink&) = delete;
   FileSink& operator=(const FileSink&) = delete;
   ~FileSink();
 
-  // Reserves disk space, so that a full disk is known before the work is done.
+  // Reserves disk space, so that a full disk fails before any work is done.
   void Reserve(std::uint64_t nbytes);
 
   // Writes all spans one after another at offset. Thread-safe for ranges that
@@ -40,8 +39,8 @@ class FileSink {
   // No more bytes follow: sets the file's length and makes them durable.
   void Seal(std::uint64_t nbytes);
 
-  // The target's name now means the new file. keep_previous holds the old file
-  // aside until Keep or Restore; without it both do nothing.
+  // Gives the new file the target's name. With keep_previous the old file is held aside until
+  // Keep or Restore; without it these do nothing.
   void Commit(bool keep_previous);
   void Keep() noexcept;
   void Restore() noexcept;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::uint64_t kPieceNbytes = std::uint64_t{1} << 20;  // a multiple of the next
 constexpr std::uint64_t kAlignment = 64;                        // of copies
-// What is staged at once: a device takes as long to begin with a piece as to copy it.
+// How much is staged at once: on a device, starting a copy costs as much as copying a piece.
 constexpr std::uint64_t kJobNbytes = 8 * kPieceNbytes;
 
 }  // namespace
@@ -82,7 +82,7 @@ void LiveMemory::ReadPiece(Range* range, std::uint64_t offset, std::size_t nbyte
   lock.lock();
   --readers_;
   piece.unread -= nbytes;
-  // A copy that was made in the meantime is one of bytes that nobody needs.
+  // If the piece was staged in the meantime, its copy is not needed.
   if (piece.staged == nullptr) unread_ -= nbytes;
   left_.notify_all();
 }
@@ -101,7 +101,7 @@ std::uint64_t LiveMemory::staging_nbytes() const {
 }
 
 void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
-  // Pieces that follow each other, to memory that does so as well.
+  // Neighbouring pieces are copied at once, to neighbouring memory.
   struct Job {
     Range* range;
     std::uint64_t offset;

@@ -1,14 +1,13 @@
-// Memory that is written to a file while its owner goes on using it, and that
-// the owner changes only after a word of warning.
+// Memory that is written to a file while its owner goes on using it. The owner calls Stage
+// before it changes the memory.
 //
 //   workers: Read, in place ───────────────┐
-//   owner:   about to change: Stage ─▶ copies what nobody has read yet, and
-//            waits for those who are reading in place ─▶ free to change
+//   owner:   Stage ─▶ copies what has not been read yet, and waits for workers that
+//            read in place ─▶ may change the memory
 //   workers: Read, from the copies ────────┘
 //
-// Ranges are cut into pieces, and each piece knows how many of its bytes are
-// still to be read. Every byte is read once. Stage only reads the memory too, so
-// workers need not stop for it.
+// Ranges are cut into pieces. Each piece counts the bytes that are still to be read; every byte
+// is read once. Stage only reads the memory too, so workers do not stop for it.
 #ifndef PYCKPT_WRITE_LIVE_MEMORY_H_
 #define PYCKPT_WRITE_LIVE_MEMORY_H_
 
@@ -24,7 +23,7 @@
 
 namespace pyckpt {
 
-// Everything but Add is thread-safe; Stage may run once, or again after it threw.
+// Thread-safe except AddMemory and AddSource. Stage may run once, or again after it threw.
 class LiveMemory {
  public:
   // Adds a range, before anything is read, and returns its index. The memory
@@ -32,15 +31,14 @@ class LiveMemory {
   std::size_t AddMemory(Span memory);
   std::size_t AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes);
 
-  // Copies [offset, offset + nbytes) of a range to out. Throws what its source
-  // throws.
+  // Copies [offset, offset + nbytes) of a range to out. Throws the errors of its source.
   void Read(std::size_t range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
-  // Bytes of buffer that Stage needs; they only become fewer.
+  // How many bytes Stage needs now. The number only falls.
   std::uint64_t staging_nbytes() const;
 
-  // Copies what is unread to buffer, which must then stay valid as long as there
-  // are reads. When it returns, no read touches the ranges any more.
+  // Copies what is unread to buffer, which must stay valid until the last read. After it has
+  // returned, no read touches the ranges.
   void Stage(std::uint8_t* buffer, int threads);
 
   // Whether the owner may change the ranges: all is read, or staged.
@@ -63,7 +61,7 @@ class LiveMemory {
   std::size_t Add(Range range);
   void ReadPiece(Range* range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
-  std::vector<Range> ranges_;  // fixed once reading has begun, but for the pieces
+  std::vector<Range> ranges_;  // does not change once reading has begun; pieces do
 
   mutable std::mutex mutex_;  // guards the pieces and all below
   std::condition_variable left_;

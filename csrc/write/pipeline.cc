@@ -53,8 +53,7 @@ class Pipeline {
  private:
   enum class State { kFree, kBusy, kEncoded, kPlaced, kWriting };
 
-  // A chunk in work. A busy slot belongs to its worker alone; every change of
-  // state happens under the lock.
+  // One chunk. A busy slot belongs to its worker alone. The state changes under the lock.
   struct Slot {
     State state = State::kFree;
     Chunk chunk;
@@ -69,7 +68,7 @@ class Pipeline {
       while (!error_) {
         if (WriteOne(&lock)) continue;
         if (next_chunk_ == chunks_) {
-          // Chunks that others still encode may yet have to be written.
+          // Others still encode chunks. This worker may have to write them.
           if (written_ == chunks_) break;
           changed_.wait(lock);
           continue;
@@ -92,7 +91,7 @@ class Pipeline {
     changed_.notify_all();
   }
 
-  // Takes the lock held and returns with it held.
+  // The lock is held at the call and on return.
   void EncodeOne(std::uint64_t index, Slot* slot, ChunkEncoder* encoder,
                  std::unique_lock<std::mutex>* lock) {
     lock->unlock();
@@ -117,7 +116,7 @@ class Pipeline {
     changed_.notify_all();
   }
 
-  // Gives every chunk up to the first open one its place in the file.
+  // Gives every chunk before the first open one its place in the file. Under the lock.
   void PlaceAll() {
     for (; placed_ < chunks_; ++placed_) {
       Slot& slot = slots_[placed_ % slots_.size()];
@@ -130,7 +129,7 @@ class Pipeline {
     }
   }
 
-  // Writes one placed chunk, if there is any. Lock as in EncodeOne.
+  // Writes one placed chunk; false if there is none. The lock is held at the call and on return.
   bool WriteOne(std::unique_lock<std::mutex>* lock) {
     if (to_write_.empty()) return false;
     Slot* slot = to_write_.front();
@@ -153,7 +152,7 @@ class Pipeline {
     file_offset_ += bytes.size();
   }
 
-  // Until no worker works; the caller's thread is the one that signals reach.
+  // Waits until no worker works. Polls, because only the caller's thread gets signals.
   void Wait(const Poll& poll) {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!changed_.wait_for(lock, kPollEvery, [this] { return working_ == 0; })) {
@@ -187,7 +186,7 @@ class Pipeline {
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
-  std::vector<Slot> slots_;  // chunk k lives in slot k modulo their number
+  std::vector<Slot> slots_;  // chunk k is in slot k modulo their number
   std::uint64_t next_chunk_ = 0;
   std::uint64_t joined_ = 0;
   std::uint64_t placed_ = 0;

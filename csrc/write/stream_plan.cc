@@ -109,7 +109,7 @@ void StreamPlan::Join(const Chunk& chunk) {
       if (made.size() != s.nbytes) {
         throw Error(ErrorKind::kCodec, "deferred bytes differ from their planned size");
       }
-      // In place: pieces that were read already point here.
+      // In place: pieces point to these bytes already.
       std::copy(made.begin(), made.end(), s.owned->begin());
       s.deferred = nullptr;
     }

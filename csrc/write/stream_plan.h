@@ -1,10 +1,10 @@
 // The archive as one logical byte stream, planned before a byte is written.
 //
-// Segments are appended in order: fixed bytes, borrowed memory, sources that
-// are read when their turn comes, and deferred bytes (a checksum, a directory)
-// whose size is known now and whose value depends on what precedes them. A
-// stream is then read in chunks: Read() in parallel and in any order, Join()
-// once per chunk in stream order. Deferred bytes are made in Join().
+// Segments are appended in order: fixed bytes, borrowed memory, sources, which are read when
+// their turn comes, and deferred bytes (a checksum, a directory), whose size is known now and
+// whose value depends on the bytes before them. Then the stream is read in chunks: Read() in
+// parallel and in any order, Join() once per chunk and in stream order. Join() makes the deferred
+// bytes.
 #ifndef PYCKPT_WRITE_STREAM_PLAN_H_
 #define PYCKPT_WRITE_STREAM_PLAN_H_
 
@@ -34,18 +34,17 @@ class StreamPlan {
   void AddMemory(Span memory, std::uint32_t element_nbytes, ChecksumId checksum);
   void AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes, std::uint32_t element_nbytes,
                  ChecksumId checksum);
-  // make() is called once every earlier byte of the stream is checksummed, and
-  // returns exactly nbytes.
+  // make() returns exactly nbytes. It is called when all bytes before it are in their checksums.
   void AddDeferred(std::uint64_t nbytes, std::function<std::string()> make);
 
   std::uint64_t nbytes() const { return nbytes_; }
 
-  // Fills chunk with [offset, offset + nbytes) and its pieces' checksums. Bytes
-  // that are deferred are in place after Join(). Thread-safe.
+  // Fills chunk with [offset, offset + nbytes) and the checksums of its pieces. Deferred bytes
+  // are in place only after Join(). Thread-safe.
   void Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) const;
 
-  // Takes the chunk into the checksums and makes its deferred bytes. Call it
-  // once per chunk, in stream order, one at a time.
+  // Adds the chunk to the checksums and makes its deferred bytes. Call it once per chunk, in
+  // stream order, one at a time.
   void Join(const Chunk& chunk);
 
   // The value so far; final once the last segment of this checksum is joined.
@@ -59,7 +58,7 @@ class StreamPlan {
     ChecksumId checksum = kNoChecksum;
     const std::uint8_t* memory = nullptr;  // into owned bytes, or borrowed
     std::shared_ptr<Source> source;
-    std::unique_ptr<std::string> owned;     // a stable address, whatever is added
+    std::unique_ptr<std::string> owned;     // its address stays when segments are added
     std::function<std::string()> deferred;  // cleared once made
   };
   struct Checksum {

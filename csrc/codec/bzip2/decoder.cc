@@ -90,7 +90,7 @@ class Bzip2Checker final : public StreamChecker {
       }
       const std::uint64_t crc = bits.Read(kCrcBits);
       if (bits.overrun()) throw Error::Corrupt("bzip2: the file is cut off", file_.nbytes);
-      if (crc != crc_) throw Error::Corrupt("bzip2: a stream's checksum is another", bit / 8);
+      if (crc != crc_) throw Error::Corrupt("bzip2: a stream's checksum does not match", bit / 8);
       const std::uint64_t end = (bits.bit() + 7) / 8;
       ended_ = std::all_of(file_.data + end, file_.data + file_.nbytes,
                            [](std::uint8_t byte) { return byte == 0; });
@@ -129,7 +129,7 @@ class Bzip2BlockDecoder final : public BlockDecoder {
     if (capacity < nbytes) throw Error(ErrorKind::kArgument, "bzip2: a block needs more room");
     reader_.Expand(out);
     if (Crc32MsbFirst({out, nbytes}) != reader_.crc()) {
-      throw Error::Corrupt("bzip2: a block's checksum is another", block.code_bit / 8);
+      throw Error::Corrupt("bzip2: a block's checksum does not match", block.code_bit / 8);
     }
     return {nbytes, reader_.end_bit(), reader_.crc()};
   }

@@ -39,10 +39,10 @@ struct Total {
       throw Error::Corrupt("gzip: the file ends within a trailer", at);
     }
     if (LoadLe32(file.data + at) != crc) {
-      throw Error::Corrupt("gzip: the checksum is another", at);
+      throw Error::Corrupt("gzip: the checksum does not match", at);
     }
     if (LoadLe32(file.data + at + 4) != static_cast<std::uint32_t>(nbytes)) {
-      throw Error::Corrupt("gzip: the length is another", at + 4);
+      throw Error::Corrupt("gzip: the length does not match", at + 4);
     }
   }
 };
@@ -236,7 +236,7 @@ class MemberDecoder final : public SequentialDecoder {
       const std::uint32_t crc = Crc32({file_.data + begin, static_cast<std::size_t>(at - begin)});
       skip(2);
       if ((file_.data[at - 2] | unsigned{file_.data[at - 1]} << 8) != (crc & 0xFFFF)) {
-        throw Error::Corrupt("gzip: a header's checksum is another", at - 2);
+        throw Error::Corrupt("gzip: a header's checksum does not match", at - 2);
       }
     }
     return at;
