@@ -158,7 +158,8 @@ bool TarReader::Next(TarMember* member) {
       const std::string text = ReadText({data, nbytes}, at);
       if (type == 'x') ReadPaxRecords(text, at, &overrides);
       if (type == 'L') overrides.name = text.substr(0, text.find('\0'));
-      // 'g' records (for all members that follow) are ignored, and so is 'K', a link's target.
+      // Ignored: 'g', which holds for all later members but gives no names or sizes, and 'K', a
+      // link's target.
       continue;
     }
     if (overrides.name) name = *overrides.name;
