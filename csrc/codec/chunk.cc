@@ -5,7 +5,7 @@
 namespace pyckpt {
 
 std::uint32_t Chunk::Crc() const {
-  // To combine two checksums takes as long as to go over so many bytes.
+  // Combining two checksums takes as long as computing one over this many bytes.
   constexpr std::size_t kCombineNbytes = std::size_t{32} << 10;
   std::uint32_t crc = 0;
   for (const Piece& piece : pieces) {

@@ -1,4 +1,4 @@
-// What an encoder encodes at once: a chunk of the stream, as pieces of memory.
+// A chunk: the part of the stream that an encoder encodes in one call, as pieces of memory.
 #ifndef PYCKPT_CODEC_CHUNK_H_
 #define PYCKPT_CODEC_CHUNK_H_
 
@@ -11,22 +11,23 @@
 
 namespace pyckpt {
 
-// Bytes of a chunk that lie in one place.
+// Bytes of a chunk that are contiguous in memory.
 struct Piece {
   Span span;
-  std::size_t segment = 0;           // of the stream plan; encoders do not read it
-  std::optional<std::uint32_t> crc;  // of span, where a checksum of it is wanted
+  std::size_t segment = 0;           // index in the stream plan; encoders do not read it
+  std::optional<std::uint32_t> crc;  // of span, if a checksum over it is needed
 };
 
-// One chunk of the stream while it is in work. Reused from chunk to chunk.
+// One chunk of the stream while it is read and encoded. The object is reused for later chunks.
 struct Chunk {
   std::uint64_t offset = 0;
   std::size_t nbytes = 0;
   std::uint32_t element_nbytes = 1;  // of the tensor that fills most of it
   std::vector<Piece> pieces;         // valid until the chunk is read again
-  Buffer scratch;                    // what sources were copied to
+  Buffer scratch;                    // the bytes that were read from sources
 
-  // Of all its bytes, once it is joined; what pieces know of theirs is used.
+  // The CRC-32 of all its bytes. Call it after the chunk is joined to the stream: only then are
+  // deferred bytes in place. Uses the checksums that pieces already have.
   std::uint32_t Crc() const;
 };
 

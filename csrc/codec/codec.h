@@ -1,9 +1,8 @@
-// What a compression format offers to those who write. decoder.h is what it offers to those
-// who read, and formats.h lists all formats.
+// The interface of a compression format for writing. decoder.h is the one for reading, and
+// formats.h lists all formats.
 //
-// A codec encodes each chunk on its own (ChunkEncoder, in parallel) and joins the results to
-// one member or stream (StreamJoiner, in order). The code of a chunk never refers to another
-// chunk.
+// A codec encodes each chunk on its own (ChunkEncoder, in parallel) and joins the results into one
+// member or stream (StreamJoiner, in order). The code of a chunk never refers to another chunk.
 #ifndef PYCKPT_CODEC_CODEC_H_
 #define PYCKPT_CODEC_CODEC_H_
 
@@ -17,15 +16,15 @@
 
 namespace pyckpt {
 
-// The code of one chunk. A codec whose joiner needs to know more of a chunk has a type of
-// its own that derives from this one. Reused from chunk to chunk.
+// The code (compressed bytes) of one chunk. If a codec's joiner needs more data, the codec derives
+// its own type from this one. The object is reused for later chunks.
 struct EncodedChunk {
   EncodedChunk() = default;
   EncodedChunk(const EncodedChunk&) = delete;
   EncodedChunk& operator=(const EncodedChunk&) = delete;
   virtual ~EncodedChunk() = default;
 
-  // Makes the first used_nbytes of buffer the code.
+  // The code becomes the first used_nbytes of buffer.
   void UseBuffer(std::size_t used_nbytes) {
     spans.assign(1, {buffer.data(), used_nbytes});
     nbytes = used_nbytes;
@@ -37,7 +36,7 @@ struct EncodedChunk {
   std::uint64_t raw_nbytes = 0;
 };
 
-// One per worker, used by that worker alone; keeps its state between chunks.
+// Each worker has one and is its only user. Keeps its memory between chunks.
 class ChunkEncoder {
  public:
   ChunkEncoder() = default;
@@ -45,13 +44,14 @@ class ChunkEncoder {
   ChunkEncoder& operator=(const ChunkEncoder&) = delete;
   virtual ~ChunkEncoder() = default;
 
-  // Sets all of out. out is what NewChunk() of the same codec made. The chunk and out stay
-  // unchanged until out is written.
+  // Sets all members of out, which NewChunk() of the same codec made. The caller must keep chunk
+  // and out alive and unchanged until out is written, because spans may point into both. Only the
+  // joiner may change out.
   virtual void Encode(const Chunk& chunk, EncodedChunk* out) = 0;
 };
 
-// One per stream. Begin, Append and End are called one at a time and in stream
-// order, and cost little; Settle may run in parallel.
+// One per stream. Begin, Append and End are called one at a time, in stream order, and are cheap.
+// Settle may run in parallel, for different chunks.
 class StreamJoiner {
  public:
   StreamJoiner() = default;
@@ -60,9 +60,9 @@ class StreamJoiner {
   virtual ~StreamJoiner() = default;
 
   virtual std::string Begin() { return {}; }
-  // Takes the chunk into checksums and index. Sets its final nbytes.
+  // Adds the chunk to the checksums and the index. Sets its final nbytes.
   virtual void Append(EncodedChunk* chunk) { (void)chunk; }
-  // After Append and before the write: the part of joining that costs time.
+  // Called after Append and before the chunk is written. Does the slow part of joining.
   virtual void Settle(EncodedChunk* chunk) const { (void)chunk; }
   virtual std::string End() { return {}; }
 };
@@ -74,11 +74,12 @@ class Codec {
   Codec& operator=(const Codec&) = delete;
   virtual ~Codec() = default;
 
-  // Raw bytes a chunk; the last one of a stream may be shorter.
+  // Raw bytes per chunk. The last chunk of a stream may be shorter.
   virtual std::size_t chunk_nbytes() const = 0;
-  // True when the output is as long as the input, whose size is then reserved.
+  // True if the output is exactly as long as the input. The file's space is then reserved in
+  // advance.
   virtual bool stores() const { return false; }
-  // What the encoders and joiners of this codec work on.
+  // A chunk of the type that the encoders and joiners of this codec expect.
   virtual std::unique_ptr<EncodedChunk> NewChunk() const {
     return std::make_unique<EncodedChunk>();
   }

@@ -1,14 +1,12 @@
-// What a compression format offers to those who read: the mirror of codec.h.
+// The interface of a compression format for reading. codec.h is the one for writing.
 //
-// Where a file tells where its blocks of code lie, each is decoded on its own
-// (BlockDecoder, in parallel), and the results are tied together again
-// (StreamChecker, in order). Any other file is the work of one
-// SequentialDecoder.
+// If the blocks of a file can be found, each block is decoded on its own (BlockDecoder, in
+// parallel), and the results are checked as one stream (StreamChecker, in order). Any other file is
+// decoded from start to end by one SequentialDecoder.
 //
-// A file is whatever somebody wrote. Whatever reads one here throws
-// Error::Corrupt, with an offset in the file, as soon as its bytes are none that
-// an encoder writes; reads nothing outside the file; and needs no more memory
-// than its header says, whatever the file asks for.
+// Files are not trusted. Every class that reads one keeps three rules. It throws Error::Corrupt,
+// with an offset in the file, at the first bytes that no encoder writes. It reads nothing outside
+// the file. It uses no more memory than its .h file documents, whatever sizes the file claims.
 #ifndef PYCKPT_CODEC_DECODER_H_
 #define PYCKPT_CODEC_DECODER_H_
 
@@ -23,29 +21,29 @@ namespace pyckpt {
 
 inline constexpr std::uint64_t kUnknownNbytes = ~std::uint64_t{0};
 
-// No block is larger: files that have larger ones are decoded from start to end,
-// so a worker's memory has this bound.
+// The largest block that is decoded in parallel, in raw bytes. Files with larger blocks are decoded
+// from start to end. This bounds the memory of a worker.
 inline constexpr std::uint64_t kMostBlockNbytes = std::uint64_t{256} << 20;
 
-// A piece of code that refers to no other.
+// A piece of code (compressed bytes) that can be decoded without any other piece.
 struct CodeBlock {
   std::uint64_t code_bit = 0;    // where its code begins, in bits from the file's start
-  std::uint64_t code_nbits = 0;  // bzip2: as far as the next block's magic, true or false
+  std::uint64_t code_nbits = 0;  // bzip2: up to the next magic, even a false one
 
-  // In the decoded stream. bzip2 tells neither; they are known once all blocks
-  // before are decoded, and this one is.
+  // Place and size in the decoded stream. bzip2 files do not say them: raw_offset is known once all
+  // blocks before this one are decoded, raw_nbytes once this one is.
   std::uint64_t raw_offset = kUnknownNbytes;
   std::uint64_t raw_nbytes = kUnknownNbytes;
 };
 
-// What its decoder learnt of a block, for the stream's checker.
+// What the decoder found out about a block. The stream's checker needs it.
 struct DecodedBlock {
   std::size_t raw_nbytes = 0;
   std::uint64_t end_bit = 0;  // where its code ends in the file
-  std::uint32_t check = 0;    // the format's own: a CRC of the raw bytes, or of no meaning
+  std::uint32_t check = 0;    // the format's own CRC of the raw bytes; unused for xz
 };
 
-// One per worker, used by that worker alone; keeps its memory from block to block.
+// Each worker has one and is its only user. Keeps its memory between blocks.
 class BlockDecoder {
  public:
   BlockDecoder() = default;
@@ -53,22 +51,21 @@ class BlockDecoder {
   BlockDecoder& operator=(const BlockDecoder&) = delete;
   virtual ~BlockDecoder() = default;
 
-  // How many bytes Decode() will write. Costs nothing where the file says so.
-  // For bzip2 it is most of the work, which a Decode() of the same block, if that
-  // is the next call, need not do again.
+  // How many bytes Decode() will write. Free if the file says it. For bzip2 it is most of the work
+  // of decoding; if the next call is Decode() of the same block, that work is not repeated.
   virtual std::uint64_t RawNbytes(Span file, const CodeBlock& block) {
     (void)file;
     return block.raw_nbytes;
   }
 
-  // Decodes one block of file to out, which has room for capacity bytes, and
-  // compares the block's own checksum if it has one. Less room than RawNbytes()
-  // is an Error of kArgument. What is in out after an error is unspecified.
+  // Decodes one block of file to out, which has room for capacity bytes, and compares the block's
+  // own checksum if it has one. Throws an Error of kArgument if capacity is less than RawNbytes().
+  // The contents of out are unspecified after an error.
   virtual DecodedBlock Decode(Span file, const CodeBlock& block, std::uint8_t* out,
                               std::size_t capacity) = 0;
 };
 
-// One per stream. Called one at a time and in stream order; costs little.
+// One per stream. All calls are made one at a time, in stream order, and are cheap.
 class StreamChecker {
  public:
   StreamChecker() = default;
@@ -76,23 +73,24 @@ class StreamChecker {
   StreamChecker& operator=(const StreamChecker&) = delete;
   virtual ~StreamChecker() = default;
 
-  // False for a block that is none, since another one's code lies there: skip
-  // it, its bytes and its error too. Only bzip2 has such, and hardly ever.
+  // False if this is no real block: its magic occurred by chance inside the code of an earlier
+  // block. The caller then skips it and ignores its bytes and its error. Only bzip2 has false
+  // blocks, and they are very rare.
   virtual bool Accepts(const CodeBlock& block) const {
     (void)block;
     return true;
   }
 
-  // Takes an accepted block into the checksums. Throws Corrupt where the block
-  // does not follow the one before, or ends a stream whose checksum does not match.
+  // Adds an accepted block to the checksums. Throws Corrupt if the block does not follow the one
+  // before it, or if it ends a stream whose checksum does not match.
   virtual void Append(const CodeBlock& block, const DecodedBlock& decoded) = 0;
 
-  // After the last block. Throws Corrupt where checksums or lengths do not match,
-  // or where the stream is not whole.
+  // Called after the last block. Throws Corrupt if a checksum or a length does not match, or if the
+  // stream is incomplete.
   virtual void End() = 0;
 };
 
-// A file that can be decoded in parallel. Valid as long as the file's bytes are.
+// A file that can be decoded in parallel. The file's bytes must stay valid while this is used.
 class BlockStream {
  public:
   BlockStream() = default;
@@ -100,13 +98,14 @@ class BlockStream {
   BlockStream& operator=(const BlockStream&) = delete;
   virtual ~BlockStream() = default;
 
-  // In stream order. At most ten times as much memory as the file, or 4 MB.
+  // In stream order. The list takes at most ten times as much memory as the file or 4 MB, whichever
+  // is more.
   virtual const std::vector<CodeBlock>& blocks() const = 0;
   virtual std::unique_ptr<BlockDecoder> NewDecoder() const = 0;
   virtual std::unique_ptr<StreamChecker> NewChecker() const = 0;
 };
 
-// A file that is decoded from its start to its end. Used by one thread at a time.
+// A file that is decoded from start to end. Used by one thread at a time.
 class SequentialDecoder {
  public:
   SequentialDecoder() = default;
@@ -114,12 +113,13 @@ class SequentialDecoder {
   SequentialDecoder& operator=(const SequentialDecoder&) = delete;
   virtual ~SequentialDecoder() = default;
 
-  // Decodes the next nbytes to out; fewer, and 0 from then on, at the end alone.
-  // All checksums and lengths have been compared once it returns fewer.
+  // Decodes the next nbytes bytes to out and returns how many it wrote. It returns fewer than
+  // nbytes only at the end of the stream, and 0 after that. Once it returns fewer, it has compared
+  // all checksums and lengths.
   virtual std::size_t Read(std::uint8_t* out, std::size_t nbytes) = 0;
 };
 
-// How files of one format are read.
+// Reads files of one format.
 class Decompressor {
  public:
   Decompressor() = default;
@@ -127,15 +127,15 @@ class Decompressor {
   Decompressor& operator=(const Decompressor&) = delete;
   virtual ~Decompressor() = default;
 
-  // Whether the file begins as the format does.
+  // Whether the first bytes of the file are those of this format.
   virtual bool Recognizes(Span file) const = 0;
-  // None where the file tells nothing of its blocks, has but one, or has one of
-  // more than kMostBlockNbytes.
+  // Null if the file does not say where its blocks are, has only one block, or has a block of more
+  // than kMostBlockNbytes.
   virtual std::unique_ptr<BlockStream> OpenBlocks(Span file) const = 0;
   virtual std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const = 0;
 
-  // Whether raw, the bytes of a stream that follow its contents, are an index that our own
-  // encoder added.
+  // Whether raw is an index that our own encoder added. raw is what follows the contents (the tar)
+  // in the decoded stream.
   virtual bool IsIndex(Span raw) const {
     (void)raw;
     return false;

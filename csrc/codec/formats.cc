@@ -30,9 +30,9 @@ const std::vector<Format>& Formats() {
        Levels{1, 9, 9},
        &kBzip2,
        &kFromBzip2},
-      // .tar.lzma is an xz stream too: that is what Composer writes and reads.
+      // Files named .tar.lzma are xz streams too, because that is what Composer writes and reads.
       {"tar.xz", "xz", {".tar.lzma", ".tar.xz", ".txz"}, Levels{0, 9, 6}, &kXz, &kFromXz},
-      // What came before xz. It has no magic bytes, so it is the last one.
+      // The predecessor of xz. It has no magic bytes, so it comes last.
       {"lzma", "lzma", {}, std::nullopt, nullptr, &kFromLzma},
   };
   return kFormats;

@@ -1,5 +1,5 @@
-// The one table of formats: a row each, for both directions. All that is known of a format
-// outside its own folder comes from its row.
+// The table of formats: one row per format, for writing and reading. Code outside a format's folder
+// knows the format only by its row.
 #ifndef PYCKPT_CODEC_FORMATS_H_
 #define PYCKPT_CODEC_FORMATS_H_
 
@@ -20,25 +20,26 @@ struct Levels {
 };
 
 struct Format {
-  const char* name;         // of a tar in this format, as users and messages call it: "tar.gz"
-  const char* compression;  // of any file in this format: "gzip"; "" for none
-  std::vector<const char*> suffixes;  // the first is the usual one; none if it is only read
-  std::optional<Levels> levels;       // none if there is nothing to choose
+  const char* name;                   // of a tar in this format, for users and messages: "tar.gz"
+  const char* compression;            // of any file in this format: "gzip"; "" for none
+  std::vector<const char*> suffixes;  // the usual one first; empty if the format is only read
+  std::optional<Levels> levels;       // none if the format has no levels
   const Codec* codec;                 // null if the format is only read
-  const Decompressor* decompressor;   // null if there is nothing to decompress
+  const Decompressor* decompressor;   // null if the format is not compressed
 };
 
-// Every format. Those with magic bytes stand before those without, so that the first one that
-// recognizes a file is right.
+// All formats. Those with magic bytes come before those without, so the first one that recognizes a
+// file is the right one.
 const std::vector<Format>& Formats();
 
-// The rows that can be written, in the order in which users should read them.
+// The formats that can be written, in the order in which to show them to users.
 std::vector<const Format*> WritableFormats();
 
-// The row that recognizes the file by its first bytes; null if none does.
+// The format that recognizes the file by its first bytes; null if none does.
 const Format* FindFormat(Span file);
 
-// The codec of files without any of the suffixes, which are torch's zip file: it stores.
+// The codec for files with none of these suffixes. They are torch's zip files, and the codec stores
+// their bytes unchanged.
 const Codec& StoreCodec();
 
 }  // namespace pyckpt

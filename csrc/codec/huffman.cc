@@ -14,8 +14,8 @@ struct Leaf {
   std::uint16_t symbol;
 };
 
-// The rarest first, of equals the first symbol. By one byte of the frequency after another:
-// half of all comparisons would be mispredicted.
+// Sorted by frequency, rarest first; among equals the lower symbol first. This is a radix sort,
+// byte by byte, because half of all comparisons in a comparing sort would be mispredicted.
 std::vector<Leaf> SortedLeaves(const std::vector<std::uint64_t>& frequencies) {
   std::vector<Leaf> leaves;
   leaves.reserve(frequencies.size());
@@ -36,20 +36,21 @@ std::vector<Leaf> SortedLeaves(const std::vector<std::uint64_t>& frequencies) {
   return leaves;
 }
 
-// Huffman's own method: the two lightest are joined until one is left. Leaves come sorted and so
-// do the joints, so the lightest is at the head of either. Returns the depth of each leaf, of
-// which there are two at least.
+// Huffman's method: the two lightest nodes are joined until one is left. Leaves are sorted, and
+// joints are made in order of weight, so the lightest node is at the head of one of the two lists.
+// Returns the depth of each leaf. There are at least two leaves.
 std::vector<std::size_t> Depths(const std::vector<Leaf>& leaves) {
   constexpr std::uint64_t kNone = std::numeric_limits<std::uint64_t>::max();
   const std::size_t n = leaves.size();
-  // Leaves, something that is never the lightest, joints; those yet to be made are not either.
+  // The leaves, a sentinel, the joints. The sentinel and joints that are not made yet weigh kNone,
+  // so they are never the lightest.
   std::vector<std::uint64_t> weights(2 * n, kNone);
   std::vector<std::size_t> parents(2 * n);
   for (std::size_t i = 0; i < n; ++i) weights[i] = leaves[i].frequency;
   std::size_t leaf = 0;
   std::size_t joint = n + 1;
   const auto take = [&](std::size_t parent) {
-    // No branch: which of them is lighter cannot be foretold.
+    // No branch here: which one is lighter cannot be predicted.
     const auto is_leaf = static_cast<std::size_t>(weights[leaf] <= weights[joint]);
     const std::size_t taken = is_leaf != 0 ? leaf : joint;
     leaf += is_leaf;
@@ -69,14 +70,15 @@ std::vector<std::size_t> Depths(const std::vector<Leaf>& leaves) {
   return depths;
 }
 
-// How many codes have each length once none is longer than limit. The excess moves up the tree: a
-// leaf above the limit goes one down and takes one from below the limit as its sibling, whose own
-// sibling takes their parent's place. Not optimal, but by less than is worth the time of a method
-// that is: only what is rare is too long.
+// How many codes have each length when none may be longer than limit. First, longer codes are cut
+// to the limit; they then take more code space than there is. Each step frees one unit of it: a
+// shorter leaf moves one level down, and a leaf of the limit's length becomes its sibling. The
+// result is not optimal, but close, because only rare symbols are too long. An optimal method would
+// cost more time than it is worth.
 std::vector<std::size_t> LimitLengths(const std::vector<std::size_t>& unlimited,
                                       std::size_t limit) {
   std::vector<std::size_t> counts(limit + 1);
-  // What the codes use up of all that there are, in codes of the limit's length.
+  // How much of the code space is used, in units of one code of the limit's length (Kraft's sum).
   std::size_t used = 0;
   for (std::size_t length = 1; length < unlimited.size(); ++length) {
     const std::size_t limited = std::min(length, limit);
@@ -108,7 +110,7 @@ HuffmanTree::HuffmanTree(const std::vector<std::uint64_t>& frequencies)
   const std::vector<Leaf> leaves = SortedLeaves(frequencies);
   for (const Leaf& leaf : leaves) leaves_.push_back(leaf.symbol);
   if (leaves.empty()) return;
-  // A tree of one leaf is a root: that leaf gets a code nevertheless.
+  // A tree of one leaf has depth 0, but its symbol needs a code of one bit.
   const std::vector<std::size_t> depths =
       leaves.size() == 1 ? std::vector<std::size_t>{1} : Depths(leaves);
   count_of_length_.resize(depths.front() + 1);
@@ -128,7 +130,7 @@ std::vector<std::uint8_t> HuffmanTree::Lengths(int max_length) const {
   return lengths;
 }
 
-// Codes of one length are consecutive, in the order of their symbols.
+// Codes of the same length are consecutive, in the order of their symbols.
 std::vector<HuffmanCode> CanonicalCodes(const std::vector<std::uint8_t>& lengths) {
   std::array<std::uint32_t, kLongest + 2> next{};
   for (const std::uint8_t length : lengths) {
@@ -137,7 +139,7 @@ std::vector<HuffmanCode> CanonicalCodes(const std::vector<std::uint8_t>& lengths
   for (std::size_t length = 1; length < next.size(); ++length) {
     next[length] = (next[length] + next[length - 1]) << 1;
   }
-  // next[l] is now twice the number of codes that shorter lengths use up.
+  // next[l] is now the first code of length l.
   std::vector<HuffmanCode> codes(lengths.size());
   for (std::size_t s = 0; s < codes.size(); ++s) {
     const std::uint8_t length = lengths[s];

@@ -1,5 +1,5 @@
-// Length-limited Huffman codes: their lengths, and canonical codes as deflate
-// packs them (RFC 1951, section 3.2.2).
+// Length-limited Huffman codes: code lengths, and canonical codes in deflate's bit order (RFC 1951,
+// section 3.2.2).
 #ifndef PYCKPT_CODEC_HUFFMAN_H_
 #define PYCKPT_CODEC_HUFFMAN_H_
 
@@ -9,30 +9,31 @@
 
 namespace pyckpt {
 
-// Huffman's tree for these frequencies, whose sum is below 2^63. Symbols of frequency 0 are
-// not in it.
+// The Huffman tree for the given frequencies. Their sum must be below 2^63. Symbols of frequency 0
+// are not in the tree.
 class HuffmanTree {
  public:
   explicit HuffmanTree(const std::vector<std::uint64_t>& frequencies);
 
-  // The length of each symbol's code. They make the shortest code, or where one of them would
-  // exceed max_length, one that is little longer. Symbols outside the tree have none, length 0;
-  // a single symbol has one of length 1. At most 2^max_length symbols may be in the tree.
+  // The length of each symbol's code, in bits, at most max_length. The code is optimal if no length
+  // would exceed max_length without the limit, else almost optimal. Symbols outside the tree get
+  // length 0 (no code). If the tree has one symbol, its length is 1. The tree may have at most
+  // 2^max_length symbols.
   std::vector<std::uint8_t> Lengths(int max_length) const;
 
  private:
   std::size_t symbols_;
-  std::vector<std::uint16_t> leaves_;         // the rarest first
-  std::vector<std::size_t> count_of_length_;  // how many codes, unlimited, have it
+  std::vector<std::uint16_t> leaves_;         // symbols, rarest first
+  std::vector<std::size_t> count_of_length_;  // how many codes have each length, without a limit
 };
 
-// One code: bits in the order in which deflate writes them, first bit lowest.
+// One code. Its bits are in the order in which deflate writes them: the first bit is the lowest.
 struct HuffmanCode {
   std::uint16_t bits = 0;
   std::uint16_t length = 0;  // 0: the symbol does not occur
 };
 
-// The codes that have these lengths, of at most 15.
+// The canonical codes for these lengths. No length exceeds 15.
 std::vector<HuffmanCode> CanonicalCodes(const std::vector<std::uint8_t>& lengths);
 
 }  // namespace pyckpt

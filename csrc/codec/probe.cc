@@ -8,9 +8,10 @@
 namespace pyckpt {
 namespace {
 
-constexpr std::size_t kStretchNbytes = std::size_t{64} << 10;  // one sample each
-constexpr std::size_t kWindowNbytes = 1024;                    // of a sample
-constexpr std::size_t kRepeatsPercent = 6;  // of the positions; below, literals alone do better
+constexpr std::size_t kStretchNbytes = std::size_t{64} << 10;  // one window is sampled in each
+constexpr std::size_t kWindowNbytes = 1024;                    // of one sample
+// Of the positions. With fewer repeats, literals alone do better.
+constexpr std::size_t kRepeatsPercent = 6;
 
 using Word = std::uint32_t;
 
@@ -56,7 +57,7 @@ bool HasFarRepeats(Span bytes) {
   constexpr int kSlotBits = 13;
   constexpr int kPickBits = 4;
   if (bytes.nbytes < kFar) return false;
-  // Where a stretch was seen last, in steps plus one; 0 is "nowhere".
+  // Where a stretch was seen last, in steps plus one; 0 is "not seen".
   std::array<std::uint32_t, std::size_t{1} << kSlotBits> seen{};
   std::size_t picked = 0;
   std::size_t far = 0;
@@ -64,8 +65,8 @@ bool HasFarRepeats(Span bytes) {
     std::uint64_t word = 0;
     std::memcpy(&word, bytes.data + at, sizeof word);
     const std::uint64_t hash = word * 0x9E3779B97F4A7C15U;
-    // The contents choose which stretches are remembered, so both or neither of
-    // two equal ones are. Zeros are never chosen.
+    // Only stretches with certain hashes are remembered. So of two equal stretches, both are
+    // remembered or neither. Zeros never are.
     constexpr std::uint64_t kAll = (1U << kPickBits) - 1;
     if (hash >> (64 - kPickBits) != kAll) continue;
     ++picked;
@@ -86,8 +87,8 @@ bool HasPositions(Span bytes) {
     const std::size_t end = std::min(bytes.nbytes, start + kStretchNbytes / 16);
     for (std::size_t i = start; i < end; ++i) ++counts[i % kResidues][bytes.data[i]];
   }
-  // How often two bytes drawn at random are equal: among those of one residue,
-  // and among all.
+  // How often two bytes drawn at random are equal: among bytes of the same residue (apart), and
+  // among all bytes (together). Both have the same scale.
   std::uint64_t apart = 0;
   std::uint64_t together = 0;
   for (std::size_t s = 0; s < counts[0].size(); ++s) {

@@ -1,4 +1,4 @@
-// A cheap look at bytes, from which codecs choose how to encode them.
+// Cheap tests on a sample of bytes. Codecs choose by them how to encode.
 #ifndef PYCKPT_CODEC_PROBE_H_
 #define PYCKPT_CODEC_PROBE_H_
 
@@ -8,18 +8,17 @@
 
 namespace pyckpt {
 
-// True when a match finder would pay: in sampled windows, enough positions
-// repeat repeat_nbytes (at most four) seen shortly before. Mantissas are noise
-// and say no; zeros, integers and text say yes.
+// True if a match finder would pay: in sampled windows of 1 KiB, enough positions repeat
+// repeat_nbytes bytes (1 to 4) seen earlier in the same window. False for mantissas, which are
+// noise; true for zeros, integers and text.
 bool HasRepeats(Span bytes, std::size_t repeat_nbytes = 4);
 
-// True when stretches of 16 bytes recur from more than a few KiB away, as in
-// tiled and copied tensors: out of HasRepeats()'s sight. They are looked for at
-// multiples of eight bytes.
+// True if stretches of 16 bytes recur at distances of 4 KiB and more, as in tiled and copied
+// tensors. HasRepeats() does not see these. Only offsets that are multiples of eight are tested.
 bool HasFarRepeats(Span bytes);
 
-// True when bytes at some residues modulo four differ from those at others, as
-// in floats that pass for bytes.
+// True if the bytes at offsets with different remainders modulo four have different distributions,
+// as in floats that are stored as a tensor of bytes.
 bool HasPositions(Span bytes);
 
 }  // namespace pyckpt

@@ -7,9 +7,9 @@ namespace pyckpt {
 namespace {
 
 constexpr std::size_t kWord = sizeof(std::uint64_t);
-constexpr std::size_t kStep = 32;  // one place in so many is looked up
+constexpr std::size_t kStep = 32;  // one place in this many bytes is looked up
 constexpr std::size_t kGroup = 4 * kStep;
-constexpr std::uint32_t kNumberMask = (std::uint32_t{1} << 20) - 1;  // of a step
+constexpr std::uint32_t kNumberMask = (std::uint32_t{1} << 20) - 1;  // of a step's number
 
 using Element = std::uint32_t;
 constexpr std::size_t kRunDistance = sizeof(Element);
@@ -22,7 +22,7 @@ Element ElementAt(const std::uint8_t* p) {
 
 using Elements = Element __attribute__((vector_size(16)));
 
-// False only if no element of the group equals the one before it.
+// False if no element of the group equals the element before it.
 bool MayHaveRuns(const std::uint8_t* group) {
   Elements equal{};
   for (std::size_t i = 0; i < kGroup; i += sizeof(Elements)) {
@@ -37,7 +37,7 @@ bool MayHaveRuns(const std::uint8_t* group) {
   return (any[0] | any[1]) != 0;
 }
 
-// Where a word is remembered, and as what.
+// The slot that remembers a word, and the value stored there.
 struct Place {
   std::size_t slot;
   std::uint32_t value;
@@ -94,7 +94,7 @@ std::size_t RepeatFinder::SkipNoise(Span bytes, std::size_t at) {
     bool seen = MayHaveRuns(bytes.data + at);
     for (std::size_t i = 0; i < now.size(); ++i) {
       now[i] = PlaceOf(bytes.data, at + i * kStep);
-      // The tags alone: a distance is a toss, on which the CPU would bet in vain.
+      // Compares only the tags. A branch on the distance could not be predicted.
       seen |= SameTag(places_[now[i].slot], now[i].value);
     }
     if (seen) break;
@@ -112,7 +112,7 @@ const std::vector<Repeat>& RepeatFinder::Find(Span bytes) {
     while (at < stop && at + kStep <= bytes.nbytes) {
       const bool taken = TakeRun(bytes, at) || TakeAgain(bytes, at);
       at += kStep;
-      // A repeat may end within a step, whose rest is looked at again.
+      // A repeat may end within a step. The rest of that step is looked at again.
       if (taken && repeats_.back().end > at) at = repeats_.back().end / kStep * kStep;
     }
     at = SkipNoise(bytes, at);

@@ -1,5 +1,5 @@
-// A chunk's bytes as few runs of memory: large pieces where they lie, small ones copied
-// together.
+// Turns a chunk's pieces into few contiguous runs: large pieces stay where they are, small
+// neighbours are copied together.
 #ifndef PYCKPT_CODEC_RUNS_H_
 #define PYCKPT_CODEC_RUNS_H_
 
@@ -13,13 +13,14 @@
 namespace pyckpt {
 
 struct Run {
-  std::size_t begin;  // in the chunk
+  std::size_t begin;  // offset in the chunk
   Span bytes;
 
   std::size_t end() const { return begin + bytes.nbytes; }
 };
 
-// Calls part(bytes) for what each run holds of the chunk's bytes from begin to end.
+// Calls part(bytes) for each run that has bytes of the chunk's range [begin, end), with just these
+// bytes.
 template <typename Part>
 void ForEachPart(const std::vector<Run>& runs, std::size_t begin, std::size_t end, Part part) {
   for (const Run& run : runs) {
@@ -31,15 +32,15 @@ void ForEachPart(const std::vector<Run>& runs, std::size_t begin, std::size_t en
 
 class Gatherer {
  public:
-  // As in_place_nbytes: all pieces become one run.
+  // A value for in_place_nbytes: all pieces become one run.
   static constexpr auto kAll = static_cast<std::size_t>(-1);
 
-  // The chunk's runs, in order and without gaps. Neighbouring pieces that are shorter than
-  // in_place_nbytes become one. Valid until the next call.
+  // The chunk's runs, in order and without gaps. Neighbouring pieces that are all shorter than
+  // in_place_nbytes become one run. Valid until the next call, while the chunk's pieces are.
   const std::vector<Run>& Gather(const Chunk& chunk, std::size_t in_place_nbytes);
 
-  // The bytes from begin to end of those runs as one, copied if they are in several. Valid
-  // until the next call.
+  // The bytes [begin, end) of those runs in contiguous memory. Copies them if they are in several
+  // runs. Valid until the next call.
   Span Joined(std::size_t begin, std::size_t end);
 
  private:

@@ -1,5 +1,5 @@
-// Encoders and joiners for a codec with a type of its own for chunks (Own, which derives from
-// EncodedChunk): they get that type, and no one else sees it.
+// Base classes of encoders and joiners for a codec that has its own chunk type (Own, which derives
+// from EncodedChunk). They cast to that type, so no other code sees it.
 #ifndef PYCKPT_CODEC_TYPED_CODEC_H_
 #define PYCKPT_CODEC_TYPED_CODEC_H_
 
@@ -19,7 +19,7 @@ class TypedEncoder : public ChunkEncoder {
   virtual void EncodeTyped(const Chunk& chunk, Own* out) = 0;
 };
 
-// For libraries that want one run of bytes: gathers the pieces first.
+// For encoders that need contiguous bytes: gathers the pieces first.
 template <typename Own>
 class ContiguousEncoder : public TypedEncoder<Own> {
  protected:
@@ -29,7 +29,7 @@ class ContiguousEncoder : public TypedEncoder<Own> {
     EncodeBytes(raw, chunk, out);
   }
 
-  // raw is all of chunk's bytes.
+  // raw has all bytes of chunk.
   virtual void EncodeBytes(Span raw, const Chunk& chunk, Own* out) = 0;
 
  private:

@@ -1,4 +1,4 @@
-// Bits as bzip2 packs them: each byte from its highest bit down.
+// Bits in bzip2's order: each byte is filled from its highest bit down.
 #ifndef PYCKPT_CODEC_BZIP2_BITS_H_
 #define PYCKPT_CODEC_BZIP2_BITS_H_
 
@@ -9,22 +9,22 @@
 
 namespace pyckpt::bzip2 {
 
-// Every write stores eight bytes, so the output needs that much room behind its
-// end. What is left of the last byte is zero.
+// Every write stores eight bytes, so the output needs kSlackNbytes of room after its end. The
+// unused bits of the last byte are zero.
 class BitWriter {
  public:
   static constexpr std::size_t kSlackNbytes = 8;
   static constexpr unsigned kMostBits = 56;  // in one Put
 
-  // Goes on behind the first nbits at out.
+  // Continues after the first nbits bits at out.
   BitWriter(std::uint8_t* out, std::uint64_t nbits)
       : begin_(out), out_(out + nbits / 8), used_(nbits % 8) {
     if (used_ != 0) word_ = std::uint64_t{*out_} << 56;
   }
 
-  // Bits above length are zero.
+  // Writes the low length bits of bits, highest first. Higher bits must be zero.
   void Put(std::uint64_t bits, unsigned length) {
-    // In two steps: a length of 0 must not shift by all 64 bits.
+    // Two shifts, because one shift by 64 (for length 0) would be undefined.
     word_ |= bits << (63 - used_ - length) << 1;
     used_ += length;
     Store(word_);
@@ -49,8 +49,7 @@ class BitWriter {
   std::uint64_t word_ = 0;
 };
 
-// Reads bits from anywhere in bytes; behind their end there are zeros without
-// end, and overrun() tells.
+// Reads bits from any position in bytes. After the end it reads zeros, and overrun() is true.
 class BitReader {
  public:
   static constexpr unsigned kMostBits = 56;  // in one Peek or Read
@@ -60,10 +59,10 @@ class BitReader {
     Skip(bit % 8);
   }
 
-  // Makes kMostBits ready.
+  // Makes at least kMostBits bits ready.
   void Refill() {
     if (at_ + sizeof word_ <= bytes_.nbytes) {
-      // Bits that are there already come again, and are the same.
+      // Loads some bits that are in the word already; they are the same.
       word_ |= LoadBe64(bytes_.data + at_) >> ready_;
       at_ += (63 - ready_) >> 3;
       ready_ |= 56;
@@ -75,10 +74,10 @@ class BitReader {
     }
   }
 
-  // The next bits, of those that are ready; at least one.
+  // The next length bits. At least 1, and no more than are ready.
   std::uint64_t Peek(unsigned length) const { return word_ >> (64 - length); }
 
-  // Of those that are ready; fewer than 64.
+  // Drops length bits. Fewer than 64, and no more than are ready.
   void Skip(unsigned length) {
     word_ <<= length;
     ready_ -= length;
@@ -96,8 +95,8 @@ class BitReader {
 
  private:
   Span bytes_;
-  std::uint64_t at_;    // what comes into the word next
-  unsigned ready_ = 0;  // bits in the word, from the top
+  std::uint64_t at_;    // the byte that is loaded next
+  unsigned ready_ = 0;  // valid bits in the word, from the top
   std::uint64_t word_ = 0;
 };
 

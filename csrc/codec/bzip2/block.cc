@@ -11,14 +11,14 @@
 namespace pyckpt::bzip2 {
 namespace {
 
-// A code and how long it is.
+// A Huffman code and its length in bits.
 struct Code {
   std::uint32_t bits;
   std::uint32_t length;
 };
 using CodeTable = std::array<Code, kMostSymbols>;
 
-// Shorter codes first; those of one length are consecutive, in the order of
+// Canonical codes: shorter ones first, those of the same length consecutive and in the order of
 // their symbols.
 CodeTable AssignCodes(const std::array<std::uint8_t, kMostSymbols>& lengths, std::size_t alphabet) {
   CodeTable table{};
@@ -32,16 +32,16 @@ CodeTable AssignCodes(const std::array<std::uint8_t, kMostSymbols>& lengths, std
   return table;
 }
 
-// Room for all of a block but its symbols, generously: the longest way to write
-// lengths takes two bits a step and one to end.
+// An upper bound for the bits of a block without its symbols. A length takes at most two bits for
+// each step and one bit to end.
 std::uint64_t HeaderBound(const GroupCodes& codes) {
   constexpr std::uint64_t kFixedBits = 1024;
   return kFixedBits + codes.selectors.size() * kMostTables +
          kMostTables * kMostSymbols * (2 * kLongestCode + 1);
 }
 
-// 16 bits say in which sixteenths of the 256 bytes any occur, and 16 for each of
-// those say which.
+// Which of the 256 bytes occur. 16 bits say which groups of 16 bytes have any; then come 16 bits
+// for each of those groups.
 void PutUsed(const std::array<bool, 256>& used, BitWriter* bits) {
   constexpr std::size_t kPart = 16;
   std::uint64_t parts = 0;
@@ -58,7 +58,8 @@ void PutUsed(const std::array<bool, 256>& used, BitWriter* bits) {
   }
 }
 
-// Each selector's rank in a move-to-front list, in ones ended by a zero.
+// Each selector as its rank in a move-to-front list, in unary: as many ones as the rank, then a
+// zero.
 void PutSelectors(const GroupCodes& codes, BitWriter* bits) {
   bits->Put(codes.tables, 3);
   bits->Put(codes.selectors.size(), 15);
@@ -72,8 +73,8 @@ void PutSelectors(const GroupCodes& codes, BitWriter* bits) {
   }
 }
 
-// The first length, then steps from each to the next: 10 is one more, 11 one
-// less, 0 ends.
+// The first length in 5 bits, then the steps to the length of each symbol: 10 is one more, 11 is
+// one less, 0 ends the symbol.
 void PutLengths(const GroupCodes& codes, std::size_t alphabet, BitWriter* bits) {
   for (std::size_t t = 0; t < codes.tables; ++t) {
     unsigned length = codes.lengths[t][0];
@@ -92,7 +93,7 @@ void PutSymbols(const RankedBlock& block, const GroupCodes& codes, BitWriter* bi
   for (std::size_t t = 0; t < codes.tables; ++t) {
     tables[t] = AssignCodes(codes.lengths[t], block.alphabet);
   }
-  BitWriter writer = *bits;  // in registers
+  BitWriter writer = *bits;  // a copy, which stays in registers
   for (std::size_t group = 0; group < codes.selectors.size(); ++group) {
     const CodeTable& table = tables[codes.selectors[group]];
     const std::uint16_t* symbol = block.symbols.data() + group * kGroup;
@@ -124,7 +125,7 @@ BlockEncoder::Block BlockEncoder::Append(Span raw, std::size_t limit, Buffer* ou
   BitWriter bits(out->Reserve(bound / 8 + 1 + BitWriter::kSlackNbytes), *nbits);
   bits.Put(kBlockMagic, kMagicBits);
   bits.Put(crc, 32);
-  bits.Put(0, 1);  // not "randomised", which nothing has been for decades
+  bits.Put(0, 1);  // not "randomised", an obsolete option
   bits.Put(origin, 24);
   PutUsed(ranked_.used, &bits);
   PutSelectors(codes_, &bits);

@@ -1,5 +1,4 @@
-// One bzip2 block from raw bytes to bits: run-length coding, block sort,
-// move-to-front, Huffman codes.
+// Encodes one bzip2 block: run-length coding, block sort, move-to-front, Huffman codes.
 #ifndef PYCKPT_CODEC_BZIP2_BLOCK_H_
 #define PYCKPT_CODEC_BZIP2_BLOCK_H_
 
@@ -12,17 +11,17 @@
 
 namespace pyckpt::bzip2 {
 
-// Reused from block to block. Memory for a block of n run-length coded bytes:
-// the sorter's, and n for those bytes and 2n for their ranks.
+// Reused from block to block. Memory for a block of n run-length coded bytes: the sorter's, n bytes
+// for the coded bytes, and 2n bytes for their ranks.
 class BlockEncoder {
  public:
   struct Block {
-    std::size_t raw_nbytes;  // how much of the input is in it
+    std::size_t raw_nbytes;  // how many bytes of the input the block holds
     std::uint32_t crc;       // of those bytes
   };
 
-  // Encodes the longest prefix of raw, which is not empty, that run-length codes
-  // to at most limit bytes, and appends it to the nbits at the front of out.
+  // Encodes the longest prefix of raw that takes at most limit bytes after run-length coding.
+  // Appends the block after the first *nbits bits of out, and updates *nbits. raw is not empty.
   Block Append(Span raw, std::size_t limit, Buffer* out, std::uint64_t* nbits);
 
  private:

@@ -13,16 +13,16 @@ namespace pyckpt::bzip2 {
 namespace {
 
 constexpr std::uint32_t kMostSelectors = 18'002;
-constexpr std::uint32_t kRunB = 1;  // the greater of the two digits of run lengths
+constexpr std::uint32_t kRunB = 1;  // symbols 0 (RUNA) and 1 (RUNB) are digits of run lengths
 constexpr std::uint32_t kEqualBytes = 4;
 
 Error Damaged(const char* what, std::uint64_t bit) {
   return Error::Corrupt(std::string("bzip2: a block has ") + what, bit / 8);
 }
 
-// The move-to-front list. In noise any rank is as likely as any other: a loop as
-// long as the rank would be mispredicted each time, and one that goes byte by
-// byte would be long. So bytes move by sixteen, in one of three fixed widths.
+// The move-to-front list. In noise all ranks are equally likely. A loop whose length depends on the
+// rank would be mispredicted each time, and a loop byte by byte would be slow. So bytes are moved
+// sixteen at a time, in one of three fixed widths.
 class FrontList {
  public:
   explicit FrontList(const std::array<std::uint8_t, 256>& bytes) {
@@ -31,7 +31,7 @@ class FrontList {
 
   std::uint8_t front() const { return lanes_[0][0]; }
 
-  // Moves the byte at rank, below 256, to the front and returns it.
+  // Moves the byte at rank (below 256) to the front and returns it.
   std::uint8_t Take(std::uint32_t rank) {
     if (rank < sizeof(Lane)) return TakeAmong<1>(rank);
     if (rank < 4 * sizeof(Lane)) return TakeAmong<4>(rank);
@@ -42,7 +42,7 @@ class FrontList {
   using Lane = std::uint8_t __attribute__((vector_size(16)));
   static constexpr std::uint32_t kLanes = 256 / sizeof(Lane);
 
-  // The byte is in the first so many lanes; those alone are written.
+  // The byte is in the first kAmong lanes. Only these are written.
   template <std::uint32_t kAmong>
   std::uint8_t TakeAmong(std::uint32_t rank) {
     constexpr Lane kPlaces = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -59,10 +59,10 @@ class FrontList {
     return byte;
   }
 
-  // lane, moved one place back, behind the last of before.
+  // lane moved one place back; its first byte becomes the last byte of before.
   static Lane ShiftIn(Lane before, Lane lane) {
 #if defined(__SSE2__)
-    // What compilers make of a shuffle without SSSE3 goes byte by byte.
+    // Without SSSE3, compilers turn the shuffle below into code that goes byte by byte.
     return reinterpret_cast<Lane>(
         _mm_or_si128(_mm_slli_si128(reinterpret_cast<__m128i>(lane), 1),
                      _mm_srli_si128(reinterpret_cast<__m128i>(before), sizeof(Lane) - 1)));
@@ -75,7 +75,7 @@ class FrontList {
   std::array<Lane, kLanes> lanes_;
 };
 
-// Whether two neighbours among the nine bytes from here are equal.
+// Whether any two neighbours among the nine bytes from here on are equal.
 bool HasEqualNeighbours(const std::uint8_t* bytes) {
   constexpr std::uint64_t kLow = 0x0101010101010101;
   constexpr std::uint64_t kHigh = 0x8080808080808080;
@@ -110,7 +110,7 @@ void BlockReader::ReadSelectors(BitReader* bits) {
       if (++rank == codes_in_use_) throw Damaged("a bad selector", bit_);
     }
     std::rotate(list.begin(), list.begin() + rank, list.begin() + rank + 1);
-    // Some encoders write a few more than a block can need.
+    // Some encoders write a few more selectors than a block can need. They are ignored.
     if (i < kMostSelectors) selectors_.push_back(list[0]);
   }
 }
@@ -136,10 +136,10 @@ void BlockReader::ReadCode(BitReader* bits, std::uint32_t symbols, Code* code) {
     first *= 2;
     next_place[n] = place;
     next_code[n] = first;
-    code->first_place[n] = place - first;  // may wrap around, and back
+    code->first_place[n] = place - first;  // may wrap around; adding a code wraps it back
     first += counts[n];
     place += counts[n];
-    if (first > std::uint32_t{1} << n) throw Damaged("more codes than there can be", bit_);
+    if (first > std::uint32_t{1} << n) throw Damaged("more codes than their lengths allow", bit_);
     code->end[n] = first;
   }
   code->look_up.fill(0);
@@ -212,7 +212,7 @@ void BlockReader::FindRuns() {
   runs_.clear();
   raw_nbytes_ = sorted_nbytes_;
   const std::uint8_t* bytes = unsorted_.data();
-  std::uint32_t equal = 1;  // bytes that are the same as the one at i, up to that
+  std::uint32_t equal = 1;  // how many equal bytes end at i
   for (std::uint32_t i = 0; i + 1 < sorted_nbytes_;) {
     if (equal == 1 && i + 8 < sorted_nbytes_ && !HasEqualNeighbours(bytes + i)) {
       i += 8;
@@ -225,7 +225,7 @@ void BlockReader::FindRuns() {
     runs_.push_back(i);
     raw_nbytes_ += bytes[i];
     --raw_nbytes_;
-    // The length is no byte of the data, and what follows it starts afresh.
+    // The byte with the length is not data, so counting starts again after it.
     ++i;
     equal = 1;
   }
@@ -250,7 +250,7 @@ void BlockReader::Read(Span file, std::uint64_t bit) {
   for (std::uint32_t i = 0; i < codes_in_use_; ++i) ReadCode(&bits, end_symbol + 1, &codes_[i]);
   ReadSymbols(&bits, end_symbol);
   if (bits.overrun()) throw Error::Corrupt("bzip2: the file ends within a block", bit / 8);
-  if (origin >= sorted_nbytes_) throw Damaged("an origin outside of it", bit);
+  if (origin >= sorted_nbytes_) throw Damaged("an origin beyond its end", bit);
   end_bit_ = bits.bit();
   unsorted_.resize(kMostSortedNbytes);
   unsorter_.Unsort({sorted_.data(), sorted_nbytes_}, origin, counts_, unsorted_.data());

@@ -1,4 +1,4 @@
-// Decodes blocks of bzip2: Huffman codes, move-to-front, block sort, run lengths.
+// Decodes bzip2 blocks: Huffman codes, move-to-front, block sort, run lengths.
 #ifndef PYCKPT_CODEC_BZIP2_BLOCK_READER_H_
 #define PYCKPT_CODEC_BZIP2_BLOCK_READER_H_
 
@@ -13,37 +13,37 @@
 
 namespace pyckpt::bzip2 {
 
-// Of a block, before its runs of equal bytes are made as long as they were: what
-// a stream of level 9 may have.
+// The most bytes of a block before its runs are expanded. This is the limit of level 9.
 inline constexpr std::uint32_t kMostSortedNbytes = 900'000;
 
-// Keeps its memory from block to block: 7 MB at most.
+// Keeps its memory between blocks: 7 MB at most.
 class BlockReader {
  public:
-  // Decodes the block whose magic begins at file's bit, all but its run lengths.
-  // Blocks of more than kMostSortedNbytes are corrupt, whatever the stream's
-  // header allows; "randomized" ones, which no bzip2 since 1998 writes, count as
-  // such too. Throws Error::Corrupt.
+  // Decodes the block whose magic begins at this bit of file, but does not expand its runs. Throws
+  // Error::Corrupt. A block of more than kMostSortedNbytes is corrupt; the level in the stream's
+  // header is not considered. "Randomized" blocks, which no bzip2 since 1998 writes, also count as
+  // corrupt.
   void Read(Span file, std::uint64_t bit);
 
-  // Of the block read last.
+  // These describe the block that was read last.
   std::uint64_t raw_nbytes() const { return raw_nbytes_; }  // below 46 MB
   std::uint64_t end_bit() const { return end_bit_; }
-  std::uint32_t crc() const { return crc_; }  // what its header says
+  std::uint32_t crc() const { return crc_; }  // as its header says
 
-  // Writes raw_nbytes() to out; compares nothing.
+  // Expands the runs and writes raw_nbytes() bytes to out. Does not compare the checksum.
   void Expand(std::uint8_t* out) const;
 
  private:
-  // A Huffman code, for look-up: short codes by their bits, others by length.
+  // A Huffman code as look-up tables: short codes are found by their bits, longer ones by their
+  // length.
   struct Code {
     static constexpr unsigned kLookUpBits = 10;
     static constexpr unsigned kMostBits = 20;
 
     std::array<std::uint16_t, std::size_t{1} << kLookUpBits> look_up;  // symbol << 5 | length
-    std::array<std::uint32_t, kMostBits + 1> end;          // behind the last code of each length
-    std::array<std::uint32_t, kMostBits + 1> first_place;  // in symbols, less the first code
-    std::array<std::uint16_t, 258> symbols;                // in the codes' order
+    std::array<std::uint32_t, kMostBits + 1> end;  // one more than the last code of each length
+    std::array<std::uint32_t, kMostBits + 1> first_place;  // index in symbols, minus the first code
+    std::array<std::uint16_t, 258> symbols;                // in the order of their codes
   };
 
   std::uint32_t ReadBytesInUse(BitReader* bits);
@@ -66,7 +66,7 @@ class BlockReader {
   std::array<std::uint32_t, 256> counts_{};
   BlockUnsorter unsorter_;
   std::vector<std::uint8_t> unsorted_;
-  std::vector<std::uint32_t> runs_;  // where four equal bytes end, and their count follows
+  std::vector<std::uint32_t> runs_;  // positions of the counts that follow four equal bytes
 };
 
 }  // namespace pyckpt::bzip2

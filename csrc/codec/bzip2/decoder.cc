@@ -25,9 +25,10 @@ bool HasHeader(Span file, std::uint64_t at) {
          file.data[at + 3] >= '1' && file.data[at + 3] <= '9';
 }
 
-// Where blocks seem to begin, in bits. The magic covers four pairs of whole bytes
-// wherever it begins, so one of them begins at a multiple of four: pairs there
-// are looked up, and few need a closer look.
+// Where blocks seem to begin, in bits. At whatever bit a magic begins, it covers at least five
+// whole bytes, that is four pairs of neighbouring bytes. One of these pairs begins at a byte offset
+// that is a multiple of four. So only the pairs at these offsets are looked up in a table; few of
+// them need a closer look.
 std::vector<std::uint64_t> FindMagics(Span file) {
   constexpr std::size_t kStride = 4;
   std::vector<bool> suspicious(std::size_t{1} << 16);
@@ -36,7 +37,7 @@ std::vector<std::uint64_t> FindMagics(Span file) {
   }
   std::vector<std::uint64_t> found;
   const std::uint64_t nbits = std::uint64_t{file.nbytes} * 8;
-  std::uint64_t next = 0;  // where no magic has been looked for
+  std::uint64_t next = 0;  // no magic was looked for from this bit on
   for (std::size_t at = 0; at + 1 < file.nbytes; at += kStride) {
     const std::size_t pair = std::size_t{file.data[at]} << 8 | file.data[at + 1];
     if (!suspicious[pair]) continue;
@@ -51,12 +52,12 @@ std::vector<std::uint64_t> FindMagics(Span file) {
   return found;
 }
 
-// Goes through a file's streams, from block to block.
+// Follows a file's streams from block to block.
 class Bzip2Checker final : public StreamChecker {
  public:
   explicit Bzip2Checker(Span file) : file_(file) { Continue(StartStream(0)); }
 
-  // Where the next block begins; behind the file's end there is none.
+  // The bit at which the next block begins. There is no next block once ended() is true.
   std::uint64_t next_bit() const { return next_bit_; }
   bool ended() const { return ended_; }
 
@@ -77,8 +78,8 @@ class Bzip2Checker final : public StreamChecker {
   }
 
  private:
-  // Goes from behind a block or a header to the next block, over the ends of
-  // streams, or to the file's end.
+  // bit is the end of a block or of a header. Moves from there to the next block, over ends of
+  // streams, or to the end of the file.
   void Continue(std::uint64_t bit) {
     for (;;) {
       next_bit_ = bit;
@@ -86,7 +87,7 @@ class Bzip2Checker final : public StreamChecker {
       const std::uint64_t magic = bits.Read(kMagicBits);
       if (magic == kBlockMagic) return;
       if (magic != kEndMagic) {
-        throw Error::Corrupt("bzip2: neither a block nor the end", bit / 8);
+        throw Error::Corrupt("bzip2: neither a block nor an end mark begins here", bit / 8);
       }
       const std::uint64_t crc = bits.Read(kCrcBits);
       if (bits.overrun()) throw Error::Corrupt("bzip2: the file is cut off", file_.nbytes);
@@ -99,7 +100,7 @@ class Bzip2Checker final : public StreamChecker {
     }
   }
 
-  // Returns where the code of the stream begins whose header is here.
+  // Checks the header of the stream that begins at byte at. Returns the bit after the header.
   std::uint64_t StartStream(std::uint64_t at) {
     if (!HasHeader(file_, at)) throw Error::Corrupt("bzip2: no stream begins here", at);
     crc_ = 0;
@@ -124,7 +125,7 @@ class Bzip2BlockDecoder final : public BlockDecoder {
   DecodedBlock Decode(Span file, const CodeBlock& block, std::uint8_t* out,
                       std::size_t capacity) override {
     if (bit_ != block.code_bit) RawNbytes(file, block);
-    bit_ = kUnknownNbytes;  // another file's block may come next
+    bit_ = kUnknownNbytes;  // the next block may be in a different file
     const auto nbytes = static_cast<std::size_t>(reader_.raw_nbytes());
     if (capacity < nbytes) throw Error(ErrorKind::kArgument, "bzip2: a block needs more room");
     reader_.Expand(out);
@@ -193,7 +194,7 @@ class Bzip2Decoder final : public SequentialDecoder {
   Bzip2Checker checker_;
   Bzip2BlockDecoder decoder_;
   Buffer raw_;
-  std::size_t given_ = 0;  // of the block in raw_
+  std::size_t given_ = 0;  // bytes of raw_ that were returned
   std::size_t decoded_ = 0;
 };
 

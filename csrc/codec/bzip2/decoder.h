@@ -1,9 +1,9 @@
-// bzip2: the magics of blocks, at any bit, are searched for, and blocks decoded
-// one by one.
+// bzip2: finds blocks by their magic, which may begin at any bit, and decodes each block on its
+// own.
 //
-// A file may have several streams; zeros may follow the last. A magic may stand
-// within a block's code by chance: its "block" is known to be none once the
-// block before it is decoded.
+// A file may have several streams, and zeros may follow the last one. A magic may occur by chance
+// inside a block's code. Such a false "block" is recognized once the real block around it is
+// decoded.
 #ifndef PYCKPT_CODEC_BZIP2_DECODER_H_
 #define PYCKPT_CODEC_BZIP2_DECODER_H_
 

@@ -10,9 +10,10 @@
 namespace pyckpt::bzip2 {
 namespace {
 
-// Every header must say 9: the stream has one, and it bounds all its blocks.
+// The header always says 9. The stream has only one header, which is an upper bound for all its
+// blocks.
 constexpr int kHeaderLevel = 9;
-// After run-length coding a block may hold this much less than its nominal size.
+// A block may hold at most its nominal size minus this, in run-length coded bytes.
 constexpr std::size_t kBlockReserve = 19;
 
 std::uint32_t Fold(std::uint32_t combined, std::uint32_t blocks) {
@@ -29,12 +30,12 @@ std::uint64_t BitsAt(const std::uint8_t* data, std::uint64_t bit, int nbits) {
 }
 
 struct Bzip2Chunk final : EncodedChunk {
-  std::uint32_t crc = 0;     // of its blocks, folded as the stream folds them
+  std::uint32_t crc = 0;     // its blocks' CRCs, combined as in the stream's checksum
   std::uint32_t blocks = 0;  // how many blocks the code holds
   std::uint64_t nbits = 0;   // of the code, before it is shifted
 
-  // Set by the joiner: the chunk's code begins within a byte.
-  std::uint32_t shift = 0;  // bits of that byte that are taken
+  // Set by the joiner, because the chunk's code may begin within a byte.
+  std::uint32_t shift = 0;  // bits of that byte that are used already
   std::uint8_t carry = 0;   // those bits
 };
 
@@ -85,7 +86,7 @@ class Bzip2Joiner final : public TypedJoiner<Bzip2Chunk> {
     const std::uint64_t total = used_ + chunk->nbits;
     chunk->nbytes = total / 8;
     used_ = total % 8;
-    // A block alone is longer than a byte, so what is left over is the chunk's.
+    // A block is longer than a byte, so all left-over bits belong to this chunk.
     carry_ = 0;
     if (used_ != 0) {
       const int nbits = static_cast<int>(used_);

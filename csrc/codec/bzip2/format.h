@@ -12,7 +12,7 @@ inline constexpr std::uint64_t kEndMagic = 0x177245385090;    // the square root
 inline constexpr unsigned kMagicBits = 48;
 inline constexpr unsigned kCrcBits = 32;
 
-inline constexpr std::size_t kGroup = 50;  // symbols of one code
+inline constexpr std::size_t kGroup = 50;  // symbols that use the same table
 inline constexpr std::size_t kMostTables = 6;
 
 }  // namespace pyckpt::bzip2

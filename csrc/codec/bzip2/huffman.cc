@@ -8,22 +8,22 @@
 namespace pyckpt::bzip2 {
 namespace {
 
-// Costs of one symbol, or sums over a group, in all tables: added up in one
-// instruction. 50 codes of 17 bits do not overflow; the last two stay zero.
+// The cost of one symbol, or of a group, in each of the tables, in bits. One instruction adds them
+// all. 50 codes of 17 bits do not overflow. The last two lanes stay zero.
 using Costs = std::uint16_t __attribute__((vector_size(16)));
 
 using Counts = std::array<std::uint32_t, kMostSymbols>;
 
-// How often groups are given to tables and tables fitted to their groups: first some of
-// the groups, one in so many where that leaves each table enough of them, then all. More rounds
-// gain next to nothing.
+// Each round gives groups to tables and fits the tables to their groups. The first rounds use one
+// group in kSomeEvery, if that leaves each table kEnough groups on average, else all groups. The
+// last rounds use all groups. More rounds gain almost nothing.
 constexpr int kRoundsOfSome = 5;
 constexpr std::size_t kSomeEvery = 8;
 constexpr std::size_t kEnough = 32;
 constexpr int kRoundsOfAll = 2;
 
-// Short blocks do not repay the description of many tables. The limits are the
-// reference encoder's.
+// In short blocks, many tables cost more than they save. The limits are those of the reference
+// encoder.
 std::size_t ChooseTables(std::size_t symbols) {
   constexpr std::array<std::size_t, kMostTables - 2> kLimits = {200, 600, 1200, 2400};
   std::size_t tables = 2;
@@ -31,8 +31,9 @@ std::size_t ChooseTables(std::size_t symbols) {
   return tables;
 }
 
-// The first guess: table t is for the t-th part of the alphabet, cut where each
-// part occurs about as often.
+// The first guess. The alphabet is cut into as many parts as there are tables, so that the symbols
+// of each part occur about equally often. Each part has a table in which its symbols are cheap and
+// all others expensive.
 void GuessLengths(const RankedBlock& block, GroupCodes* codes) {
   constexpr std::uint8_t kDear = 15;
   Counts counts{};
@@ -44,7 +45,7 @@ void GuessLengths(const RankedBlock& block, GroupCodes* codes) {
     std::size_t end = begin;
     std::size_t sum = 0;
     while (sum < share && end < block.alphabet) sum += counts[end++];
-    // Every other part stops short, lest the last be left with nothing.
+    // Every other part gives back its last symbol, so that something is left for the last part.
     const std::size_t done = codes->tables - parts;
     if (end > begin + 1 && parts > 1 && done % 2 == 1) sum -= counts[--end];
     std::array<std::uint8_t, kMostSymbols>& lengths = codes->lengths[parts - 1];
@@ -56,7 +57,7 @@ void GuessLengths(const RankedBlock& block, GroupCodes* codes) {
   }
 }
 
-// Which table writes the symbols in the fewest bits.
+// The table that writes these symbols in the fewest bits.
 [[gnu::always_inline]] inline std::uint8_t Cheapest(const std::uint16_t* symbols, std::size_t n,
                                                     const std::array<Costs, kMostSymbols>& costs) {
   Costs even{};
@@ -67,7 +68,8 @@ void GuessLengths(const RankedBlock& block, GroupCodes* codes) {
     odd += costs[symbols[i + 1]];
   }
   if (i < n) even += costs[symbols[i]];
-  // The table's number below its cost: the smallest of these words names it.
+  // Each word has the cost in its upper half and the table's number in its lower half. So the
+  // smallest word names the cheapest table.
   const Costs sum = even + odd;
   std::uint32_t best = std::uint32_t{sum[0]} << 16;
   for (std::uint32_t t = 1; t < kMostTables; ++t) {
@@ -76,8 +78,8 @@ void GuessLengths(const RankedBlock& block, GroupCodes* codes) {
   return static_cast<std::uint8_t>(best);
 }
 
-// Gives each group, or one in every so many, to its cheapest table and keeps count of what each
-// table has.
+// Gives each group, or one group in every `every`, to its cheapest table. Updates counts, the
+// number of occurrences of each symbol in each table's groups.
 void Select(const RankedBlock& block, std::size_t every, GroupCodes* codes,
             std::array<Counts, kMostTables>* counts) {
   constexpr std::uint16_t kNoTable = 1000;
@@ -105,7 +107,7 @@ void Select(const RankedBlock& block, std::size_t every, GroupCodes* codes,
   }
 }
 
-// Fits each table to what it got, and adds up what that costs.
+// Fits each table to its counts, and sums up the cost in bits.
 void Fit(const std::array<Counts, kMostTables>& counts, std::size_t alphabet, GroupCodes* codes) {
   std::vector<std::uint64_t> frequencies(alphabet);
   codes->nbits = 0;

@@ -6,18 +6,19 @@
 namespace pyckpt::bzip2 {
 namespace {
 
-// A link is the rank of the rotation that begins one byte later, above the byte
-// that this one begins with. A segment's first has the mark too.
+// There is a link for each rotation. Its low byte is the first byte of the rotation. The bits above
+// are the rank of the rotation that begins one byte later. The link at which a segment starts also
+// has the mark.
 constexpr unsigned kByteBits = 8;
 constexpr std::uint32_t kMark = std::uint32_t{1} << 31;
 
-// Every step waits for memory, so several walks go side by side. They come to
-// their ends at different times; then another segment is there to begin.
+// Every step waits for memory, so several walks run side by side. When a walk ends, it continues
+// with the next segment that has not been started.
 constexpr std::uint32_t kWalks = 8;
 constexpr std::uint32_t kMostSegments = 64;
-constexpr std::uint32_t kSegmentNbytes = 4096;  // on average, at least
-// Where a segment's bytes go is not known before all are decoded: until then they
-// lie in pieces.
+constexpr std::uint32_t kSegmentNbytes = 4096;  // about the shortest average length
+// The place of a segment in the output is known only when all segments are decoded. Until then its
+// bytes are stored in pieces of this size.
 constexpr std::uint32_t kPieceNbytes = 2048;
 
 struct Walker {
@@ -43,8 +44,8 @@ void BlockUnsorter::Link(Span sorted, const std::array<std::uint32_t, 256>& coun
   }
 }
 
-// Links are a permutation, whatever the bytes: each walk comes to a mark, its own
-// start if no other, and no two walks share a rank.
+// The links are a permutation for any input. So each walk reaches a mark, at the latest its own
+// start, and no two walks visit the same rank.
 void BlockUnsorter::Walk() {
   std::uint32_t pieces = 0;
   std::uint32_t started = 0;
@@ -97,7 +98,7 @@ void BlockUnsorter::Unsort(Span sorted, std::uint32_t origin,
     if (rank != origin) segments_.push_back({rank, 0, 0, 0});
   }
   for (const Segment& segment : segments_) links_[segment.start] |= kMark;
-  // Every segment has one piece that is not full.
+  // Every segment may have one piece that is not full.
   const std::size_t pieces = nbytes / kPieceNbytes + segments_.size();
   pieces_.resize(pieces * kPieceNbytes);
   piece_after_.resize(pieces);
@@ -111,7 +112,7 @@ void BlockUnsorter::Unsort(Span sorted, std::uint32_t origin,
         std::lower_bound(segments_.begin(), segments_.end(), start,
                          [](const Segment& a, std::uint32_t rank) { return a.start < rank; });
     std::uint32_t piece = segment->first_piece;
-    // A block of a period shorter than itself comes round again.
+    // If the block repeats a shorter period, the same segments are copied again.
     for (std::uint32_t rest = std::min(segment->nbytes, left); rest != 0;) {
       const std::uint32_t n = std::min(rest, kPieceNbytes);
       std::memcpy(out, pieces_.data() + std::size_t{piece} * kPieceNbytes, n);

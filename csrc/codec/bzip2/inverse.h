@@ -10,23 +10,23 @@
 
 namespace pyckpt::bzip2 {
 
-// Keeps its memory from block to block: about five bytes for each of the block.
+// Keeps its memory between blocks: about five bytes for each byte of the block.
 class BlockUnsorter {
  public:
-  // Puts the bytes whose sorted rotations end with sorted, at least one, into
-  // the order they had. origin is the rank of the rotation that is the block
-  // itself, and below nbytes. counts says how often each byte occurs. Any sorted
-  // bytes are fine: out gets as many.
+  // Restores a block from sorted, the last bytes of its sorted rotations, and writes it to out. out
+  // gets sorted.nbytes bytes, which must be at least 1. origin is the rank of the rotation that is
+  // the block itself, below sorted.nbytes. counts says how often each byte occurs in sorted. Any
+  // bytes in sorted are safe.
   void Unsort(Span sorted, std::uint32_t origin, const std::array<std::uint32_t, 256>& counts,
               std::uint8_t* out);
 
  private:
-  // A stretch of the block that one walk decodes; its length is known at its end.
+  // A part of the block that one walk decodes. Its length is known when the walk ends.
   struct Segment {
-    std::uint32_t start = 0;  // rank
+    std::uint32_t start = 0;  // the rank at which it starts
     std::uint32_t first_piece = 0;
     std::uint32_t nbytes = 0;
-    std::uint32_t next = 0;  // the rank at which the segment behind it starts
+    std::uint32_t next = 0;  // the rank at which the segment after it starts
   };
 
   void Link(Span sorted, const std::array<std::uint32_t, 256>& counts);

@@ -8,25 +8,25 @@ namespace pyckpt::bzip2 {
 namespace {
 
 constexpr std::size_t kBytes = 256;
-// Places in the list are signed bytes, the front being the least of them: vectors
-// of signed bytes are what every CPU can compare.
+// Places in the list are signed bytes, and the front is the lowest. Every CPU can compare vectors
+// of signed bytes.
 constexpr std::int8_t kFront = -128;
 
-// Signed bytes that one register holds.
+// As many signed bytes as one register holds.
 using Lane16 = std::int8_t __attribute__((vector_size(16)));
 using Lane32 = std::int8_t __attribute__((vector_size(32)));
 
 // Each byte's place in the list.
 using Places = std::array<std::uint8_t, kBytes>;
 
-// Where a byte stands once the one at from_place has moved to the front.
+// The new place of a byte when the one at from_place moves to the front.
 std::int8_t PlaceAfter(std::int8_t place, std::int8_t from_place) {
   return static_cast<std::int8_t>(place + (place < from_place ? 1 : 0));
 }
 
-// Replaces each byte by its rank. What stood before it in the list moves one place
-// back: all 256 places are compared at once, for in noise the rank is large and cannot be
-// foretold. Bytes come in pairs, which go over the places once; their own are set after.
+// Replaces each byte by its rank. Bytes that were before it in the list move one place back. For
+// that all 256 places are compared at once, because in noise the rank is large and cannot be
+// predicted. Two bytes share one pass over the places; the places of these two are set afterwards.
 template <typename Lane>
 [[gnu::always_inline]] inline void RankLoop(std::uint8_t* bytes, std::size_t nbytes,
                                             Places places) {
@@ -71,7 +71,8 @@ void Rank(std::uint8_t* bytes, std::size_t nbytes, const Places& initial) {
   RankPortable(bytes, nbytes, initial);
 }
 
-// A run's length in the digits 1 (RUNA) and 2 (RUNB) of base two, lowest first.
+// Writes a run's length in base two with the digits 1 (RUNA) and 2 (RUNB), lowest first. Returns
+// the end.
 std::uint16_t* PutRun(std::size_t length, std::uint16_t* out) {
   for (; length > 0; length = (length - 1) / 2) *out++ = length % 2 == 1 ? 0 : 1;
   return out;
@@ -82,7 +83,8 @@ std::uint16_t* PutRun(std::size_t length, std::uint16_t* out) {
 void RankBlock(std::uint8_t* transform, std::size_t nbytes, RankedBlock* out) {
   out->used.fill(false);
   for (std::size_t i = 0; i < nbytes; ++i) out->used[transform[i]] = true;
-  // Bytes that occur begin in their order; the others never move to the front.
+  // Bytes that occur start at the front, in ascending order. The others come after them and never
+  // move to the front.
   Places places{};
   std::size_t used = 0;
   std::size_t unused = kBytes;

@@ -10,9 +10,9 @@ constexpr std::size_t kShortestRun = 4;
 constexpr std::size_t kLongestRun = 255;
 constexpr std::size_t kRunCost = kShortestRun + 1;
 
-// The first place in [from, to) where four equal bytes begin, or to. Two
-// neighbours that differ rule out every beginning up to the first of them, so
-// looking from the right takes the longest steps.
+// The first place in [from, to) where four equal bytes begin, or to. If two neighbours differ, no
+// run can begin at the first of them or shortly before. So comparing from the right allows the
+// longest steps.
 std::size_t FindRun(Span raw, std::size_t from, std::size_t to) {
   const std::uint8_t* p = raw.data;
   std::size_t at = from;
@@ -30,7 +30,7 @@ std::size_t FindRun(Span raw, std::size_t from, std::size_t to) {
   return to;
 }
 
-// How many bytes from at on are equal, at most kLongestRun.
+// How many bytes from at on are equal; at most kLongestRun.
 std::size_t RunLength(Span raw, std::size_t at) {
   const std::size_t most = std::min(kLongestRun, raw.nbytes - at);
   const std::uint8_t* p = raw.data + at;

@@ -1,5 +1,4 @@
-// bzip2's first stage: runs of four to 255 equal bytes become four of them and a
-// count of the rest.
+// bzip2's first stage: a run of 4 to 255 equal bytes becomes four of them and a count of the rest.
 #ifndef PYCKPT_CODEC_BZIP2_RLE_H_
 #define PYCKPT_CODEC_BZIP2_RLE_H_
 
@@ -11,13 +10,12 @@
 namespace pyckpt::bzip2 {
 
 struct CodedRuns {
-  std::size_t raw_nbytes;    // how much of the input was taken
-  std::size_t coded_nbytes;  // how much it became
+  std::size_t raw_nbytes;    // how many bytes of the input were taken
+  std::size_t coded_nbytes;  // how many bytes were written
 };
 
-// Codes the longest prefix of raw that becomes at most limit bytes; no run is
-// taken in part. limit is at least 5, so that the first run fits. Needs limit
-// bytes at out.
+// Codes the longest prefix of raw that takes at most limit bytes, and never only a part of a run.
+// limit must be at least 5, so that the first run fits. out must have room for limit bytes.
 CodedRuns EncodeRuns(Span raw, std::size_t limit, std::uint8_t* out);
 
 }  // namespace pyckpt::bzip2

@@ -11,8 +11,8 @@ namespace {
 
 constexpr std::size_t kSymbols = 256;
 
-// A key, from its highest bit: the bytes of the rotation that are to be compared
-// next, the byte before the rotation, where it starts.
+// A key, from its highest bit down: the bits of the rotation that are compared next, the byte
+// before the rotation, the index at which the rotation starts.
 constexpr int kIndexBits = 20;
 constexpr int kBeforeBits = 8;
 constexpr int kRowBits = kBeforeBits + kIndexBits;
@@ -20,28 +20,28 @@ constexpr int kComparedBits = 64 - kRowBits;
 constexpr std::uint64_t kIndexMask = (std::uint64_t{1} << kIndexBits) - 1;
 constexpr std::uint64_t kRowMask = (std::uint64_t{1} << kRowBits) - 1;
 constexpr std::size_t kComparedNbytes = kComparedBits / 8;
-constexpr int kFirstShift = 56;  // of the byte that the whole block is sorted by
+constexpr int kFirstShift = 56;  // of the byte that the whole block is sorted by first
 static_assert(BlockSorter::kMostNbytes <= kIndexMask + 1, "an index does not fit");
 
-// Up to so many keys, comparing all beats another pass of radix.
+// For up to this many keys, comparing all is faster than one more radix pass.
 constexpr std::size_t kFew = 40;
-// What the block is padded with: a key is cut from a word of eight bytes.
+// How many bytes follow the block in memory, because keys are loaded as words of eight bytes.
 constexpr std::size_t kPadding = 8;
 
-// Keys may be extended kExtensions times a row on average, and by the first few
-// rows, which do not tell much yet, as often as a sixteenth of the block is long.
-// Beyond that, or that deep, the suffix array is faster.
+// How many keys may be extended: kExtensions for each row that is done, and a kFirstShare-th of the
+// block's length, because the first rows do not tell much. With more extensions, or at more than
+// kDeepest bytes, the suffix array is faster.
 constexpr std::size_t kExtensions = 2;
 constexpr std::size_t kFirstShare = 16;
 constexpr std::size_t kDeepest = 256;
-// A byte that makes up more of the block than this is not noise. It also bounds
-// the memory for sorting the rotations that begin with it.
+// If one byte makes up more of the block than this, the block is not noise. This also bounds the
+// memory for sorting the rotations that begin with one byte.
 constexpr std::size_t kMostOfOnePercent = 60;
 
-// Each key's place is how many are smaller: more comparisons than other ways make, but
-// no branch that depends on noise.
+// Each key's place is the number of smaller keys. This takes more comparisons than other methods,
+// but no branch depends on noise.
 void SortByCounting(std::uint64_t* keys, std::uint64_t* spare, std::size_t n) {
-  // Not by memcpy(): loads would wait for its wide stores.
+  // Not memcpy(): the loads below would wait for its wide stores.
   for (std::size_t i = 0; i < n; ++i) spare[i] = keys[i];
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint64_t key = spare[i];
@@ -52,9 +52,9 @@ void SortByCounting(std::uint64_t* keys, std::uint64_t* spare, std::size_t n) {
   }
 }
 
-// How many bits n keys are sorted by at a time: in noise that leaves four to eight of some
-// hundred together. More places are dear to go through when they are empty, fewer leave too much
-// to compare.
+// By how many bits n keys are sorted in one pass. In noise this leaves four to eight keys with
+// equal digits. With more bits, too many places are empty, and going through them is slow. With
+// fewer bits, too many keys remain to be compared.
 constexpr int kMostDigitBits = 8;
 int DigitBits(std::size_t n) {
   constexpr int kFewest = 5;
@@ -63,14 +63,15 @@ int DigitBits(std::size_t n) {
   return bits;
 }
 
-// Where the smallest rotation starts, and the shortest period of the block.
+// Where the smallest rotation starts, and the block's shortest period, in bytes. The period divides
+// the block's length.
 struct LeastRotation {
   std::size_t start;
   std::size_t period;
 };
 
-// Duval's factorization (1983) of the block written twice: the last factor that
-// begins in its first half begins the smallest rotation.
+// Duval's factorization (1983) of the block written twice. The last factor that begins in the first
+// half is where the smallest rotation begins.
 LeastRotation FindLeastRotation(Span block) {
   const std::size_t n = block.nbytes;
   const auto at = [&](std::size_t i) { return block.data[i < n ? i : i - n]; };
@@ -98,8 +99,8 @@ std::uint32_t BlockSorter::Sort(Span block, std::uint8_t* out) {
   return SortBySuffixes({block_, nbytes_}, out);
 }
 
-// First by one byte over the whole block, so that all that follows stays in the
-// cache; the transform comes out in order. False when it was given up.
+// Sorts the whole block by one byte first, so that all later passes stay in the cache. Writes the
+// transform in order. Returns false if it gave up.
 bool BlockSorter::SortByRadix(std::uint8_t* out) {
   std::array<std::size_t, kSymbols> next{};
   for (std::size_t i = 0; i < nbytes_; ++i) ++next[block_[i]];
@@ -132,9 +133,9 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
   return true;
 }
 
-// Sorts keys, of which so many of the bits that are compared may differ, the lowest ones, and
-// emits them. spare has room for n; what is in either afterwards is of no use. depth is how many
-// bytes of a rotation its key and what precedes it cover.
+// Sorts n keys and emits them. Only the lowest `bits` of the compared bits may differ. spare has
+// room for n keys; both arrays have no useful contents afterwards. depth is how many bytes of a
+// rotation are covered by its key and by earlier keys. Returns false if it gave up.
 bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth) {
   if (n <= kFew || bits == 0) {
     if (bits != 0) SortByCounting(keys, spare, n);
@@ -172,8 +173,8 @@ void BlockSorter::EmitOne(Key key) {
   *out_++ = static_cast<std::uint8_t>(key >> kIndexBits);
 }
 
-// Writes the bytes before sorted rotations. Those whose keys do not tell them
-// apart are sorted by the bytes that follow.
+// Writes the bytes before the sorted rotations. Rotations with equal keys are first sorted by the
+// bytes that follow. Returns false if it gave up.
 bool BlockSorter::Emit(Key* keys, Key* spare, std::size_t n, std::size_t depth) {
   std::uint8_t* out = out_;
   for (std::size_t i = 0; i < n;) {
@@ -207,10 +208,10 @@ bool BlockSorter::SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t d
   return SortKeys(keys, spare, n, kComparedBits, depth + kComparedNbytes);
 }
 
-// A suffix array sorts rotations when the text starts at its smallest rotation
-// and is not itself a repetition: then no suffix is a prefix of another rotation
-// that it should follow. A block that repeats a shorter one has each of that
-// one's rotations many times over.
+// A suffix array gives the order of rotations if the text starts at its smallest rotation and is
+// not a repetition of a shorter text. Then a suffix that is a prefix of a longer one belongs before
+// it as a rotation too. If the block repeats a shorter text, each rotation of that text occurs once
+// per repetition.
 std::uint32_t BlockSorter::SortBySuffixes(Span block, std::uint8_t* out) {
   const LeastRotation least = FindLeastRotation(block);
   const std::size_t times = block.nbytes / least.period;

@@ -1,13 +1,13 @@
-// bzip2's second stage, the Burrows-Wheeler transform: all rotations of a block,
-// sorted; of each, the byte before it.
+// bzip2's second stage, the Burrows-Wheeler transform: all rotations of a block are sorted, and the
+// output is the byte before each of them.
 //
-// Floats are noise whose rotations differ within a few bytes: those are sorted
-// by radix. A block in which too many do not differ soon goes to a suffix
-// array, so no input takes more than linear time.
+// Floats are noise, so their rotations differ within a few bytes. They are sorted by radix. If too
+// many rotations of a block have long common prefixes, a suffix array sorts the block. So every
+// input takes linear time.
 //
-// Memory for a block of n bytes: n; 8n for the radix sort, and 8 for each
-// occurrence of the commonest byte, at most 4.8n; 5n for the suffix array, and up
-// to 8n more while it is built.
+// Memory for a block of n bytes, in bytes: n for a copy. For the radix sort, 8n, and 8 for each
+// occurrence of the most frequent byte, at most 4.8n. For the suffix array, 5n, and up to 8n more
+// while it is built.
 #ifndef PYCKPT_CODEC_BZIP2_SORT_H_
 #define PYCKPT_CODEC_BZIP2_SORT_H_
 
@@ -22,12 +22,13 @@ class BlockSorter {
  public:
   static constexpr std::size_t kMostNbytes = 900'000;  // the format's own limit
 
-  // Writes the transform of block, which is as long and not empty, to out, and
-  // returns which of the sorted rotations is the block itself. out may be block.
+  // Writes the transform of block to out and returns the rank of the block itself among the sorted
+  // rotations. The transform is as long as block, which has 1 to kMostNbytes bytes. out may be
+  // block's own memory.
   std::uint32_t Sort(Span block, std::uint8_t* out);
 
  private:
-  // A rotation that waits for its place.
+  // A rotation that has no place yet. Its bits are described in sort.cc.
   using Key = std::uint64_t;
 
   bool SortByRadix(std::uint8_t* out);
@@ -46,7 +47,7 @@ class BlockSorter {
   std::uint8_t* out_ = nullptr;  // the next byte of the transform
   std::uint8_t* out_begin_ = nullptr;
   std::uint32_t origin_ = 0;
-  std::size_t extended_ = 0;  // keys that had to be, counted each time
+  std::size_t extended_ = 0;  // how many keys were extended; a key counts each time
 };
 
 }  // namespace pyckpt::bzip2

@@ -6,17 +6,16 @@
 namespace pyckpt::bzip2 {
 namespace {
 
-// Induced sorting (SA-IS: Nong, Zhang and Chan, 2009). A suffix is of type S
-// when it is smaller than the one that follows it in the text, else of type L.
-// An LMS suffix is of type S and preceded by one of type L. From the order of
-// the LMS suffixes two scans induce the order of all: left to right for L, right
-// to left for S. The LMS suffixes themselves are sorted by sorting the pieces of
-// text between them (by the same two scans), naming each by its rank, and
-// sorting the suffixes of the string of names, which has at most half the length.
+// Induced sorting (SA-IS: Nong, Zhang and Chan, 2009). A suffix is of type S if it is smaller than
+// the suffix that begins one symbol later, else of type L. An LMS suffix is of type S, and the
+// suffix before it in the text is of type L. Once the LMS suffixes are sorted, two scans induce the
+// order of all: left to right for L, right to left for S. The LMS suffixes are sorted in three
+// steps. The same two scans sort the pieces of text between them. Each piece is named by its rank.
+// The suffixes of the string of names, which has at most half the length, are sorted recursively.
 //
-// While scans run, an entry's sign says whether its predecessor in the text is
-// for this scan to place (plain) or not (complement). 0 has no predecessor and
-// doubles as "empty".
+// During a scan, an entry's sign says whether this scan places its predecessor in the text: it does
+// for a plain entry, and does not for a complemented one. Position 0 has no predecessor, so 0 also
+// means "empty".
 template <typename Symbol>
 class Sorter {
  public:
@@ -41,7 +40,7 @@ class Sorter {
   }
 
  private:
-  // Entries lead all over the text: it is fetched before they are reached.
+  // Entries point to random places in the text, so the text is prefetched this many entries ahead.
   static constexpr std::int32_t kAhead = 16;
   void Prefetch(std::int32_t entry) const { __builtin_prefetch(text_ + (entry < 0 ? 0 : entry)); }
 
@@ -61,7 +60,7 @@ class Sorter {
     }
   }
 
-  // Calls visit with every LMS position, last first.
+  // Calls visit(position) for every LMS position, last first.
   template <typename Visit>
   void ForEachLms(Visit visit) const {
     bool next_is_s = false;
@@ -72,7 +71,8 @@ class Sorter {
     }
   }
 
-  // In any order within their buckets. Returns how many there are.
+  // Puts the LMS positions into their buckets, in any order within a bucket. Returns how many there
+  // are.
   std::int32_t PlaceLms() {
     ToBucketEnds();
     std::int32_t pieces = 0;
@@ -143,7 +143,7 @@ class Sorter {
     for (std::int32_t i = 0; i < n_; ++i) {
       if (out_[i] < 0) out_[found++] = ~out_[i];
     }
-    // LMS positions are two apart or more: half a position is an index.
+    // LMS positions are at least two apart, so half a position is a unique index.
     std::int32_t* by_position = out_ + pieces;
     const std::int32_t names = NamePieces(pieces, by_position);
     std::int32_t* reduced = out_ + n_ - pieces;
@@ -160,11 +160,12 @@ class Sorter {
     for (std::int32_t i = 0; i < pieces; ++i) out_[i] = reduced[out_[i]];
   }
 
-  // Gives equal pieces equal names, 1 and up, in their order.
+  // Names the pieces 1, 2, ... in sorted order. Equal pieces get the same name. Returns the number
+  // of names.
   std::int32_t NamePieces(std::int32_t pieces, std::int32_t* by_position) const {
     std::fill(by_position, out_ + n_, 0);
-    // First the lengths, with the LMS symbol that ends a piece. The last piece
-    // ends with the text, as no other does.
+    // First store the lengths. A piece includes the LMS symbol that ends it. Only the last piece
+    // ends with the text.
     constexpr std::int32_t kLast = -1;
     std::int32_t end = n_;
     ForEachLms([&](std::int32_t at) {
@@ -190,7 +191,7 @@ class Sorter {
   void PlaceSortedLms(std::int32_t pieces) {
     std::fill(out_ + pieces, out_ + n_, 0);
     ToBucketEnds();
-    // From the last on, none lands on one that has yet to be moved.
+    // Going from the last to the first, no entry is overwritten before it is moved.
     for (std::int32_t i = pieces - 1; i >= 0; --i) {
       const std::int32_t at = out_[i];
       out_[i] = 0;
@@ -202,7 +203,7 @@ class Sorter {
   std::int32_t n_;
   std::int32_t* out_;
   std::vector<std::int32_t> counts_;
-  std::vector<std::int32_t> next_;  // where each bucket takes its next entry
+  std::vector<std::int32_t> next_;  // where the next entry of each bucket goes
 };
 
 }  // namespace

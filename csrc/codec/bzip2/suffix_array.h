@@ -1,4 +1,4 @@
-// Suffix sorting in linear time, whatever the input.
+// Suffix sorting in linear time for any input.
 #ifndef PYCKPT_CODEC_BZIP2_SUFFIX_ARRAY_H_
 #define PYCKPT_CODEC_BZIP2_SUFFIX_ARRAY_H_
 
@@ -9,9 +9,9 @@
 
 namespace pyckpt::bzip2 {
 
-// Fills suffixes with the starts of all suffixes of text, smallest first; a
-// suffix that is a prefix of another is the smaller one. text has less than
-// 2^31 bytes. While it works it takes up to 8 bytes more for each byte of text.
+// Fills suffixes with the start offsets of all suffixes of text, smallest suffix first. A suffix
+// that is a prefix of another is the smaller one. text has less than 2^31 bytes. While it runs, it
+// needs up to 8 more bytes of memory per byte of text.
 void BuildSuffixArray(Span text, std::vector<std::int32_t>* suffixes);
 
 }  // namespace pyckpt::bzip2

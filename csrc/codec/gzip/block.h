@@ -1,5 +1,5 @@
-// Deflate blocks for float tensors. Mantissas do not repeat, so all there is to
-// gain lies in the byte frequencies, and in repeats of one element.
+// Deflate blocks for float tensors. Mantissas do not repeat. So the gain comes from byte
+// frequencies and from the long repeats that codec/repeats.h finds.
 #ifndef PYCKPT_CODEC_GZIP_BLOCK_H_
 #define PYCKPT_CODEC_GZIP_BLOCK_H_
 
@@ -15,13 +15,14 @@
 
 namespace pyckpt::gzip {
 
-// Room that dynamic blocks may need, whatever their codes.
+// How many bytes dynamic blocks may take at most, with any codes.
 std::size_t DynamicBlocksBound(std::size_t raw_nbytes, std::size_t blocks);
 
-// Writes dynamic blocks; keeps its tables from block to block.
+// Writes dynamic blocks. Keeps the memory of its tables between blocks.
 class BlockWriter {
  public:
-  // One block, not the last of its stream. *next as in BlockCode; it moves on.
+  // Writes one block, which is not the last of its stream. On entry, *next is the first repeat that
+  // may end after the block's begin, as in BlockCode; it is advanced.
   void Write(const std::vector<Run>& runs, const BlockPlan& plan, const BlockCode& code,
              const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer);
 

@@ -9,7 +9,7 @@
 namespace pyckpt::gzip {
 namespace {
 
-constexpr int kLongestLengthsCode = 7;  // of the code that the lengths are written in
+constexpr int kLongestLengthsCode = 7;  // in bits, of the code for the code lengths
 
 std::uint64_t Cost(const std::vector<std::uint64_t>& frequencies,
                    const std::vector<std::uint8_t>& lengths) {
@@ -17,10 +17,10 @@ std::uint64_t Cost(const std::vector<std::uint64_t>& frequencies,
                             std::uint64_t{0});
 }
 
-// The lengths of the codes of literals, end of block and matches. If nearly all are literals,
-// they alone make the tree, with one leaf for all others: then a limit binds only what is
-// written in the loop that needs it. The limit mostly costs next to nothing, and the leaf less than
-// two bits for each of the others.
+// Code lengths for literals, end of block and match lengths. If almost all symbols are literals,
+// the tree is made of them and of one leaf that stands for all other symbols. Then the limit of
+// kShortCode applies only to literals, which are what the fast loop writes. Usually the limit costs
+// almost nothing. The leaf costs less than two bits for each of the other symbols.
 std::vector<std::uint8_t> LiteralLengths(const std::vector<std::uint64_t>& frequencies) {
   constexpr std::uint64_t kRare = 1024;
   constexpr std::uint64_t kNextToNothing = 2048;
@@ -40,7 +40,7 @@ std::vector<std::uint8_t> LiteralLengths(const std::vector<std::uint64_t>& frequ
   const int stem = lengths.back();
   lengths.pop_back();
   const std::vector<std::uint64_t> others(rest, frequencies.end());
-  if (tops.back() == others.front()) {  // no matches: the leaf is the end of block
+  if (tops.back() == others.front()) {  // no matches: the leaf is end of block alone
     lengths.push_back(static_cast<std::uint8_t>(stem));
   } else {
     for (const std::uint8_t twig : HuffmanTree(others).Lengths(kLongest - stem)) {
@@ -66,7 +66,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
       });
   while (distances.size() > 1 && distances.back() == 0) distances.pop_back();
   const bool has_matches = distances.back() != 0;
-  // Lengths are counted, literals sampled: bring both to one scale.
+  // Matches are counted, but literals are sampled. Scale the sample to all literals.
   const double scale = plan.sample_nbytes == 0 ? 0
                                                : static_cast<double>(plan.literal_nbytes) /
                                                      static_cast<double>(plan.sample_nbytes);
@@ -78,7 +78,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
   if (has_matches) {
     frequencies.insert(frequencies.end(), match_lengths.begin(), match_lengths.end());
   }
-  // A symbol that the sample missed may come, but is not reckoned with.
+  // Literals that the sample missed may occur, so they get a code. They do not count in nbits_.
   std::vector<std::uint64_t> possible = frequencies;
   for (std::size_t s = 0; s < kLiterals; ++s) {
     possible[s] = std::max<std::uint64_t>(possible[s], plan.literal_nbytes != 0);
@@ -110,7 +110,7 @@ BlockCode::BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, 
   }
 }
 
-// Symbol 16 repeats the length before it; 17 and 18 are runs of zeros (section 3.2.7).
+// Symbol 16 repeats the previous length; 17 and 18 are runs of zeros (RFC 1951, section 3.2.7).
 std::vector<BlockCode::LengthRun> BlockCode::RunsOf(const std::vector<std::uint8_t>& lengths) {
   std::vector<LengthRun> runs;
   for (auto at = lengths.begin(); at != lengths.end();) {

@@ -13,24 +13,24 @@
 
 namespace pyckpt::gzip {
 
-// The code of a dynamic block, for the part of a chunk that a plan says. It comes
-// from the plan's sample: symbols that it missed get codes all the same.
+// The codes of a dynamic block for one planned part of a chunk. They are made from the plan's
+// sample. Literals that the sample missed get codes too.
 class BlockCode {
  public:
-  // next is the first repeat that may reach behind the block's begin.
+  // next is the index of the first repeat that may end after the block's begin.
   BlockCode(const BlockPlan& plan, const std::vector<Repeat>& repeats, std::size_t next);
 
-  // The size of the block, as the sample foretells it.
+  // The size of the block in bits, estimated from the sample.
   std::uint64_t nbits() const { return nbits_; }
 
   void WriteHeader(BitWriter* writer) const;
-  // Of the 256 bytes, and what follows them.
+  // The codes of the 256 literals, then of end of block and of match lengths.
   const std::vector<HuffmanCode>& literals() const { return literals_; }
   void PutMatch(std::size_t nbytes, std::size_t distance, BitWriter* writer) const;
   void PutEnd(BitWriter* writer) const;
 
  private:
-  // How the header writes a code's length, or a run of equal ones.
+  // One symbol of the header: a code length, or a run of equal ones.
   struct LengthRun {
     std::uint8_t symbol;
     std::uint8_t extra;
@@ -38,10 +38,10 @@ class BlockCode {
   };
   static std::vector<LengthRun> RunsOf(const std::vector<std::uint8_t>& lengths);
 
-  std::vector<HuffmanCode> literals_;   // and end of block, and lengths
-  std::vector<HuffmanCode> distances_;  // one unused if there are no matches
-  std::vector<LengthRun> length_runs_;  // the lengths of both
-  std::vector<HuffmanCode> lengths_;    // the code that those are written in
+  std::vector<HuffmanCode> literals_;   // and of end of block, and of match lengths
+  std::vector<HuffmanCode> distances_;  // one, of length 0, if there are no matches
+  std::vector<LengthRun> length_runs_;  // the code lengths of both
+  std::vector<HuffmanCode> lengths_;    // the code for length_runs_
   std::uint64_t nbits_ = 0;
 };
 

@@ -18,13 +18,14 @@ constexpr std::size_t kLongestEntry = 6;  // 42 bits
 constexpr std::size_t kMostEntries =
     (kMostIndexNbytes - kBlockNbytes - kFixedNbytes) / kLongestEntry;
 
-// Seven bits a byte, lowest first; the highest bit says that more follow.
+// Seven bits per byte, lowest first. The highest bit says that more bytes follow.
 void AppendVarint(std::string* out, std::uint64_t value) {
   for (; value >= 0x80; value >>= 7) out->push_back(static_cast<char>(value | 0x80));
   out->push_back(static_cast<char>(value));
 }
 
-// The next varint before end; none where there is none of at most 63 bits.
+// Reads the next varint and advances *at. None if there is no complete one of at most 63 bits
+// before end.
 std::optional<std::uint64_t> ReadVarint(const std::uint8_t** at, const std::uint8_t* end) {
   std::uint64_t value = 0;
   for (unsigned shift = 0; *at != end && shift < 63; shift += 7) {
@@ -57,7 +58,7 @@ std::string EncodeChunkIndex(std::uint64_t first_offset, std::uint64_t raw_nbyte
         begin + static_cast<std::ptrdiff_t>(std::min(chunks_per_entry, code_nbytes.size() - i));
     AppendVarint(&out, std::accumulate(begin, end, std::uint64_t{0}));
   }
-  // Readers come from the end: size and magic are the last things there.
+  // Readers start at the end, so the size and the magic come last.
   out.append(PaddingTo(out.size() + kTailNbytes, kBlockNbytes), '\0');
   AppendLe32(&out, static_cast<std::uint32_t>(out.size() + kTailNbytes));
   out.append(kMagic);

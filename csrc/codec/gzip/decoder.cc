@@ -21,7 +21,7 @@ namespace {
 constexpr std::size_t kHeaderNbytes = 10;
 constexpr std::size_t kTrailerNbytes = 8;
 constexpr std::size_t kStoredHeaderNbytes = 5;  // of a block that starts on a byte
-// No code of deflate stands for more: 258 bytes take two bits.
+// Deflate cannot expand more than this: a match of 258 bytes takes at least two bits.
 constexpr std::uint64_t kMostExpansion = 1032;
 
 bool HasMagic(Span file, std::uint64_t at) {
@@ -29,7 +29,7 @@ bool HasMagic(Span file, std::uint64_t at) {
          file.data[at + 2] == 8;
 }
 
-// The checksum and length of a member so far.
+// The CRC-32 and the length of the part of a member that is decoded so far.
 struct Total {
   std::uint32_t crc = 0;
   std::uint64_t nbytes = 0;
@@ -65,7 +65,7 @@ class ChunkDecoder final : public BlockDecoder {
     const std::uint8_t* code = file.data + begin;
     std::size_t wanted = code_nbytes;
     if (end + kTrailerNbytes != file.nbytes) {
-      // The library wants a whole stream: an empty last block makes it one.
+      // libdeflate needs a complete stream, so an empty last block is appended.
       wanted += kEmptyLastBlock.size();
       std::uint8_t* copy = code_.Reserve(wanted);
       std::memcpy(copy, code, code_nbytes);
@@ -76,14 +76,14 @@ class ChunkDecoder final : public BlockDecoder {
     const libdeflate_result result = libdeflate_deflate_decompress_ex(
         inflate_, code, wanted, out, block.raw_nbytes, &used, nullptr);
     if (result != LIBDEFLATE_SUCCESS || used != wanted) {
-      throw Error::Corrupt("gzip: a chunk is not what the chunk index says", begin);
+      throw Error::Corrupt("gzip: a chunk does not match the chunk index", begin);
     }
     const std::size_t nbytes = block.raw_nbytes;
     return {nbytes, end * 8, Crc32({out, nbytes})};
   }
 
  private:
-  // A stored block of no bytes, the last of its stream (RFC 1951, 3.2.4).
+  // An empty stored block, marked as the last one (RFC 1951, section 3.2.4).
   static constexpr std::array<std::uint8_t, 5> kEmptyLastBlock = {1, 0, 0, 0xFF, 0xFF};
 
   libdeflate_decompressor* inflate_;
@@ -123,8 +123,8 @@ class ChunkStream final : public BlockStream {
   std::vector<CodeBlock> blocks_;
 };
 
-// Where the chunks lie; nothing where the index is not that of this file. Then
-// its member is damaged, which decoding from start to end will tell.
+// The chunks, then the index, as blocks. Empty if there is no index or if it does not fit this
+// file. The file is then decoded from start to end, which finds any damage.
 std::vector<CodeBlock> FindChunks(Span file) {
   if (file.nbytes < kHeaderNbytes + kStoredHeaderNbytes + kTrailerNbytes || file.data[3] != 0) {
     return {};
@@ -139,7 +139,7 @@ std::vector<CodeBlock> FindChunks(Span file) {
   }
   const std::uint64_t index_code = trailer - index->nbytes - kStoredHeaderNbytes;
   const std::size_t chunks = index->code_nbytes.size();
-  // The last chunk's size follows from the member's, of which 32 bits are known.
+  // The last chunk's size follows from the member's size, of which the trailer has the low 32 bits.
   const auto last_nbytes = static_cast<std::uint32_t>(
       LoadLe32(file.data + trailer + 4) - index->nbytes - (chunks - 1) * index->raw_nbytes);
   if (last_nbytes > index->raw_nbytes) return {};
@@ -176,7 +176,7 @@ class MemberDecoder final : public SequentialDecoder {
   std::size_t Read(std::uint8_t* out, std::size_t nbytes) override {
     std::size_t done = 0;
     while (done < nbytes && !ended_) {
-      // While the bytes are in a cache, their checksum costs next to nothing.
+      // In small steps, so that the bytes are still in the cache for the checksum.
       const std::size_t n = std::min(nbytes - done, kStepNbytes);
       const std::size_t got = inflater_.Inflate(out + done, n);
       total_.crc = Crc32({out + done, got}, total_.crc);
@@ -209,7 +209,7 @@ class MemberDecoder final : public SequentialDecoder {
     if (!ended_) StartMember(next);
   }
 
-  // From a member's first byte to its code.
+  // Checks a member's header and returns where its code begins.
   std::uint64_t SkipHeader(std::uint64_t begin) const {
     enum Flags : unsigned { kCrc = 2, kExtra = 4, kName = 8, kComment = 16, kReserved = 0xE0 };
     if (!HasMagic(file_, begin)) throw Error::Corrupt("gzip: no member begins here", begin);

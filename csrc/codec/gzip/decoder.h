@@ -1,8 +1,8 @@
-// gzip (RFC 1952): archives with a chunk index (codec/gzip/chunk_index.h) chunk by chunk,
-// any other file, of one member or many, from start to end.
+// gzip (RFC 1952). Archives with a chunk index (codec/gzip/chunk_index.h) are decoded chunk by
+// chunk. Any other file, with one member or many, is decoded from start to end.
 //
-// Zeros may follow the last member, as tapes have them. The chunk index is part
-// of the stream, as its last block.
+// Zeros may follow the last member, as on tapes. The chunk index is part of the decoded stream: it
+// is the last block.
 #ifndef PYCKPT_CODEC_GZIP_DECODER_H_
 #define PYCKPT_CODEC_GZIP_DECODER_H_
 

@@ -34,14 +34,15 @@ class DeflateEncoder final : public TypedEncoder<GzipChunk> {
     const std::vector<Run>& runs = gatherer_.Gather(chunk, kWindowNbytes);
     const std::size_t stored_bound = StoredBlocksBound(chunk.nbytes, runs.size());
     if (level_ != 0 && EncodeBlocks(runs, chunk.nbytes, out) <= stored_bound) return;
-    // What was asked for, or all there is to do where samples were wrong.
+    // Level 0, or the samples were misleading and the coded blocks are too long.
     BitWriter writer(out->buffer.Reserve(stored_bound + BitWriter::kSlackNbytes));
     WriteStored(runs, 0, chunk.nbytes, &writer);
     Use(out, writer.Align());
   }
 
  private:
-  static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;  // how far deflate refers
+  // The longest distance of a match.
+  static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;
 
   static std::uint64_t Use(EncodedChunk* out, const std::uint8_t* end) {
     out->UseBuffer(static_cast<std::size_t>(end - out->buffer.data()));
@@ -113,7 +114,7 @@ class GzipJoiner final : public TypedJoiner<GzipChunk> {
   }
 
  private:
-  // Deflate, no flags and no time stamp (equal states give equal files), Unix.
+  // Deflate, no flags, no time stamp (so that equal states give equal files), Unix.
   static constexpr std::array<char, 10> kHeader = {'\x1F', '\x8B', 8, 0, 0, 0, 0, 0, 0, 3};
 
   void Add(std::uint32_t crc, std::uint64_t nbytes) {

@@ -1,5 +1,5 @@
-// gzip: one member (RFC 1952) whose deflate data (RFC 1951) is made in parallel.
-// Each chunk ends with an empty stored block, so the next one starts on a byte.
+// gzip: one member (RFC 1952) whose deflate data (RFC 1951) is made in parallel. Each chunk ends on
+// a byte boundary, if necessary by an empty stored block.
 #ifndef PYCKPT_CODEC_GZIP_ENCODER_H_
 #define PYCKPT_CODEC_GZIP_ENCODER_H_
 
@@ -11,9 +11,9 @@ namespace pyckpt::gzip {
 
 inline constexpr std::size_t kChunkNbytes = std::size_t{1} << 20;
 
-// Level 0 stores. At the others floats become literals with Huffman codes of
-// their own, whatever the level; where a match finder pays, libdeflate runs at this
-// level.
+// Level 0 stores. All other levels encode floats as literals, with Huffman codes made for them.
+// Where a match finder pays, libdeflate encodes with this level. From level 7 on, blocks are
+// divided more finely.
 class GzipCodec final : public Codec {
  public:
   std::size_t chunk_nbytes() const override { return kChunkNbytes; }

@@ -1,4 +1,4 @@
-// What RFC 1951 says of the symbols of a block.
+// The symbols of deflate blocks (RFC 1951).
 #ifndef PYCKPT_CODEC_GZIP_FORMAT_H_
 #define PYCKPT_CODEC_GZIP_FORMAT_H_
 
@@ -13,7 +13,7 @@ inline constexpr std::size_t kLiterals = 256;
 inline constexpr std::size_t kEndOfBlock = 256;
 inline constexpr std::size_t kLengthSymbols = 29;
 inline constexpr std::size_t kDistanceSymbols = 30;
-inline constexpr int kLongest = 15;  // of codes
+inline constexpr int kLongest = 15;  // in bits, of codes
 inline constexpr std::size_t kShortestMatch = 3;
 inline constexpr std::size_t kLongestMatch = 258;
 
@@ -52,7 +52,8 @@ inline std::size_t LengthSymbol(std::size_t nbytes) {
                                   kLengthBase.begin() - 1);
 }
 
-// A run as matches that deflate has lengths for.
+// Splits a match into matches of lengths that deflate has, and calls match(nbytes) for each. nbytes
+// is at least kShortestMatch.
 template <typename Match>
 void SplitMatch(std::size_t nbytes, Match match) {
   while (nbytes > kLongestMatch) {

@@ -11,7 +11,7 @@ namespace pyckpt::gzip {
 namespace {
 
 constexpr std::uint64_t kMostAtOnce = std::uint64_t{1} << 30;  // the library counts in 32 bits
-constexpr int kRawDeflate = -15;                               // neither zlib's nor gzip's header
+constexpr int kRawDeflate = -15;                               // without zlib's or gzip's header
 
 }  // namespace
 
@@ -35,7 +35,7 @@ std::size_t Inflater::Inflate(std::uint8_t* out, std::size_t nbytes) {
     if (state_->avail_in == 0) {
       state_->avail_in = static_cast<uInt>(std::min(file_.nbytes - given_, kMostAtOnce));
       if (state_->avail_in == 0) break;
-      // The library's field lacks the const.
+      // zlib does not write to it, but its field is not const.
       state_->next_in = const_cast<std::uint8_t*>(file_.data + given_);
       given_ += state_->avail_in;
     }
@@ -45,9 +45,9 @@ std::size_t Inflater::Inflate(std::uint8_t* out, std::size_t nbytes) {
     const int result = inflate(state_.get(), Z_NO_FLUSH);
     done += room - state_->avail_out;
     ended_ = result == Z_STREAM_END;
-    // Z_BUF_ERROR: the code's last bytes gave nothing, and there are no more.
+    // Z_BUF_ERROR is no error here: the last bytes of the file gave no output, and no more follow.
     if (result != Z_OK && result != Z_STREAM_END && result != Z_BUF_ERROR) {
-      throw Error::Corrupt("gzip: its code is damaged", offset());
+      throw Error::Corrupt("gzip: the compressed data is damaged", offset());
     }
   }
   return done;

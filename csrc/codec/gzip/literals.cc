@@ -11,8 +11,8 @@ namespace {
 constexpr unsigned kLengthBits = 8;
 constexpr std::uint32_t kLengthMask = (1U << kLengthBits) - 1;
 
-// Entries hold a code above, and in the low bits its length; a sum of entries has the
-// sum of their lengths there.
+// An entry of a table has its code's length in the low kLengthBits bits and the code above. The low
+// bits of a sum of entries are the sum of the lengths.
 [[gnu::always_inline]] inline std::uint64_t TwoCodes(std::uint64_t a, std::uint64_t b) {
   return a >> kLengthBits | b >> kLengthBits << (a & BitWriter::kShiftMask);
 }
@@ -27,8 +27,8 @@ struct Portable {
 
 #if defined(__x86_64__)
 struct Bmi {
-  // In one instruction. Its intrinsic may be called by functions of its own target alone,
-  // and those cannot become part of a loop that is shared.
+  // One instruction. Its intrinsic can be called only from functions that are compiled for BMI, and
+  // those cannot be inlined into a loop that all CPUs share.
   static std::uint64_t NbytesIn(std::uint64_t nbits) {
     constexpr std::uint64_t kFiveBitsFromThird = 5 << 8 | 3;
     std::uint64_t nbytes = 0;
@@ -38,7 +38,7 @@ struct Bmi {
 };
 #endif
 
-// The code of some pairs, one after another; how long it is, in the lowest eight bits of length.
+// The joined codes of some pairs. Only the lowest eight bits of length are valid.
 struct Codes {
   std::uint64_t bits;
   std::uint64_t length;
@@ -56,11 +56,11 @@ template <std::size_t kPairs>
   }
 }
 
-// Two words at once, each with the codes of so many pairs.
+// Writes two words at a time, each with the codes of kPairs pairs.
 template <typename Cpu, std::size_t kPairs>
 [[gnu::always_inline]] inline std::size_t EmitPairsLoop(Span raw, const std::uint32_t* pairs,
                                                         BitWriter* writer) {
-  constexpr std::size_t kRounds = 8;  // in a loop of their own, or GCC does worse
+  constexpr std::size_t kRounds = 8;  // unrolled in a separate loop, which GCC compiles better
   constexpr std::size_t kWord = 2 * kPairs;
   BitWriter w = *writer;
   const std::uint8_t* at = raw.data;
@@ -100,11 +100,12 @@ template <typename Cpu>
   return i;
 }
 
-// What b adds to an entry depends on how long a's code is: that far its own moves up. As a
-// product, since CPUs with AVX2 multiply eight at once but are slow to shift by eight amounts.
+// Makes the table of pairs. b's code is shifted up by the length of a's code. The shift is a
+// multiplication, because CPUs with AVX2 multiply eight entries at once, but are slow to shift them
+// by eight different amounts.
 [[gnu::always_inline]] inline void FillPairsLoop(const std::array<std::uint32_t, kLiterals>& table,
                                                  std::uint32_t* pairs) {
-  // Copies, which the pairs cannot overlap.
+  // A copy, so that the compiler knows that pairs does not overlap it.
   const std::array<std::uint32_t, kLiterals> singles = table;
   std::array<std::uint32_t, kLiterals> powers{};
   for (std::size_t a = 0; a < kLiterals; ++a) powers[a] = 1U << (singles[a] & kLengthMask);
@@ -113,20 +114,20 @@ template <typename Cpu>
     const std::uint32_t b_code = singles[b] & ~kLengthMask;
     std::uint32_t* row = pairs + (b << 8);
     for (std::size_t a = 0; a < kLiterals; ++a) {
-      // a's length stays in the low bits, where b's is added.
+      // The low bits of the sum are a's length plus b's length.
       row[a] = singles[a] + b_length + b_code * powers[a];
     }
   }
 }
 
-// Returns how many bytes it wrote: a few at the end are left.
+// Returns how many bytes of raw it wrote. A few at the end may be left.
 using Emit = std::size_t (*)(Span raw, const std::uint32_t* table, BitWriter* writer);
 using FillPairs = void (*)(const std::array<std::uint32_t, kLiterals>& table, std::uint32_t* pairs);
 
 struct Kernels {
   Emit singles;
   Emit pairs;
-  Emit short_pairs;  // of codes that are no longer than kShortCode
+  Emit short_pairs;  // if no code is longer than kShortCode
   FillPairs fill;
 };
 
@@ -149,7 +150,7 @@ constexpr Kernels kPortable = {[](Span raw, const std::uint32_t* table, BitWrite
                                   std::uint32_t* pairs) { FillPairsLoop(table, pairs); }};
 
 #if defined(__x86_64__)
-// The same loops: shifts by a variable amount are one instruction with BMI2.
+// The same loops. With BMI2 a shift by a variable amount is one instruction.
 [[gnu::target("bmi2")]] std::size_t EmitBmi2(Span raw, const std::uint32_t* table, BitWriter* w) {
   return EmitLoop<Bmi>(raw, table, w);
 }

@@ -1,5 +1,5 @@
-// Literals of a block, written as fast as a loop can: several codes at once, from tables of
-// single bytes or of pairs.
+// Writes the literals of a block fast: several codes at once, from a table of single bytes or a
+// table of pairs.
 #ifndef PYCKPT_CODEC_GZIP_LITERALS_H_
 #define PYCKPT_CODEC_GZIP_LITERALS_H_
 
@@ -14,33 +14,33 @@
 
 namespace pyckpt::gzip {
 
-// The longest code of a literal: two of them and a byte for a length fit 32 bits.
+// The longest code of a literal, in bits. Two codes and a byte for their length fit into 32 bits.
 inline constexpr int kLongestCode = 12;
-// Where no code is longer, six of them are written at once, not four.
+// If no literal has a longer code, six codes are written at once instead of four. In bits.
 inline constexpr int kShortCode = 9;
 
-// To fill the table of pairs, and to look for short codes, takes as long as to write so many
-// bytes of literals saves by it.
+// From this many bytes of literals on, the table of pairs and the search for short codes save more
+// time than they take.
 inline constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
 
-// Keeps its tables from block to block.
+// Keeps the memory of its tables between blocks.
 class LiteralWriter {
  public:
-  // Chooses how to write literal_nbytes literals. codes are those of all 256 bytes, and begin
-  // where they lie.
+  // Makes the tables, and chooses how to write literal_nbytes bytes of literals. The first 256
+  // codes are those of the literals.
   void Prepare(const std::vector<HuffmanCode>& codes, std::size_t literal_nbytes);
 
   void Write(Span literals, BitWriter* writer) const;
 
  private:
-  // Writes most of raw, and returns how many bytes.
+  // Writes most of raw. Returns how many bytes of raw it wrote.
   using Emit = std::size_t (*)(Span raw, const std::uint32_t* table, BitWriter* writer);
 
   Emit emit_ = nullptr;
   bool use_pairs_ = false;
-  // Code above, length in the low eight bits.
+  // The length is in the low eight bits, the code above.
   std::array<std::uint32_t, 256> table_{};
-  std::vector<std::uint32_t> pair_table_;  // for two bytes at once, low one first
+  std::vector<std::uint32_t> pair_table_;  // index: the first byte, plus 256 times the second
 };
 
 }  // namespace pyckpt::gzip

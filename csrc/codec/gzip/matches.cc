@@ -16,19 +16,20 @@ constexpr std::size_t kPieceNbytes = std::size_t{64} << 10;
 
 struct StreamEnd {
   std::uint64_t last_block_bit;  // where the last block begins
-  std::uint64_t end_bit;         // behind that block
+  std::uint64_t end_bit;         // where it ends
 };
 
-// zlib's decoder stops between blocks, and only it can tell where they are.
+// Decodes the stream with zlib, because zlib can stop between blocks and say where they are.
+// libdeflate cannot.
 StreamEnd FindEnd(Span stream, std::vector<std::uint8_t>* inflated) {
   constexpr int kRawDeflate = -15;  // 32 KiB window, no header
   constexpr int kLastBlock = 64;    // of data_type
   constexpr int kBetweenBlocks = 128;
-  constexpr int kUnusedBits = 7;  // of the byte read last
+  constexpr int kUnusedBits = 7;  // how many of the last byte
   inflated->resize(kPieceNbytes);
   z_stream zlib{};
   if (inflateInit2(&zlib, kRawDeflate) != Z_OK) throw std::bad_alloc();
-  zlib.next_in = const_cast<Bytef*>(stream.data);  // zlib's field lacks the const
+  zlib.next_in = const_cast<Bytef*>(stream.data);  // zlib's field is not const
   zlib.avail_in = static_cast<uInt>(stream.nbytes);
   StreamEnd end{};
   int status = Z_OK;

@@ -1,4 +1,4 @@
-// Deflate blocks with matches, by libdeflate: what integers and text want.
+// Deflate blocks with matches, made by libdeflate. Good for integers and text.
 #ifndef PYCKPT_CODEC_GZIP_MATCHES_H_
 #define PYCKPT_CODEC_GZIP_MATCHES_H_
 
@@ -13,24 +13,24 @@ struct libdeflate_compressor;
 
 namespace pyckpt::gzip {
 
-// libdeflate makes whole streams alone, twice as fast as zlib. Of such a stream the last
-// block is found, and made one that others follow.
+// libdeflate is twice as fast as zlib, but makes only complete streams. So the last block of its
+// stream is found and its "last" bit is cleared; then other blocks can follow.
 class MatchWriter {
  public:
-  // 1 to 9: how hard matches are looked for. Holds 0.8 MB from the first Write() on.
+  // level is libdeflate's, 1 to 9. Takes 0.8 MB of memory from the first Write() on.
   explicit MatchWriter(int level) : level_(level) {}
   MatchWriter(const MatchWriter&) = delete;
   MatchWriter& operator=(const MatchWriter&) = delete;
   ~MatchWriter();
 
-  // Writes blocks, not the last of their stream, for raw, which is not empty. False, and
-  // nothing written, where they take more than most_nbytes.
+  // Writes raw, which is not empty, as blocks, none of which is the last of the stream. If they
+  // would take more than about most_nbytes, returns false and leaves writer unchanged.
   bool Write(Span raw, std::size_t most_nbytes, BitWriter* writer);
 
  private:
   int level_;
   libdeflate_compressor* compressor_ = nullptr;
-  std::vector<std::uint8_t> inflated_;  // a piece at a time, of no interest
+  std::vector<std::uint8_t> inflated_;  // zlib's output, one piece at a time; not used
 };
 
 }  // namespace pyckpt::gzip

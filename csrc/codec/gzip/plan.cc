@@ -13,45 +13,48 @@ namespace {
 constexpr std::size_t kStretchNbytes = std::size_t{16} << 10;
 constexpr std::size_t kProbeNbytes = 512;
 
-// Bytes of so much entropy are no text and no integers: only long repeats can
-// be found in them, and those are known.
+// In bits per byte. Bytes with more entropy are neither text nor integers. They have only long
+// repeats, and those are known already.
 constexpr float kNoiseBits = 7;
 
-// Not all slices are counted, since all of a tensor's bytes look alike: of sixteen in a row
-// some, in this order, so that any number of them lie far apart.
+// Only some slices are counted, because all parts of a tensor look alike. Of sixteen slices in a
+// row, the first few in this order are counted. For any number of them, they are far apart.
 constexpr std::size_t kSliceNbytes = 256;
 constexpr std::array<unsigned, 16> kSliceOrder = {0, 8, 4, 12, 2, 10, 6, 14,
                                                   1, 9, 5, 13, 3, 11, 7, 15};
 constexpr std::size_t kSlicesCounted = 4;
 
-// A code is made from so many bytes at least, or from all of a shorter block.
+// A code is made from at least this many bytes, or from all bytes of a shorter block.
 constexpr std::size_t kSampleNbytes = std::size_t{16} << 10;
 
-// Bytes of neighbouring values are about as frequent in mantissas: where counts of so many in a
-// row differ by no more than chance would have it, their mean tells more than each of them.
+// In mantissas, bytes of neighbouring values are about equally frequent. If the counts of this many
+// values in a row differ by no more than chance explains, their mean is a better estimate than each
+// count.
 constexpr std::size_t kNeighbours = 16;
-// In standard deviations, and above the smallest of them, which lies 1.8 below their mean.
+// How far a count may be above the smallest of them, in standard deviations. The smallest is about
+// 1.8 below the mean.
 constexpr float kChance = 5;
 
-// Literals have to save this share before they are worth decoding: one part in.
+// Coded literals must save at least one part in this many, or the bytes are stored.
 constexpr std::size_t kWorthwhile = 500;
 
-// What a block of its own has to save, in bits of the sample. A sample flatters
-// the code that is made from it, by about half a symbol's worth of bits for each
-// symbol: 255 / (2 ln 2). The rest is the block's header.
+// How much a separate block must save, in bits of the sample. A sample's own code looks better than
+// it is, by about half a symbol's worth of bits for each symbol: 255 / (2 ln 2) = 184. The rest is
+// for the block's header.
 constexpr float kFlatteryBits = 184;
 constexpr float kSplitBits = kFlatteryBits + 96;
 
-// Each block costs time too, and most save little: up to this level samples are half
-// as large, and a block has to save almost four times as much.
+// Each block also costs time, and most blocks save little. Up to this level, samples are half as
+// large, and a block must save almost four times as much.
 constexpr int kLastCoarseLevel = 6;
 constexpr float kCoarseSplitBits = kFlatteryBits + 175;
 
-// Most stretches are so like the block before that half of the sample tells. In half of
-// it a difference shows half as clearly, and half of that is left for chance.
+// Most stretches are so similar to the block before them that half of the sample is enough to see
+// it. In half of the sample a difference counts half as much; the other factor of a half allows for
+// chance.
 constexpr float kAtAGlance = 0.25F;
 
-// Four at once: loops over histograms are not vectorised by themselves.
+// Four counts at once, because the compiler does not vectorise loops over histograms.
 using Lanes = float __attribute__((vector_size(16)));
 using LaneCounts = std::int32_t __attribute__((vector_size(16)));
 constexpr std::size_t kLanes = sizeof(Lanes) / sizeof(float);
@@ -64,13 +67,13 @@ LaneCounts LoadCounts(const Histogram& histogram, std::size_t at) {
 
 Lanes ToFloats(LaneCounts counts) { return __builtin_convertvector(counts, Lanes); }
 
-// At least one, so that there is a logarithm, or something to divide by.
+// At least one, so that the logarithm and the division are defined.
 Lanes AtLeastOne(LaneCounts counts) { return ToFloats(counts - (counts == 0)); }
 
 float Sum(Lanes lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
 
-// log2(x) for x >= 1, right to 0.0012: the exponent, and a cubic through the
-// mantissa that meets log2 at 1, 4/3, 5/3 and 2.
+// log2(x) for x >= 1, with an error below 0.0012: the exponent plus a cubic of the mantissa that
+// equals log2 at 1, 4/3, 5/3 and 2.
 Lanes Log2(Lanes x) {
   constexpr std::int32_t kMantissa = (1 << 23) - 1;
   constexpr std::int32_t kOne = 127 << 23;  // 1.0F
@@ -84,7 +87,7 @@ Lanes Log2(Lanes x) {
   return exponent + m * (1.41899F + m * (-0.57296F + m * 0.15397F));
 }
 
-// What a perfect code for exactly the bytes in the sample would take, in bits.
+// The size of the block's sample in a perfect code made for this sample, in bits.
 float EntropyBits(const BlockPlan& block) {
   Lanes sum{};
   for (std::size_t s = 0; s < block.sample.size(); s += kLanes) {
@@ -95,15 +98,16 @@ float EntropyBits(const BlockPlan& block) {
   return n * Log2(Lanes{n < 1 ? 1 : n})[0] - Sum(sum);
 }
 
-// Those of sixteen slices that stand in kSliceOrder from first up to last, a bit for each.
+// The slices kSliceOrder[first] to kSliceOrder[last - 1], as a mask with one bit for each of
+// sixteen slices.
 std::uint32_t Slices(std::size_t first, std::size_t last) {
   std::uint32_t slices = 0;
   for (std::size_t i = first; i < last; ++i) slices |= 1U << kSliceOrder[i];
   return slices;
 }
 
-// Counts bytes outside repeats. Two tables, so that equal neighbours do not wait
-// for one counter.
+// Counts bytes outside repeats. It has two tables, so that two equal neighbours do not wait for the
+// same counter.
 class Counter {
  public:
   void Add(Span literals, std::uint32_t slices) {
@@ -132,9 +136,9 @@ class Counter {
   std::size_t nbytes_ = 0;
 };
 
-// Bits that one code for both takes more than two codes do, in bits of the samples:
-// half the statistic by which samples are tested for being of one kind (chi-squared,
-// Pearson), which for samples that are alike is what EntropyBits() would tell.
+// How many more bits one code for both samples takes than two codes. This is half of Pearson's
+// chi-squared statistic for the hypothesis that both samples have the same distribution, in bits.
+// If the samples are similar, it is about what EntropyBits() would give.
 float JoiningBits(const BlockPlan& a, const BlockPlan& b) {
   const auto a_nbytes = static_cast<float>(a.sample_nbytes);
   const auto b_nbytes = static_cast<float>(b.sample_nbytes);
@@ -150,7 +154,7 @@ float JoiningBits(const BlockPlan& a, const BlockPlan& b) {
   return square / (2 * kLn2);
 }
 
-// Calls literals(bytes) for what a stretch of a run has outside repeats.
+// Calls literals(bytes) for each part of a stretch of a run that is outside repeats.
 template <typename Literals>
 void ForEachLiterals(const Run& run, std::size_t begin, std::size_t end,
                      const std::vector<Repeat>& repeats, std::size_t* next, Literals literals) {
@@ -162,7 +166,8 @@ void ForEachLiterals(const Run& run, std::size_t begin, std::size_t end,
       [](std::size_t, std::size_t, std::size_t) {});
 }
 
-// A stretch whose literals are counted in these slices, and the longest of them.
+// A stretch as a block, with the literals of these slices counted. Sets *longest to the longest
+// part that is outside repeats.
 BlockPlan CountStretch(const Run& run, std::size_t begin, std::size_t end,
                        const std::vector<Repeat>& repeats, std::uint32_t slices, std::size_t* next,
                        Span* longest) {
@@ -204,7 +209,8 @@ void Join(const BlockPlan& b, BlockPlan* a) {
   JoinSamples(b, a);
 }
 
-// Calls stretch(run, begin, end) for each from begin up to end, between two of them.
+// Calls stretch(run, begin, end) for each stretch of the runs in [begin, end). begin is where a
+// stretch begins, and end where one ends.
 template <typename Stretch>
 void ForEachStretch(const std::vector<Run>& runs, std::size_t begin, std::size_t end,
                     Stretch stretch) {
@@ -216,8 +222,8 @@ void ForEachStretch(const std::vector<Run>& runs, std::size_t begin, std::size_t
   }
 }
 
-// Enlarges samples that are too small to make a code of, by slices behind those counted. Short
-// blocks are counted anew, and whole.
+// Enlarges samples that are too small to make a code from. It counts the next slices in
+// kSliceOrder, after the first `counted`. Of short blocks it counts all bytes again.
 void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
                std::size_t counted, std::vector<BlockPlan>* blocks) {
   std::size_t next = 0;
@@ -244,9 +250,9 @@ void CountMore(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
   }
 }
 
-// Takes out of a sample what is chance.
+// Removes chance differences from a sample (see kNeighbours).
 void Smooth(BlockPlan* block) {
-  if (block->sample_nbytes == block->literal_nbytes) return;  // all is counted
+  if (block->sample_nbytes == block->literal_nbytes) return;  // every byte is counted, so no chance
   Histogram& sample = block->sample;
   block->sample_nbytes = 0;
   for (auto from = sample.begin(); from != sample.end(); from += kNeighbours) {
@@ -276,7 +282,7 @@ std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vecto
   const float split_bits = coarse ? kCoarseSplitBits : kSplitBits;
   const float glance_bits = kFlatteryBits + kAtAGlance * (split_bits - kFlatteryBits);
   std::vector<BlockPlan> blocks;
-  std::optional<float> last_bits;  // of the last block, if known
+  std::optional<float> last_bits;  // EntropyBits() of the last block, if known
   std::size_t next = 0;
   const auto is_like_last = [&](const BlockPlan& stretch, float most_bits) {
     return !blocks.empty() && blocks.back().kind == BlockKind::kLiterals &&

@@ -1,4 +1,4 @@
-// Where deflate blocks begin and end in a chunk, and of which kind each is.
+// Divides a chunk into deflate blocks and chooses the kind of each.
 #ifndef PYCKPT_CODEC_GZIP_PLAN_H_
 #define PYCKPT_CODEC_GZIP_PLAN_H_
 
@@ -16,28 +16,27 @@ namespace pyckpt::gzip {
 using Histogram = std::array<std::uint32_t, 256>;
 
 enum class BlockKind {
-  kStored,    // noise: nothing to gain
-  kLiterals,  // literals with a Huffman code of their own, and repeats
-  kMatches,   // a match finder's work
+  kStored,    // noise, which cannot be compressed
+  kLiterals,  // literals with their own Huffman code, and long repeats
+  kMatches,   // for a match finder
 };
 
 struct BlockPlan {
-  std::size_t begin;
+  std::size_t begin;  // offsets in the chunk
   std::size_t end;
   BlockKind kind;
-  Histogram sample;            // of the bytes outside repeats, as far as it is not chance
-  std::size_t sample_nbytes;   // the sum of that
+  Histogram sample;            // of bytes outside repeats, smoothed
+  std::size_t sample_nbytes;   // the sum of sample
   std::size_t literal_nbytes;  // all bytes outside repeats
 };
 
-// The blocks of a chunk, in order and without gaps. Neighbouring stretches of
-// the same kind are one block where a joint code costs no more than two; up to
-// level 6, where it costs little more.
-// No repeat lies in two runs.
+// The blocks of a chunk, in order and without gaps. Neighbouring stretches of the same kind share a
+// block if two blocks would not save enough bits to pay for a second header. Up to level 6 two
+// blocks have to save almost four times as much. No repeat may lie in two runs.
 std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
                                   int level);
 
-// How many blocks there are at most.
+// How many blocks PlanBlocks() returns at most.
 std::size_t MostBlocks(const std::vector<Run>& runs);
 
 }  // namespace pyckpt::gzip

@@ -13,7 +13,7 @@ constexpr std::size_t kStoredLimit = 65535;
 std::uint8_t* WriteEmptyBlock(BitWriter* writer) {
   writer->Put(0, 3);  // stored, not the last
   writer->Align();
-  writer->Put(0xFFFF0000, 32);  // its length, 0, and that inverted
+  writer->Put(0xFFFF0000, 32);  // the length, 0, and its complement
   return writer->Align();
 }
 

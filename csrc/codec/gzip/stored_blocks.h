@@ -10,12 +10,14 @@
 
 namespace pyckpt::gzip {
 
-// An empty stored block: what follows starts on a byte. Returns the end.
+// Writes an empty stored block, so that what follows starts on a byte boundary. Returns the end of
+// the output.
 std::uint8_t* WriteEmptyBlock(BitWriter* writer);
 
-// Stored blocks, the first of which starts in the writer's last byte: 5 bytes
-// for each 65,535, or what is left of them in each run, and one.
+// How many bytes the stored blocks for this many runs take at most: the raw bytes, 5 for each full
+// block of 65,535 bytes, 5 for the rest of each run, and 1 if the first block starts within a byte.
 std::size_t StoredBlocksBound(std::size_t raw_nbytes, std::size_t runs);
+// Writes raw as stored blocks, none of which is the last of the stream. Returns the end.
 std::uint8_t* WriteStoredBlocks(Span raw, BitWriter* writer);
 
 }  // namespace pyckpt::gzip

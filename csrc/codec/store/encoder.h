@@ -1,4 +1,4 @@
-// No compression: the chunk's pieces are the code, written from where they lie.
+// No compression: the chunk's pieces are the code. They are written without a copy.
 #ifndef PYCKPT_CODEC_STORE_ENCODER_H_
 #define PYCKPT_CODEC_STORE_ENCODER_H_
 

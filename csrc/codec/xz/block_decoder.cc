@@ -12,7 +12,7 @@
 namespace pyckpt::xz {
 namespace {
 
-// What a block header says of filters; liblzma allocates their options.
+// The filters in a block header. liblzma allocates their options with malloc().
 struct Filters {
   Filters() { chain.fill({LZMA_VLI_UNKNOWN, nullptr}); }
   Filters(const Filters&) = delete;
@@ -24,7 +24,7 @@ struct Filters {
   std::array<lzma_filter, LZMA_FILTERS_MAX + 1> chain{};
 };
 
-// A block refers to nothing before it, so a dictionary need not be larger.
+// A block refers only to itself, so the dictionary need not be larger than the block.
 void LimitDictionary(std::uint64_t raw_nbytes, Filters* filters) {
   for (const lzma_filter& filter : filters->chain) {
     if (filter.id != LZMA_FILTER_LZMA2) continue;
@@ -60,7 +60,7 @@ DecodedBlock XzBlockDecoder::Decode(Span file, const CodeBlock& block, std::uint
   RequireDecoded(lzma_block_compressed_size(&header, unpadded), "a block header", begin);
   if (header.uncompressed_size != LZMA_VLI_UNKNOWN &&
       header.uncompressed_size != block.raw_nbytes) {
-    throw Error::Corrupt("xz: a block's size is not what the index says", begin);
+    throw Error::Corrupt("xz: a block's size does not match the index", begin);
   }
   header.uncompressed_size = block.raw_nbytes;
   const DecodedBlock decoded{static_cast<std::size_t>(block.raw_nbytes), (begin + nbytes) * 8, 0};
@@ -76,7 +76,7 @@ DecodedBlock XzBlockDecoder::Decode(Span file, const CodeBlock& block, std::uint
   while (status == LZMA_OK) status = lzma_code(&coder, LZMA_FINISH);
   RequireDecoded(status, "a block", begin);
   if (coder.avail_in != 0 || coder.avail_out != 0) {
-    throw Error::Corrupt("xz: a block's size is not what the index says", begin);
+    throw Error::Corrupt("xz: a block's size does not match the index", begin);
   }
   return decoded;
 }
@@ -100,7 +100,8 @@ bool XzBlockDecoder::DecodeLiterals(Span file, std::uint64_t begin, const lzma_b
   const std::uint64_t padding = PaddingTo(code_nbytes, 4);
   const std::uint8_t* code = file.data + at;
   const std::uint8_t* check = code + code_nbytes + padding;
-  // What Decode() has made sure of is that the block is inside the file.
+  // Decode() has checked that the block is inside the file. The decoder needs some bytes after the
+  // code too.
   if (file.nbytes - at - code_nbytes < Lzma2LiteralDecoder::kSlackNbytes) return false;
   if (std::any_of(code + code_nbytes, check, [](std::uint8_t byte) { return byte != 0; }) ||
       !literals_.Decode({code, code_nbytes}, out, header.uncompressed_size)) {

@@ -1,4 +1,5 @@
-// Decodes one xz block: our way if it is of floats, and by liblzma with all its filters.
+// Decodes one xz block: with our own decoder if it has literals only (as we write floats), else
+// with liblzma and all its filters.
 #ifndef PYCKPT_CODEC_XZ_BLOCK_DECODER_H_
 #define PYCKPT_CODEC_XZ_BLOCK_DECODER_H_
 
@@ -24,10 +25,10 @@ class XzBlockDecoder final : public BlockDecoder {
                       std::size_t capacity) override;
 
  private:
-  // Of the block that begins at begin.
+  // The kind of check of the block that begins at byte begin of the file.
   lzma_check CheckAt(std::uint64_t begin) const;
-  // Our own way, for blocks of floats. False if the block is none of those, or if
-  // anything about it is wrong.
+  // Decodes with our own decoder. False if the block has more than literals, or if anything in it
+  // is wrong.
   bool DecodeLiterals(Span file, std::uint64_t begin, const lzma_block& header, std::uint8_t* out);
 
   std::shared_ptr<const StreamChecks> checks_;

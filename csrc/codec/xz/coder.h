@@ -1,4 +1,4 @@
-// What all decoding by liblzma shares.
+// Shared by all code that decodes with liblzma.
 #ifndef PYCKPT_CODEC_XZ_CODER_H_
 #define PYCKPT_CODEC_XZ_CODER_H_
 
@@ -8,7 +8,7 @@
 
 namespace pyckpt::xz {
 
-// A liblzma coder, whose memory serves one block after the other.
+// A liblzma coder. It reuses its memory for the next block.
 struct Coder {
   Coder() = default;
   Coder(const Coder&) = delete;
@@ -18,8 +18,8 @@ struct Coder {
   lzma_stream stream = LZMA_STREAM_INIT;
 };
 
-// Throws Corrupt, or bad_alloc, if status is an error. what is what was decoded, which begins at
-// offset of the file.
+// Throws Corrupt (or std::bad_alloc, if liblzma is out of memory) if status is an error. what says
+// what was decoded, for the message; offset is where it begins in the file.
 void RequireDecoded(lzma_ret status, const char* what, std::uint64_t offset);
 
 }  // namespace pyckpt::xz

@@ -20,8 +20,7 @@ namespace {
 constexpr std::uint64_t kMostMemoryNbytes = std::uint64_t{1600} << 20;
 constexpr std::array<std::uint8_t, 6> kMagic = {0xFD, '7', 'z', 'X', 'Z', 0};
 
-// Blocks check themselves, and the index was compared with the file when it was
-// opened.
+// Each block has its own check, and the index was compared with the file when the file was opened.
 class XzChecker final : public StreamChecker {
  public:
   void Append(const CodeBlock& /*block*/, const DecodedBlock& /*decoded*/) override {}
@@ -67,7 +66,7 @@ class LiblzmaDecoder final : public SequentialDecoder {
       ended_ = status == LZMA_STREAM_END;
     }
     if (ended_ && coder.avail_in != 0) {
-      throw Error::Corrupt("xz: something follows the end", coder.total_in);
+      throw Error::Corrupt("xz: data follows the end of the stream", coder.total_in);
     }
     return nbytes - coder.avail_out;
   }
@@ -105,7 +104,7 @@ bool LzmaDecompressor::Recognizes(Span file) const {
   constexpr std::size_t kHeaderNbytes = 13;
   constexpr std::uint8_t kMostProperties = (4 * 5 + 4) * 9 + 8;  // pb, lp, lc
   if (file.nbytes < kHeaderNbytes || file.data[0] > kMostProperties) return false;
-  // 2^n or 2^n + 2^(n-1), or all that 32 bits say.
+  // xz expects 2^n, 2^n + 2^(n-1) or 2^32 - 1.
   const std::uint32_t dictionary = LoadLe32(file.data + 1);
   const std::uint32_t rest = dictionary & (dictionary - 1);
   const bool usual = dictionary == UINT32_MAX || rest == 0 ||

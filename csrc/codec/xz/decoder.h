@@ -1,9 +1,10 @@
-// xz (the .xz file format, version 1.2), by the blocks that the streams' indexes
-// list, and .lzma, which came before it. liblzma decodes, with all its filters.
+// xz (the .xz file format, version 1.2) and .lzma, its predecessor. xz blocks are found by the
+// indexes of the streams. liblzma decodes, with all its filters; blocks of literals only are
+// decoded by our own decoder (codec/xz/literal_decoder.h).
 //
-// Several streams and the padding between them are accepted, checks of the kinds
-// CRC-32, CRC-64, SHA-256 and none. A .lzma file has no checksum at all: a damage
-// that leaves its code possible goes unseen.
+// Accepts several streams with padding between them. Accepts the checks CRC-32, CRC-64, SHA-256 and
+// none. A .lzma file has no checksum, so damage that leaves its code valid is not noticed. Decoding
+// from start to end accepts dictionaries that need up to 1,600 MiB of memory.
 #ifndef PYCKPT_CODEC_XZ_DECODER_H_
 #define PYCKPT_CODEC_XZ_DECODER_H_
 
@@ -22,7 +23,7 @@ class XzDecompressor final : public Decompressor {
 
 class LzmaDecompressor final : public Decompressor {
  public:
-  // The format has no magic: by what xz too expects of its fields.
+  // The format has no magic, so this checks that the header's fields have values that xz accepts.
   bool Recognizes(Span file) const override;
   std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;

@@ -31,10 +31,10 @@ class XzEncoder final : public ContiguousEncoder<XzChunk> {
         matches ? Lzma2MatchesBound(raw.nbytes) : Lzma2LiteralEncoder::Bound(raw.nbytes);
     std::uint8_t* begin =
         out->buffer.Reserve(LZMA_BLOCK_HEADER_SIZE_MAX + bound + kAlignment + LZMA_CHECK_SIZE_MAX);
-    // The header's size depends on the sizes in it; it has room in front, and
-    // moves up against the data once they are known.
+    // The header's length depends on the sizes in it. There is room for the longest header in front
+    // of the data; the header is written directly before the data once the sizes are known.
     std::uint8_t* data = begin + LZMA_BLOCK_HEADER_SIZE_MAX;
-    // Literals refer to nothing, so decoders need no memory for a dictionary.
+    // Literals refer to nothing, so decoders need only the smallest dictionary.
     const lzma_options_lzma options =
         MatchOptions(level_, bits, matches ? raw.nbytes : LZMA_DICT_SIZE_MIN);
     std::uint8_t* end =
@@ -43,24 +43,24 @@ class XzEncoder final : public ContiguousEncoder<XzChunk> {
   }
 
  private:
-  static constexpr std::size_t kAlignment = 4;  // of blocks
+  static constexpr std::size_t kAlignment = 4;  // of blocks, in bytes
 
-  // True when liblzma makes a chunk smaller than literals by as much as is worth
-  // its slowness, to judge by a sample that both encode.
+  // True if liblzma with matches saves enough, compared with literals, to be worth its slowness.
+  // Both encode a sample to find out.
   bool MatchesPay(Span raw, LiteralBits bits) {
     if (HasFarRepeats(raw)) return true;
-    // Wide integers that count up share their upper bytes, and no more.
+    // Wide integers that count up share only their upper bytes.
     if (!HasRepeats(raw, bits.position >= 2 ? 3 : 4)) return false;
     constexpr std::size_t kPieces = 8;
     constexpr std::size_t kPieceNbytes = 4096;
-    constexpr std::size_t kWorthwhile = 24;  // one part in
+    constexpr std::size_t kWorthwhile = 24;  // must save one part in this many
     Span sample = raw;
     if (raw.nbytes > kPieces * kPieceNbytes) {
       std::uint8_t* to = sample_.Reserve(kPieces * kPieceNbytes);
       sample = {to, kPieces * kPieceNbytes};
-      // From the middle of each eighth: an archive's first chunk begins with
-      // headers and a pickle, which would count for too much. Aligned to the
-      // widest element, so that its bytes keep their places.
+      // The pieces come from the middle of each eighth, because an archive's first chunk begins
+      // with headers and a pickle, which would count too much. They are aligned to eight bytes, the
+      // widest element, so that the bytes of an element keep their positions.
       const std::size_t stride = raw.nbytes / kPieces;
       for (std::size_t k = 0; k < kPieces; ++k) {
         const std::size_t at = (k * stride + (stride - kPieceNbytes) / 2) & ~std::size_t{7};
@@ -77,7 +77,7 @@ class XzEncoder final : public ContiguousEncoder<XzChunk> {
     return matches_nbytes < literals_nbytes - literals_nbytes / kWorthwhile;
   }
 
-  // The block around LZMA2 data: header with both sizes, padding, check.
+  // Completes the block around the LZMA2 data: a header with both sizes, padding, a check.
   static void Frame(Span raw, lzma_options_lzma options, std::uint8_t* data, std::uint8_t* end,
                     XzChunk* out) {
     std::array<lzma_filter, 2> filters = {

@@ -1,6 +1,5 @@
-// xz: one stream of many blocks (the .xz file format, version 1.2), made in
-// parallel. Block headers carry both sizes, so xz -T and others can
-// decode in parallel too.
+// xz: one stream of many blocks (the .xz file format, version 1.2), made in parallel. Block headers
+// contain both sizes, so xz -T and other programs can decode in parallel too.
 #ifndef PYCKPT_CODEC_XZ_ENCODER_H_
 #define PYCKPT_CODEC_XZ_ENCODER_H_
 
@@ -11,8 +10,8 @@
 
 namespace pyckpt::xz {
 
-// Chunks of floats are coded as literals (codec/xz/literals.h), whatever the level;
-// where a match finder pays, liblzma runs with the level as its preset.
+// At every level, chunks of floats are coded as literals (codec/xz/literals.h). Where a match
+// finder pays, liblzma runs with the level as its preset.
 class XzCodec final : public Codec {
  public:
   std::size_t chunk_nbytes() const override { return 4 * Lzma2LiteralEncoder::kGroupNbytes; }

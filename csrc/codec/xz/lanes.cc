@@ -7,26 +7,27 @@
 namespace pyckpt::xz {
 namespace {
 
-// GCC warns that a template's argument loses its alignment; a vector's does not.
+// GCC warns that attributes of a vector type are ignored when it is a template argument. Here that
+// is harmless.
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 
-// Kernels are compiled for AVX2 one by one, so that nothing else here is.
+// Each kernel is marked for AVX2, so that no other function here is compiled for it.
 #define PYCKPT_AVX2 gnu::target("avx2")
 
-constexpr std::size_t kOctet = 8;  // 32-bit lanes of a vector
+constexpr std::size_t kOctet = 8;  // 32-bit lanes in a vector
 constexpr std::size_t kOctets = kLanes / kOctet;
 static_assert(kLaneNbytes % 8 == 0);
 
 // ---- The model -------------------------------------------------------------
 
-// What a visit with one half of a byte does to a subtree, as vectors over its
-// nodes. A row's half is in the lower 16 bytes for the first three levels and
-// in the upper ones for the fourth: shuffles do not cross that line.
+// What coding one half of a byte does to a subtree, as vectors over the subtree's nodes. The nodes
+// of the first three levels are in the lower 16 bytes of a subtree, those of the fourth level in
+// the upper 16. A shuffle does not move bytes across that boundary.
 struct alignas(32) Visit {
-  Subtree target;                       // where the nodes on the path move
-  Subtree rate;                         // 2^16 / 2^kAdaptation on the path, 0 elsewhere
-  std::array<std::uint8_t, 32> upper;   // shuffles the path into entries 0 to 3 of a row
-  std::array<std::uint8_t, 32> bottom;  // and into 4 to 7, for the lower half of a byte
+  Subtree target;                       // the value that each node on the path moves towards
+  Subtree rate;                         // 2^16 / 2^kAdaptation for nodes on the path, else 0
+  std::array<std::uint8_t, 32> upper;   // moves the path to entries 0 to 3 of a row
+  std::array<std::uint8_t, 32> bottom;  // moves it to 4 to 7, for a byte's lower half
 };
 
 constexpr std::array<Visit, 16> MakeVisits() {
@@ -65,9 +66,9 @@ template <typename T>
   _mm256_store_si256(reinterpret_cast<__m256i*>(to), vector);
 }
 
-// Adapts the nodes on the path and returns what all were before. Taking the
-// upper half of a product with a power of two shifts each node by its own count:
-// by kAdaptation, or all the way to 0.
+// Adapts the nodes on the path. Returns all nodes as they were before. The upper half of a product
+// with a power of two is a right shift, by kAdaptation for nodes on the path. For all other nodes
+// the product is 0.
 [[PYCKPT_AVX2, gnu::always_inline]] inline __m256i Adapt(Subtree* subtree, const Visit& visit) {
   const __m256i before = Load(*subtree);
   const __m256i distance = _mm256_sub_epi16(before, Load(visit.target));
@@ -75,7 +76,7 @@ template <typename T>
   return before;
 }
 
-// Runs a lane's bytes through the model; one row for each.
+// Runs a lane's bytes through the model. Writes one row of eight probabilities for each byte.
 [[PYCKPT_AVX2]] void NoteProbabilities(const std::uint8_t* raw, std::uint32_t previous,
                                        LiteralBits bits, LiteralModel* model,
                                        ByteProbabilities* rows) {
@@ -94,25 +95,24 @@ template <typename T>
 
 // ---- The range coders ------------------------------------------------------
 
-// Eight range coders (codec/xz/range_coder.h), which flush after every pair of bytes.
-// What the decisions since then add to low is summed up at the scale that low
-// had at the flush: 32 bits and a fraction of 24. Windows are 64-bit lanes, those
-// of even and of odd coders apart.
+// Eight range coders (codec/xz/range_coder.h). They flush after every pair of bytes. What decisions
+// add to low since the last flush is summed in the scale of low at that flush: 32 bits and a
+// fraction of 24 bits. Windows are 64-bit lanes; even and odd coders have separate vectors.
 struct Octet {
   __m256i range;
   __m256i whole;
   __m256i fraction;
-  __m256i shift;  // bits, since the flush
+  __m256i shift;  // in bits, since the flush
   __m256i even_windows;
   __m256i odd_windows;
-  __m256i settled;     // bytes of each code
-  __m256i is_literal;  // that decision's probability
+  __m256i settled;     // settled bytes of each code
+  __m256i is_literal;  // the probability of "no match"
 };
 
-// A decision may add to the fraction while no more was shifted out.
+// The fraction is exact while no more than this many bits were shifted out.
 constexpr int kMostShift = 24;
 
-// From 32-bit lanes to 64-bit ones.
+// The even or the odd 32-bit lanes, as 64-bit lanes.
 [[PYCKPT_AVX2, gnu::always_inline]] inline __m256i Even(__m256i v) {
   return _mm256_blend_epi32(v, _mm256_setzero_si256(), 0xAA);
 }
@@ -120,7 +120,7 @@ constexpr int kMostShift = 24;
   return _mm256_srli_epi64(v, 32);
 }
 
-// b where the top bit of choice is set, else a.
+// In each lane, b if the top bit of choice is set, else a.
 [[PYCKPT_AVX2, gnu::always_inline]] inline __m256i Choose(__m256i a, __m256i b, __m256i choice) {
   return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b),
                                               _mm256_castsi256_ps(choice)));
@@ -145,14 +145,14 @@ constexpr int kMostShift = 24;
   Renormalize(o);
 }
 
-// The decisions are the top bits of the lanes.
+// Each lane's decision is the top bit of its lane in decisions.
 [[PYCKPT_AVX2, gnu::always_inline]] inline void Decide(__m256i probabilities, __m256i decisions,
                                                        Octet* o) {
   const __m256i bound = Bound(*o, probabilities);
   const __m256i added = Choose(_mm256_setzero_si256(), bound, decisions);
   o->range = Choose(bound, _mm256_sub_epi32(o->range, bound), decisions);
   o->whole = _mm256_add_epi32(o->whole, _mm256_srlv_epi32(added, o->shift));
-  // 24 - shift, of 0, 8, 16 and 24; without a shift the mask leaves nothing.
+  // 24 - shift, for a shift of 0, 8, 16 or 24. For a shift of 0 the mask clears all bits.
   const __m256i up = _mm256_xor_si256(o->shift, _mm256_set1_epi32(kMostShift));
   const __m256i rest =
       _mm256_and_si256(_mm256_sllv_epi32(added, up), _mm256_set1_epi32((1 << kMostShift) - 1));
@@ -160,7 +160,7 @@ constexpr int kMostShift = 24;
   Renormalize(o);
 }
 
-// One row of each lane, as one vector for each decision.
+// One row of each of eight lanes, transposed: one vector for each decision.
 struct Columns {
   std::array<__m256i, 8> probabilities;
 };
@@ -190,15 +190,16 @@ struct Columns {
   return columns;
 }
 
-// What an octet's coders read and write: lane k at k times the stride.
+// Where an octet's coders read and write. Lane k is at k times kLaneNbytes in raw, kRowsPerLane in
+// rows, and kLaneCodeBound in code.
 struct Place {
-  const std::uint8_t* raw;  // at the pair of bytes that is next
+  const std::uint8_t* raw;  // at the next pair of bytes
   const ByteProbabilities* rows;
   std::uint8_t* code;
 };
 
-// Encodes a pair of bytes again, lane by lane, from the state before: for pairs
-// so unlikely that a lane shifts out more than the fraction can hold.
+// Encodes a pair of bytes again, lane by lane, from the state before it. Needed for very improbable
+// pairs, when a lane shifts out more bits than the fraction can hold.
 [[PYCKPT_AVX2, gnu::noinline, gnu::cold]] void EncodePairSlowly(const Place& place, __m256i range,
                                                                 __m256i is_literal, Octet* o) {
   struct alignas(32) Lanes {
@@ -230,8 +231,7 @@ struct Place {
   o->odd_windows = Load(lanes.windows[1]);
 }
 
-// As RangeCoder::Flush(). Returns false, and changes nothing, when a lane has
-// shifted too far.
+// Like RangeCoder::Flush(). If a lane has shifted too far, returns false and changes nothing.
 [[PYCKPT_AVX2, gnu::always_inline]] inline bool Flush(std::uint8_t* code, Octet* o) {
   constexpr int kFractionBits = kMostShift;
   const __m256i too_far = _mm256_cmpgt_epi32(o->shift, _mm256_set1_epi32(kMostShift));
@@ -246,7 +246,7 @@ struct Place {
 
   alignas(32) std::array<std::uint32_t, kOctet> settled;
   Store(&settled, o->settled);
-  // A window has wrapped when its top bit went from 1 to 0.
+  // A window has overflowed if its top bit went from 1 to 0.
   const __m256i even_carry = _mm256_andnot_si256(even, o->even_windows);
   const __m256i odd_carry = _mm256_andnot_si256(odd, o->odd_windows);
   const __m256i carry = _mm256_or_si256(even_carry, odd_carry);
@@ -284,21 +284,22 @@ struct Place {
   return true;
 }
 
-// Runs the rows of all lanes through the range coders. is_literal is the first
-// lane's; in the others that decision has long learnt all there is to learn.
+// Runs the rows of all lanes through the range coders. is_literal is the first lane's probability
+// of "no match". In the other lanes it starts at its limit, which it reaches long before a lane
+// ends.
 [[PYCKPT_AVX2]] void EncodeRows(const std::uint8_t* raw, const ByteProbabilities* rows,
                                 std::uint32_t is_literal, LaneCodes* codes) {
   std::array<Octet, kOctets> octets;
   for (Octet& o : octets) {
     o.range = _mm256_set1_epi32(-1);
     o.whole = o.fraction = o.shift = o.even_windows = o.odd_windows = _mm256_setzero_si256();
-    o.settled = _mm256_set1_epi32(1);  // the 0 that a code starts with
+    o.settled = _mm256_set1_epi32(1);  // the zero byte that starts a code
     o.is_literal = _mm256_set1_epi32(kProbabilityOne - kExtreme);
   }
   octets[0].is_literal = _mm256_insert_epi32(octets[0].is_literal, static_cast<int>(is_literal), 0);
   for (std::size_t k = 0; k < kLanes; ++k) *codes->code(k) = 0;
 
-  constexpr std::size_t kWord = 4;  // bytes that a gather brings for each lane
+  constexpr std::size_t kWord = 4;  // bytes that one gather loads for each lane
   const __m256i words = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
                                            _mm256_set1_epi32(int{kLaneNbytes}));
   for (std::size_t at = 0; at < kLaneNbytes; at += kWord) {
@@ -322,7 +323,7 @@ struct Place {
           columns[n] = Transpose(rows + n * kOctet * kRowsPerLane + at + i);
           DecideLiteral(&octets[n]);
         }
-        // Octets take turns, so that one computes while the other waits.
+        // The octets alternate, so that one computes while the other waits.
 #pragma GCC unroll 8
         for (int bit = 0; bit < 8; ++bit) {
           for (std::size_t n = 0; n < kOctets; ++n) {
@@ -369,7 +370,7 @@ void LaneEncoder::Encode(const std::uint8_t* raw, std::uint32_t previous, Litera
 
 #include <cstdlib>
 
-// UseAvx2() is false here, so nobody calls it.
+// Never called, because UseAvx2() is false on this architecture.
 void pyckpt::xz::LaneEncoder::Encode(const std::uint8_t*, std::uint32_t, LiteralBits, LiteralModel*,
                                      LaneCodes*) {
   std::abort();

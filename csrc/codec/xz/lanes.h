@@ -1,11 +1,10 @@
-// Sixteen LZMA2 chunks of literals at once, with AVX2.
+// Encodes sixteen LZMA2 chunks of literals at once, with AVX2.
 //
-// One range coder is a chain of dependent steps, nine for each byte: a CPU
-// waits most of the time. But every LZMA2 chunk starts a code of its own, and
-// the model that links a chunk to those before it depends on the raw bytes
-// alone. So the model runs first, through all sixteen chunks in turn, and notes
-// the eight probabilities of each byte; then sixteen range coders run side by
-// side, one chunk a lane, eight lanes in each vector.
+// A range coder is a chain of dependent steps, nine for each byte, so the CPU waits most of the
+// time. But every LZMA2 chunk starts a new code, and the model, which continues from chunk to
+// chunk, depends only on the raw bytes. So the model runs first, through all sixteen chunks in
+// turn, and stores eight probabilities for each byte. Then sixteen range coders run side by side,
+// one chunk per lane and eight lanes per vector.
 #ifndef PYCKPT_CODEC_XZ_LANES_H_
 #define PYCKPT_CODEC_XZ_LANES_H_
 
@@ -21,14 +20,15 @@ namespace pyckpt::xz {
 
 inline constexpr std::size_t kLanes = 16;
 
-// Raw bytes of a lane: a multiple of eight, so that elements keep their place,
-// and not of 4096, so that the lanes' lines do not crowd one set of the cache.
+// Raw bytes of a lane. A multiple of eight, so that elements are aligned alike in every lane. Not a
+// multiple of 4096, so that the lanes do not compete for the same cache set.
 inline constexpr std::size_t kLaneNbytes = 16320;
 
-// Rows of probabilities kept for a lane: a few spare ones, again for the cache.
+// Rows of probabilities for a lane. A few are spare, also because of cache sets.
 inline constexpr std::size_t kRowsPerLane = kLaneNbytes + 36;
 
-// A byte takes nine decisions of at most 6.05 bits each.
+// The longest code of a lane, in bytes. A byte takes nine decisions of at most 6.05 bits each, less
+// than 7 bytes.
 inline constexpr std::size_t kLaneCodeBound =
     kLaneNbytes * 7 + RangeCoder::kUnsettledNbytes + RangeCoder::kFlushNbytes;
 
@@ -45,13 +45,12 @@ class LaneCodes {
   std::array<std::size_t, kLanes> nbytes_{};
 };
 
-// Encoder of whole groups of lanes. Needs UseAvx2().
+// Encodes full groups of lanes. May be used only if UseAvx2() is true. Takes 4.2 MB of memory.
 class LaneEncoder {
  public:
   LaneEncoder() : rows_(kLanes * kRowsPerLane) {}
 
-  // Encodes kLanes * kLaneNbytes of raw, which previous precedes, and leaves in
-  // model what it has learnt.
+  // Encodes kLanes * kLaneNbytes bytes of raw. previous is the byte before them. Updates model.
   void Encode(const std::uint8_t* raw, std::uint32_t previous, LiteralBits bits,
               LiteralModel* model, LaneCodes* codes);
 

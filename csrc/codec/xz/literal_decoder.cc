@@ -5,7 +5,7 @@
 namespace pyckpt::xz {
 namespace {
 
-// LZMA2's control bytes (the .xz format names them by ranges).
+// LZMA2's control bytes. The coded ones are the first of a range each.
 constexpr unsigned kEnd = 0;
 constexpr unsigned kPlainResetDictionary = 1;
 constexpr unsigned kPlain = 2;
@@ -14,10 +14,10 @@ constexpr unsigned kCodedResetState = 0xA0;
 constexpr unsigned kCodedNewProperties = 0xC0;
 constexpr unsigned kCodedResetDictionary = 0xE0;
 
-constexpr std::size_t kStartNbytes = 5;    // of a code: a zero, and its first 32 bits
+constexpr std::size_t kStartNbytes = 5;    // of a code: a zero byte and the first 32 bits
 constexpr std::uint32_t kMostShared = 4;   // lc + lp
-constexpr std::uint32_t kContextEnd = 9;   // behind the largest lc
-constexpr std::uint32_t kPositionEnd = 5;  // behind the largest lp
+constexpr std::uint32_t kContextEnd = 9;   // one more than the largest lc
+constexpr std::uint32_t kPositionEnd = 5;  // one more than the largest lp
 
 std::uint64_t LoadBe(const std::uint8_t* p, std::size_t nbytes) {
   std::uint64_t value = 0;
@@ -25,14 +25,14 @@ std::uint64_t LoadBe(const std::uint8_t* p, std::size_t nbytes) {
   return value;
 }
 
-// LZMA's range decoder. The upper half of the window is what LZMA calls code, the
-// lower half the bytes that come into it next.
+// LZMA's range decoder. The upper half of the window is what LZMA calls "code". The lower half has
+// the bytes that are shifted into it next.
 class RangeDecoder {
  public:
   explicit RangeDecoder(const std::uint8_t* code)
       : window_(LoadBe64(code + 1)), next_(code + 1 + sizeof window_) {}
 
-  // Whether the decision is a 0; if not, nothing is right any more.
+  // Whether the decision is a 0. If it is a 1, the decoder's state is invalid from here on.
   [[gnu::always_inline]] bool IsZero(std::uint32_t probability) {
     const std::uint32_t bound = (range_ >> kProbabilityBits) * probability;
     range_ = bound;
@@ -56,16 +56,16 @@ class RangeDecoder {
     return bit;
   }
 
-  // To be called after at most four decisions.
+  // Call this after at most four decisions: the window has room for 32 bits' shift.
   [[gnu::always_inline]] void Refill() {
     window_ |= LoadBe64(next_) >> 1 >> (63 - shift_);
     next_ += shift_ >> 3;
     shift_ = 0;
   }
 
-  // Behind what is in the window.
+  // The first byte of code that is not in the window yet.
   const std::uint8_t* next() const { return next_; }
-  // Whether the code ends where its bytes do, as the encoder leaves it.
+  // Whether the code ends exactly at end, in the state in which an encoder ends.
   bool EndsAt(const std::uint8_t* end) const {
     return window_ >> 32 == 0 && next_ - sizeof(std::uint32_t) == end;
   }
@@ -81,7 +81,7 @@ class RangeDecoder {
   std::uint64_t window_;
   const std::uint8_t* next_;
   std::uint32_t range_ = 0xFFFFFFFF;
-  unsigned shift_ = 0;  // bits that the window has been shifted by since it was full
+  unsigned shift_ = 0;  // bits by which the window was shifted since it was full
 };
 
 }  // namespace
@@ -120,7 +120,7 @@ bool Lzma2LiteralDecoder::Decode(Span code, std::uint8_t* out, std::size_t out_n
   const std::uint8_t* at = code.data;
   const std::uint8_t* const end = code.data + code.nbytes;
   std::size_t position = 0;
-  // Below this, a control byte lacks a reset that has to come first.
+  // A coded chunk with a lower control byte is an error, because it lacks a required reset.
   unsigned least_coded = kCodedResetDictionary;
   while (at != end) {
     const unsigned control = *at++;
@@ -146,7 +146,7 @@ bool Lzma2LiteralDecoder::Decode(Span code, std::uint8_t* out, std::size_t out_n
     const std::size_t code_nbytes = LoadBe(at + 2, 2) + 1;
     if (has_properties) {
       bits_ = {at[4] % kContextEnd, at[4] / kContextEnd};
-      // Beyond, positions matter to other decisions too (pb).
+      // A larger value means that pb is not 0. Then positions matter for other decisions too.
       if (bits_.position >= kPositionEnd || bits_.context + bits_.position > kMostShared) {
         return false;
       }

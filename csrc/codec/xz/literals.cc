@@ -19,10 +19,10 @@ constexpr std::uint8_t kCodedNewProperties = 0xC0;
 constexpr std::uint8_t kCodedResetDictionary = 0xE0;
 constexpr std::size_t kStoredHeaderNbytes = 3;
 constexpr std::size_t kCodedHeaderNbytes = 5;
-constexpr std::size_t kMostCode = std::size_t{1} << 16;    // in a coded chunk
-constexpr std::size_t kMostStored = std::size_t{1} << 16;  // in an uncompressed one
+constexpr std::size_t kMostCode = std::size_t{1} << 16;    // bytes of code in a coded chunk
+constexpr std::size_t kMostStored = std::size_t{1} << 16;  // bytes in an uncompressed chunk
 
-// Encodes a lane on any CPU and returns the length of its code.
+// Encodes a lane, on any CPU. Returns the length of its code in bytes.
 std::size_t EncodeLane(Span lane, std::uint32_t previous, LiteralBits bits, LiteralModel* model,
                        std::uint8_t* code) {
   std::uint32_t is_literal = model->is_literal;
@@ -77,14 +77,14 @@ Lzma2LiteralEncoder::Lzma2LiteralEncoder()
       lanes_(UseAvx2() ? std::make_unique<LaneEncoder>() : nullptr) {}
 
 std::size_t Lzma2LiteralEncoder::Bound(std::size_t raw_nbytes) {
-  // Uncompressed groups are the longest that there are.
+  // No group is longer than an uncompressed one.
   const std::size_t groups = raw_nbytes / kGroupNbytes + 1;
   const std::size_t chunks = groups * (kGroupNbytes / kMostStored + 1);
   return raw_nbytes + chunks * kStoredHeaderNbytes + sizeof kEndMark;
 }
 
-// Codes group to codes_, and returns how long its chunks would be; as long as
-// the group itself, when one of them cannot be written.
+// Codes group to codes_. Returns how many bytes its chunks would take. Returns the length of the
+// group itself if a chunk's code is too long to be written.
 std::size_t Lzma2LiteralEncoder::EncodeGroup(Span group, std::uint32_t previous, LiteralBits bits) {
   const std::size_t lanes = LanesIn(group.nbytes);
   if (lanes_ && group.nbytes == kGroupNbytes) {
@@ -112,7 +112,7 @@ std::uint8_t* Lzma2LiteralEncoder::Encode(Span raw, LiteralBits bits, std::uint8
     const std::uint32_t previous = at == 0 ? 0 : group.data[-1];
     if (EncodeGroup(group, previous, bits) >= group.nbytes) {
       out = WriteStored(group, at == 0, out);
-      // The decoder has not seen what the model has learnt here.
+      // The decoder's model does not see uncompressed bytes, so ours has to forget them.
       model_->Reset();
       control = control >= kCodedNewProperties ? kCodedNewProperties : kCodedResetState;
       continue;

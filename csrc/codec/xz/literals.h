@@ -1,11 +1,11 @@
-// LZMA2 without matches: what float tensors want.
+// LZMA2 without matches, for float tensors.
 //
-// A byte of a float is foretold by its place in the element and by the byte
-// before it, never by an earlier match. LZMA's literal coder models just that:
-// lp bits of the position and the lc top bits of the byte before choose among
-// adaptive binary trees, whose decisions a range coder writes.
+// A byte of a float is predicted by its position in the element and by the byte before it, never by
+// an earlier match. LZMA's literal coder does just that: the lp low bits of the position and the lc
+// top bits of the byte before select an adaptive binary tree. A range coder writes the tree's
+// decisions.
 //
-// The bytes written do not depend on the CPU.
+// The output does not depend on the CPU.
 #ifndef PYCKPT_CODEC_XZ_LITERALS_H_
 #define PYCKPT_CODEC_XZ_LITERALS_H_
 
@@ -18,33 +18,31 @@
 
 namespace pyckpt::xz {
 
-// 4-byte elements need two bits to tell their bytes apart, 2-byte ones one and
-// 8-byte ones three; most of the others go to the byte before. Single bytes may
-// be wider elements in disguise: that is looked into.
+// Chooses lc and lp. Bytes of 2-byte elements need one bit of the position, those of 4-byte
+// elements two, those of 8-byte elements three. The rest of the four bits, or most of it, go to the
+// byte before. Single bytes may be wider elements stored as bytes, so raw is examined.
 LiteralBits ChooseLiteralBits(Span raw, std::uint32_t element_nbytes);
 
-// One per worker, which holds 4.2 MB of probabilities (with AVX2 only) and 1.8 MB
-// of code.
+// One per worker. Takes 4.2 MB of memory for probabilities (with AVX2 only) and 1.8 MB for code.
 class Lzma2LiteralEncoder {
  public:
-  // A group of LZMA2 chunks is coded at once, and stands uncompressed where
-  // coding would not shorten it. Blocks of whole groups are the fastest.
+  // Raw bytes of a group of LZMA2 chunks. A group is coded at once, or stored uncompressed if
+  // coding does not make it shorter. Blocks that consist of full groups are the fastest.
   static constexpr std::size_t kGroupNbytes = kLanes * kLaneNbytes;
 
   Lzma2LiteralEncoder();
 
-  // Room that Encode() may need.
+  // How many bytes Encode() may write at most.
   static std::size_t Bound(std::size_t raw_nbytes);
 
-  // Writes raw as the LZMA2 data of one block, end mark included, and returns
-  // its end.
+  // Writes raw to out as the LZMA2 data of one block, with the end mark. Returns the end of it.
   std::uint8_t* Encode(Span raw, LiteralBits bits, std::uint8_t* out);
 
  private:
   std::size_t EncodeGroup(Span group, std::uint32_t previous, LiteralBits bits);
 
   std::unique_ptr<LiteralModel> model_;
-  std::unique_ptr<LaneEncoder> lanes_;  // none without AVX2
+  std::unique_ptr<LaneEncoder> lanes_;  // null without AVX2
   LaneCodes codes_;
 };
 

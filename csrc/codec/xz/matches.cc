@@ -19,8 +19,8 @@ lzma_options_lzma MatchOptions(int preset, LiteralBits bits, std::size_t raw_nby
   lzma_lzma_preset(&options, static_cast<std::uint32_t>(preset));
   options.lc = bits.context;
   options.lp = bits.position;
-  options.pb = bits.position;  // matches of whole elements start at one place
-  // A block refers to itself alone: more dictionary is memory for nothing.
+  options.pb = bits.position;  // matches of whole elements start at the same position
+  // A block refers only to itself, so a larger dictionary would waste memory.
   const auto all =
       static_cast<std::uint32_t>(std::max<std::size_t>(raw_nbytes, LZMA_DICT_SIZE_MIN));
   options.dict_size = std::min(options.dict_size, all);

@@ -1,4 +1,4 @@
-// LZMA2 with matches, by liblzma: what integers, text and zeros want.
+// LZMA2 with matches, made by liblzma. Good for integers, text and zeros.
 #ifndef PYCKPT_CODEC_XZ_MATCHES_H_
 #define PYCKPT_CODEC_XZ_MATCHES_H_
 
@@ -12,18 +12,19 @@
 
 namespace pyckpt::xz {
 
-// liblzma's preset, with the literals modelled as our own coder does and a
-// dictionary that holds raw_nbytes.
+// liblzma's preset, but literals are modelled as in our own coder (lc, lp), and the dictionary is
+// no larger than raw_nbytes needs.
 lzma_options_lzma MatchOptions(int preset, LiteralBits bits, std::size_t raw_nbytes);
 
-// Throws unless status is LZMA_OK. doing ends the sentence "liblzma: ... failed".
+// Throws an Error of kCodec unless status is LZMA_OK. doing is what failed, for the message
+// "liblzma: <doing> failed with code <status>".
 void RequireLzma(lzma_ret status, const char* doing);
 
-// Room that WriteLzma2Matches() may need.
+// How many bytes WriteLzma2Matches() may write at most.
 std::size_t Lzma2MatchesBound(std::size_t raw_nbytes);
 
-// Writes raw as the LZMA2 data of one block, end mark included, and returns its
-// end. Where coding does not pay, liblzma writes uncompressed LZMA2 chunks.
+// Writes raw to out as the LZMA2 data of one block, with the end mark. Returns the end of it. Where
+// coding does not pay, liblzma writes uncompressed LZMA2 chunks.
 std::uint8_t* WriteLzma2Matches(Span raw, lzma_options_lzma options, std::uint8_t* out);
 
 }  // namespace pyckpt::xz

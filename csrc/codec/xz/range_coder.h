@@ -1,11 +1,10 @@
-// LZMA's range coder for one code: the portable path, and the way out when the
-// eight-lane one (codec/xz/lanes.h) meets a run of decisions that it cannot hold.
+// LZMA's range coder for one code. It is the portable implementation, and the fallback when the
+// eight-lane one (codec/xz/lanes.h) has decisions that shift too far.
 //
-// A code is a number that grows digit by digit. Its end is held in a window of
-// 64 bits, from the top: the last settled byte, the 32 bits of "low" that later
-// decisions still change, and 24 zeros, room for three bytes' shift. A carry
-// out of the window, past a settled byte of 0xFF, is added to the bytes already
-// written; that is rare.
+// A code is a number that grows digit by digit. Its end is in a window of 64 bits, from the top:
+// the last settled byte, the 32 bits of "low" that later decisions can still change, and 24 zero
+// bits, room to shift by three bytes. A carry out of the window (the settled byte was 0xFF) is
+// added to the bytes already written. This is rare.
 #ifndef PYCKPT_CODEC_XZ_RANGE_CODER_H_
 #define PYCKPT_CODEC_XZ_RANGE_CODER_H_
 
@@ -23,7 +22,7 @@ inline void StoreBe64(std::uint8_t* out, std::uint64_t word) {
   std::memcpy(out, &word, sizeof word);
 }
 
-// Adds one to the number that ends in front of end.
+// Adds one to the big-endian number that ends just before end.
 inline void Carry(std::uint8_t* end) {
   while (++*--end == 0) {
   }
@@ -31,15 +30,15 @@ inline void Carry(std::uint8_t* end) {
 
 class RangeCoder {
  public:
-  // Bytes of code that are written but not settled, and that Finish() settles.
+  // Bytes of code that are written but not settled yet. Finish() settles them.
   static constexpr std::size_t kUnsettledNbytes = 4;
-  // Every flush writes so many bytes behind the last settled one.
+  // Every flush writes this many bytes, from the last settled byte on.
   static constexpr std::size_t kFlushNbytes = 8;
 
-  // Starts a code at out. Its first byte is 0, as LZMA wants it.
+  // Starts a code at out. Its first byte is 0, as LZMA requires.
   explicit RangeCoder(std::uint8_t* out) : RangeCoder(out + 1, 0, 0xFFFFFFFF) { *out = 0; }
 
-  // Goes on with one: out follows its last settled byte.
+  // Continues a code. out is just after its last settled byte.
   RangeCoder(std::uint8_t* out, std::uint64_t window, std::uint32_t range)
       : window_(window), out_(out), range_(range) {}
 
@@ -50,12 +49,12 @@ class RangeCoder {
 #pragma GCC unroll 8
     for (unsigned i = 0; i < 8; ++i) {
       Encode(probabilities[i], byte >> (7 - i) & 1);
-      // Three decisions, and "no match", shift by 24 bits at most.
+      // At most three decisions, "no match" included, shift by at most 24 bits.
       if (i == 1 || i == 4 || i == 7) Flush();
     }
   }
 
-  // Returns the end of the code.
+  // Returns the end of the code. All its bytes are written already.
   std::uint8_t* Finish() const { return out_ + kUnsettledNbytes; }
 
   // The state between two bytes.
@@ -88,7 +87,7 @@ class RangeCoder {
   std::uint64_t sum_ = 0;  // what the decisions since the flush add to low
   std::uint8_t* out_;
   std::uint32_t range_;
-  unsigned shift_ = 0;  // bits that sum_ has been shifted by since the flush
+  unsigned shift_ = 0;  // bits by which sum_ was shifted since the flush
 };
 
 }  // namespace pyckpt::xz

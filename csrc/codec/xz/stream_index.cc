@@ -10,15 +10,17 @@
 namespace pyckpt::xz {
 namespace {
 
-// No code of LZMA stands for more: 273 bytes take fourteen decisions of .022 bits.
+// LZMA cannot expand more than this: a match of 273 bytes takes at least fourteen decisions of
+// 0.022 bits each.
 constexpr std::uint64_t kMostExpansion = 8192;
 
 using Index = std::unique_ptr<lzma_index, void (*)(lzma_index*)>;
 
-// The index that ends at *end, where the stream's footer begins, which says its size.
+// Reads the index in [begin, end) of the file. end is where the stream's footer begins.
 Index ReadIndex(Span file, std::uint64_t begin, std::uint64_t end) {
   lzma_index* index = nullptr;
-  // An entry takes at least two bytes in the file; it may claim any number of them.
+  // An index may claim any number of entries. Each takes at least two bytes of the file, which
+  // limits the memory that is really needed.
   std::uint64_t memory = lzma_index_memusage(1, (end - begin) / 2);
   std::size_t at = begin;
   RequireDecoded(lzma_index_buffer_decode(&index, &memory, nullptr, file.data, &at, end),
@@ -28,10 +30,10 @@ Index ReadIndex(Span file, std::uint64_t begin, std::uint64_t end) {
   return owner;
 }
 
-// Adds the stream that ends at end, its last block first, and returns where the stream
+// Adds the stream that ends at byte end to layout, its last block first. Returns where the stream
 // begins.
 std::uint64_t ReadStream(Span file, std::uint64_t end, Layout* layout) {
-  constexpr std::uint64_t kFrame = LZMA_STREAM_HEADER_SIZE;  // the footer's size too
+  constexpr std::uint64_t kFrame = LZMA_STREAM_HEADER_SIZE;  // of a header, and of a footer too
   if (end < 2 * kFrame) throw Error::Corrupt("xz: the file is cut off", end);
   lzma_stream_flags footer{};
   RequireDecoded(lzma_stream_footer_decode(&footer, file.data + end - kFrame), "a stream's footer",
@@ -46,7 +48,7 @@ std::uint64_t ReadStream(Span file, std::uint64_t end, Layout* layout) {
   const Index index = ReadIndex(file, index_begin, end - kFrame);
   const std::uint64_t blocks_nbytes = lzma_index_total_size(index.get());
   if (blocks_nbytes > index_begin - kFrame) {
-    throw Error::Corrupt("xz: an index lists more than there is", index_begin);
+    throw Error::Corrupt("xz: an index lists more bytes than the file has", index_begin);
   }
   const std::uint64_t begin = index_begin - blocks_nbytes - kFrame;
   lzma_stream_flags header{};

@@ -1,4 +1,4 @@
-// Where the blocks of a file lie, as the indexes of its streams say.
+// Finds the blocks of a file by the indexes of its streams.
 #ifndef PYCKPT_CODEC_XZ_STREAM_INDEX_H_
 #define PYCKPT_CODEC_XZ_STREAM_INDEX_H_
 
@@ -12,22 +12,22 @@
 
 namespace pyckpt::xz {
 
-// Which check follows the code of each block of one stream.
+// Which kind of check the blocks of one stream have.
 struct StreamCheck {
   std::uint64_t begin = 0;  // of the stream, in the file
   lzma_check check = LZMA_CHECK_NONE;
 };
 
-// Of all streams of a file, in the file's order.
+// One for each stream of a file, in the file's order.
 using StreamChecks = std::vector<StreamCheck>;
 
-// What the indexes of a file's streams say.
+// What the indexes of all streams of a file say.
 struct Layout {
   std::vector<CodeBlock> blocks;
   StreamChecks checks;
 };
 
-// Reads the indexes of all streams. Throws Corrupt where they are not those of this file.
+// Reads the indexes of all streams. Throws Corrupt if they are damaged or do not fit the file.
 Layout ReadStreams(Span file);
 
 }  // namespace pyckpt::xz
