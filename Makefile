@@ -1,4 +1,4 @@
-# Each target sets up what it needs: system packages by apt-get, all else in .venv.
+# Each target installs what it needs: system packages with apt-get, everything else in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +22,7 @@ demo: .venv/installed
 test: .venv/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2
 
-# Apart from the others: DeepSpeed compiles for minutes before it can write to NVMe.
+# Not part of `make test`: DeepSpeed compiles for minutes before it can write to NVMe.
 test-nvme: .venv/installed-test
 	sh scripts/system-packages libaio-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m nvme
@@ -37,15 +37,15 @@ check: .venv/installed-check
 	    -p $$(dirname build/*/compile_commands.json | tail -n 1) \
 	    --extra-arg=-Wno-ignored-optimization-argument
 
-# The core with sanitizers in it, under the tests that work it hardest; the next target
-# builds the ordinary one again.
+# Builds the core with sanitizers and runs the tests that exercise it most. The next target
+# builds the ordinary core again.
 THREADED_TESTS := tests/codec/test_decoders.py tests/write tests/archive/test_load.py \
     tests/archive/test_verify.py tests/torch_format/test_serialize.py tests/archive/test_save.py
-# What threads share is the pipeline, which those work.
+# The tests above exercise the code that runs in several threads. These add the encoders.
 SANITIZED_TESTS := $(THREADED_TESTS) tests/codec/test_bzip2.py tests/codec/test_gzip.py \
     tests/codec/test_xz.py
-# Slower than the tests' own limits allow. What ends a worker is reported past pytest, which
-# would keep it to itself.
+# Sanitized code is too slow for the tests' own time limits. A sanitizer's report ends the
+# process: --capture=sys prints it, where pytest's default capture would lose it.
 SANITIZED_PYTEST := $(BIN)/python -m pytest -n 2 --timeout=1800 --capture=sys
 sanitizer = $$(for name in $(1); do $(CXX) -print-file-name=lib$$name.so; done | paste -s -d :)
 
@@ -65,8 +65,8 @@ test-tsan:
 	    setarch -R env LD_PRELOAD="$(call sanitizer,tsan stdc++)" \
 	    $(SANITIZED_PYTEST) $(THREADED_TESTS)
 
-# The reader and the codecs, which need no Python: half of the time each. What crashes
-# them is left in build/fuzz.
+# Fuzzes the reader and the codecs, which need no Python, for half of the time each. Inputs
+# that crash them are left in build/fuzz.
 FUZZ_SECONDS ?= 120
 FUZZERS := build/fuzz/fuzz_reader build/fuzz/fuzz_codecs
 FUZZ = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/fuzz_$(1) -timeout=60 -rss_limit_mb=2048 \
@@ -83,8 +83,8 @@ FUZZ_FLAGS := -std=c++17 -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
     -fno-sanitize-recover=all -Icsrc -D_FILE_OFFSET_BITS=64
 FUZZED := $(shell grep -L pybind11 $(SOURCES))
 FUZZ_OBJECTS := $(FUZZED:%.cc=build/fuzz/%.o)
-# Encoders know no magic numbers that a fuzzer would have to guess: to look at what they
-# compare takes most of their time, and finds nothing.
+# Encoders compare with no magic numbers that a fuzzer would have to guess. Tracing their
+# comparisons takes most of the time and finds nothing.
 FUZZ_ENCODERS := huffman probe repeats runs gzip/encoder gzip/block gzip/block_code gzip/literals \
     gzip/stored_blocks gzip/matches gzip/plan \
     bzip2/encoder bzip2/block bzip2/huffman bzip2/mtf bzip2/rle bzip2/sort bzip2/suffix_array \
@@ -106,19 +106,19 @@ bench: .venv/installed
 clean:
 	rm -rf .venv build
 
-# python3-venv may be missing on Debian: then it comes by apt-get too.
+# Debian may lack python3-venv: then apt-get installs it.
 .venv/bin/python:
 	$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || sh scripts/system-packages python3-venv
 	$(PYTHON) -m venv .venv
 
-# torch first and pinned, so that nothing else chooses another build of it.
+# torch is installed first and pinned, so that no other package chooses a different build.
 .venv/requirements: .venv/bin/python constraints.txt
 	sh scripts/system-packages $(BUILD_PACKAGES)
 	$(PIP) torch==2.13.0
 	$(PIP) numpy tqdm cmake ninja pybind11 scikit-build-core
 	touch $@
 
-# With sanitizers, reports name lines.
+# RelWithDebInfo makes the sanitizers' reports name source lines.
 .venv/installed: .venv/requirements pyproject.toml CMakeLists.txt $(SOURCES) $(HEADERS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -e . \
 	    --config-settings=cmake.build-type=$(if $(SANITIZE),RelWithDebInfo,Release) \

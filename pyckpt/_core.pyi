@@ -1,4 +1,4 @@
-"""The compiled part. Private: use pyckpt.archive.writer."""
+"""The compiled part. Private: use pyckpt.archive instead."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -29,7 +29,7 @@ class _Reader(Protocol):
     def read(self, offset: int, nbytes: int, address: int) -> None: ...
 
 class Source:
-    """A reader that needs no Python."""
+    """A reader implemented in C++."""
 
     def read(self, offset: int, nbytes: int, address: int) -> None: ...
 
@@ -78,26 +78,26 @@ def formats() -> list[Format]: ...
 def by_type(
     handlers: dict[type, Callable[[Any], T] | None], other: Callable[[Any], T] | None
 ) -> Callable[[Any], T | None]:
-    """A function of one object that calls the handler of its very type, or ``other``.
+    """A function of one object that calls the handler for its exact type, or else ``other``.
 
-    None stands for a function that returns None.
+    A handler of None means a function that returns None.
     """
 
 def parallel_copy(copies: list[tuple[int, int, int]], threads: int) -> None: ...
 
 class CorruptError(RuntimeError):
-    """A file's bytes are none that a writer writes; the message ends with where."""
+    """The file is corrupt. The message ends with the position of the damage."""
 
 class ImageBytes:
-    """Writable memory with bytes of an image, which is given back when this goes.
+    """Writable memory with bytes of an image. It is given back when this object is freed.
 
-    It keeps that memory alone, not the image.
+    It keeps the image's memory alive, but not the image.
     """
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class ZipEntry:
-    """A record as the central directory has it; offsets are the stream's."""
+    """A record as the central directory describes it. Offsets are positions in the stream."""
 
     @property
     def name(self) -> bytes: ...
@@ -113,7 +113,7 @@ class ZipEntry:
     def header_offset(self) -> int: ...
 
 class StreamImage:
-    """The decompressed bytes of a file; a range is (offset, nbytes)."""
+    """The decompressed bytes of a file. A range is (offset, nbytes)."""
 
     def __init__(
         self,
@@ -125,14 +125,14 @@ class StreamImage:
     ) -> None: ...
     @property
     def compression(self) -> str:
-        """``"gzip"``, or ``""`` for a file that is not compressed."""
+        """For example ``"gzip"``; ``""`` for a file that is not compressed."""
     def is_index(self, raw: bytes) -> bool:
-        """Whether ``raw``, which follows a tar's end, is an index that our encoder added."""
+        """Whether ``raw``, found after a tar's end, is the index that our encoder adds."""
     @property
     def nbytes(self) -> int | None: ...
     @property
     def placed_nbytes(self) -> int:
-        """Of a stream of unknown size: as many as are decoded."""
+        """Bytes that have a place: all, or those decoded so far if the size is unknown."""
     def code_nbytes(self, range: tuple[int, int], /) -> int: ...
     def require(self, range: tuple[int, int], /) -> bool: ...
     def skip(self, offset: int, /) -> None: ...
@@ -141,14 +141,15 @@ class StreamImage:
     ) -> tuple[list[int], list[tuple[int, int, int, str]]]: ...
     def finish(self) -> list[tuple[int, int, int, str]]: ...
     def read(self, range: tuple[int, int], /) -> bytes:
-        """A copy of bytes that were required."""
+        """A copy of bytes that were required before."""
     def forget(self, range: tuple[int, int], /) -> None:
-        """Gives back the memory of what will not be asked for again."""
+        """Gives back the memory of bytes that will not be read again."""
     def take(self, range: tuple[int, int], /) -> ImageBytes:
-        """The bytes themselves, once for each range; they are lost when the result goes.
+        """The bytes themselves. Their memory is given back when the result is freed.
 
-        To be called once all is decoded that is wanted: of a stream of unknown size nothing more
-        may be, as long as a result lives, if that would move its memory.
+        Take each range only once, and only after everything wanted is decoded. As long as a result
+        lives, a stream of unknown size decodes no more than fits in its memory, because growing
+        would move the bytes.
         """
 
 class TarReader:
@@ -159,7 +160,11 @@ class TarReader:
         """(name, type, header_offset, offset, nbytes)"""
 
 def check_pickle(pickle: bytes, /) -> None:
-    """Raises CorruptError if it claims more than its size bears out, or asks for extensions."""
+    """Raises CorruptError if the pickle is malformed or asks for the extension registry.
+
+    Malformed means an unknown opcode, no end, an argument beyond the end, or a memo index larger
+    than the pickle.
+    """
 
 def read_zip_directory(image: StreamImage, range: tuple[int, int], /) -> list[ZipEntry]: ...
 def locate_zip_data(

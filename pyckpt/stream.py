@@ -1,4 +1,4 @@
-"""The decompressed bytes of one file."""
+"""Reads the decompressed bytes of one file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Damage", "StreamReader", "describe"]
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes of the decompressed stream that could not be had.
+    """Bytes of the decompressed stream that could not be decoded.
 
     Attributes:
         offset: Where they begin in the stream.
-        nbytes: How many they are.
-        file_offset: Where the file's own bytes begin to be wrong.
+        nbytes: Number of bytes.
+        file_offset: Where the damage begins in the file itself.
         message: What is wrong.
     """
 
@@ -34,7 +34,7 @@ class Damage:
     message: str
 
     def hits(self, offset: int, nbytes: int) -> bool:
-        """Whether it is among those bytes."""
+        """Whether the damage overlaps the range of ``nbytes`` bytes at ``offset``."""
         return self.offset < offset + nbytes and offset < self.offset + self.nbytes
 
 
@@ -43,18 +43,21 @@ class StreamReader:
 
     Args:
         path: Any file.
-        num_threads: As many threads decode; None takes the CPUs that this process may use.
-        mapped: Leave the bytes of a file that is not compressed where they are, on disk.
-        report: Called with the bytes that are done, and ``wanted_nbytes``; raises to stop.
+        num_threads: Decoding threads; None takes the CPUs that this process may use.
+        mapped: Map an uncompressed file into memory instead of reading it.
+        report: Called with the bytes done and ``wanted_nbytes``. It may raise to stop the work.
 
     Attributes:
-        num_threads: How many threads decode.
-        mapped: Whether bytes stay in the file.
-        wanted_nbytes: How many are going to be decoded, as far as its user has said.
+        num_threads: Number of decoding threads.
+        mapped: Whether the bytes stay in the file: ``mapped`` was asked for and the file is not
+            compressed.
+        wanted_nbytes: Bytes that will be decoded in total, set by the user of this object; None if
+            unknown. Used only for ``report``.
 
     Raises:
         OSError: The file cannot be read.
-        CorruptArchiveError: It is damaged; as all methods do.
+        CorruptArchiveError: The file is damaged. All methods that decode raise it too, unless they
+            return damage.
     """
 
     def __init__(
@@ -79,20 +82,20 @@ class StreamReader:
         self.mapped = mapped and not self.image.compression
 
     def require(self, offset: int, nbytes: int) -> None:
-        """Decodes bytes of the stream."""
+        """Decodes bytes of the stream, so that they can be read or taken."""
         with self.corruption():
             if not self.image.require((offset, nbytes)):
-                raise _core.CorruptError(f"it ends before its byte {offset + nbytes}")
+                raise _core.CorruptError(f"it ends before byte {offset + nbytes}")
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """A copy of bytes of the decompressed stream."""
+        """Returns a copy of bytes of the decompressed stream."""
         self.require(offset, nbytes)
         return self.image.read((offset, nbytes))
 
     def take(self, offset: int, nbytes: int) -> _core.ImageBytes:
-        """Bytes of the decompressed stream, to be asked for once.
+        """Returns bytes of the decompressed stream without copying them.
 
-        When the result goes, so do they.
+        Take each range only once: its memory is given back when the result is freed.
         """
         self.require(offset, nbytes)
         return self.image.take((offset, nbytes))
@@ -100,28 +103,36 @@ class StreamReader:
     def fill(
         self, ranges: Sequence[tuple[int, int]], *, keep: bool, checksums: bool
     ) -> tuple[list[int], list[Damage]]:
-        """Decodes ranges of the stream: (offset, nbytes).
+        """Decodes ranges of the stream. Damage is returned, not raised.
 
         Args:
-            keep: Whether they are to be readable afterwards.
-            checksums: Whether to take the CRC-32 of each.
+            ranges: (offset, nbytes) of each.
+            keep: Whether the bytes must be readable afterwards.
+            checksums: Whether to compute the CRC-32 of each range.
 
         Returns:
-            The CRC-32 of each, without meaning for those that are damaged; and the damage.
+            The CRC-32 of each range (meaningless for damaged ranges), and the damage.
         """
         crcs, damages = self.image.fill(ranges, keep=keep, checksums=checksums)
         return crcs, [Damage(*one) for one in damages]
 
     def finish(self) -> list[Damage]:
-        """Decodes what has not been, and compares the checksums of the whole stream."""
+        """Decodes the rest of the stream and compares the checksums of the whole. Keeps nothing.
+
+        Returns:
+            The damage.
+        """
         with self.corruption():
             return [Damage(*one) for one in self.image.finish()]
 
     def check_rest(self) -> None:
-        """Decodes what has not been, and compares the checksums of the whole stream.
+        """Decodes the rest of the stream and compares the checksums of the whole.
 
-        To be called when all bytes that are wanted are decoded, and before they are taken: what is
-        decoded later could move them.
+        Call it after all wanted bytes are decoded and before they are taken, because further
+        decoding may move them.
+
+        Raises:
+            CorruptArchiveError: A checksum does not match, or the rest cannot be decoded.
         """
         damages = self.finish()
         if damages:
@@ -131,7 +142,7 @@ class StreamReader:
 
     @contextmanager
     def corruption(self, what: str = "is damaged") -> Iterator[None]:
-        """Turns the core's error over broken contents into CorruptArchiveError."""
+        """Turns the core's CorruptError into CorruptArchiveError."""
         try:
             yield
         except _core.CorruptError as error:
@@ -146,7 +157,10 @@ class StreamReader:
 
 
 def _weakly(method: Callable[[int], None]) -> Callable[[int], None]:
-    """The method, for the core to keep: Python sees no cycle that leads through the core."""
+    """Wraps a method without keeping its object alive.
+
+    The core keeps the callback, and Python's garbage collector cannot see cycles through the core.
+    """
     reference = weakref.WeakMethod(method)
 
     def call(done: int) -> None:
@@ -157,5 +171,5 @@ def _weakly(method: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def describe(damage: Damage) -> str:
-    """What is wrong, and where in the file."""
+    """A message: what is wrong, and where in the file."""
     return f"{damage.message} (at byte {damage.file_offset} of the file)"

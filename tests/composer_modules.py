@@ -1,7 +1,7 @@
 """Makes the real Composer importable beside a CPU build of torch.
 
-Composer imports torchvision, of which there is no CPU build for every torch, and the client of a
-commercial service. A checkpoint needs neither: both get empty stand-ins.
+Composer imports torchvision, which does not have a CPU build for every torch, and the client of a
+commercial service. Checkpoints need neither of them: both get empty stand-ins.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import types
 
-import torchmetrics  # noqa: F401  looks for torchvision and must not find the stand-in
+import torchmetrics  # noqa: F401  looks for torchvision: import it before the stand-in
 
 _TORCHVISION = {
     "torchvision": (),

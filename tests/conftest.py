@@ -8,7 +8,7 @@ import torch
 
 from pyckpt.archive import writer
 
-# Tests run beside each other, and threads that wait for others' time are slower than one.
+# Tests run in parallel. With more threads than CPUs, torch is slower than with one thread.
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile(
@@ -16,7 +16,7 @@ hypothesis.settings.register_profile(
     deadline=None,
     max_examples=50,
     suppress_health_check=[
-        hypothesis.HealthCheck.function_scoped_fixture,  # files are overwritten
+        hypothesis.HealthCheck.function_scoped_fixture,  # tests overwrite their files
         hypothesis.HealthCheck.too_slow,
     ],
 )
@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("pyckpt")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A limit from the command line replaces the tests' own: it is for slower code."""
+    """A time limit from the command line replaces the tests' own: it is for slow, sanitized code."""
     limit = config.getoption("timeout")
     if limit is not None:
         for item in items:
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def frozen_time(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The time that every tar member will bear."""
+    """Sets the time of every tar member to a constant, and returns it."""
     now = 1_700_000_000
     monkeypatch.setattr(writer, "time", SimpleNamespace(time=lambda: float(now)))
     return now

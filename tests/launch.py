@@ -1,4 +1,4 @@
-"""Real processes: ranks that run one of tests/workers, and commands in private mounts."""
+"""Starts real processes: ranks that run one of tests/workers, and commands with private mounts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ WORKERS = Path(__file__).parent / "workers"
 # The first DeepSpeed run on a machine compiles its shared-memory collectives.
 TIMEOUT_SECONDS = 400
 
-# To import torch and DeepSpeed takes longer than most of what ranks do. So one process does it, has
-# no threads, and every rank is forked from that.
+# Importing torch and DeepSpeed takes longer than most of what ranks do. So one process without
+# threads imports them, and every rank is forked from it.
 multiprocessing.set_forkserver_preload(["tests.preloaded"])
 
 
@@ -33,10 +33,10 @@ def run_ranks(
     must_succeed: bool = True,
     timeout: float = TIMEOUT_SECONDS,
 ) -> None:
-    """Runs a worker on so many ranks, each a process, and returns when all have ended.
+    """Runs a worker on ``ranks`` ranks, one process each, and returns when all have ended.
 
-    torchrun's own agent starts them, and ends the others when one fails; only the interpreters are
-    not new ones.
+    torchrun's own agent starts the ranks, and ends the others when one fails. The only difference
+    to torchrun: the interpreters are forked, not started.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
@@ -64,7 +64,7 @@ def run_ranks(
 def torchrun(
     worker: str, *arguments: object, must_succeed: bool = True, timeout: float = TIMEOUT_SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """The same for two ranks as users start them: each in an interpreter of its own."""
+    """Runs a worker on two ranks as users start them: each rank is a new interpreter."""
     done = subprocess.run(
         [
             sys.executable,
@@ -84,16 +84,16 @@ def torchrun(
 
 
 def private_mounts(script: str) -> list[str]:
-    """A command that runs ``script`` by sh; nobody else sees what it mounts.
+    """A command that runs ``script`` with sh; other processes do not see what it mounts.
 
-    Arguments may follow: ``$0``, ``$1`` and so on.
+    Arguments may be appended: they become ``$0``, ``$1`` and so on.
     """
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
     return ["unshare", *as_root, "--mount", "sh", "-ec", script]
 
 
 def _path() -> str:
-    """With ninja, for DeepSpeed."""
+    """PATH with the interpreter's folder in front, where DeepSpeed finds ninja."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 

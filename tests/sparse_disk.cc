@@ -1,7 +1,7 @@
-// Preloaded into a process, makes every disk one on which zeros take no room:
-// what pwritev() is to write and is all zeros becomes a hole, and fallocate()
-// is not known. So a test writes files of many GiB through the whole of the
-// real writer, without the disk that they would take and the time.
+// Preload this library into a process to make its files sparse: pwritev() leaves
+// a hole for each buffer that is all zeros, and fallocate() fails with EOPNOTSUPP.
+// So a test can run the real writer on files of many GiB, and needs neither the
+// disk space nor the time.
 #include <cerrno>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-"""An object with something of everything, and how two are compared."""
+"""A state with many kinds of data, and a comparison of two states."""
 
 from typing import Any
 

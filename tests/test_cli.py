@@ -191,7 +191,7 @@ def test_cat_tensor(
 
 def test_cat_tensor_of_no_tensor(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cat-tensor", str(archive), "state/model/text"]) == 2
-    assert "is no tensor" in capsys.readouterr().err
+    assert "is not a tensor" in capsys.readouterr().err
     assert main(["cat-tensor", str(archive), "state/*"]) == 2
     assert "nothing matches" in capsys.readouterr().err
 
@@ -213,7 +213,7 @@ def test_what_weights_only_forbids_is_no_damage(
     pyckpt.save({"t": torch.ones(3), "d": Path("x")}, tmp_path / "x.tar")
     assert main(["cat-tensor", str(tmp_path / "x.tar"), "d"]) == 2
     assert "weights_only" in capsys.readouterr().err
-    # What is not asked for does not matter.
+    # The rest of the file does not matter.
     assert main(["cat-tensor", str(tmp_path / "x.tar"), "t", "-o", str(tmp_path / "t.npy")]) == 0
 
 

@@ -1,4 +1,4 @@
-"""What the documents name is there."""
+"""The documents name every suffix, and the files that they name exist."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_files_of_the_project_are_there(document: Path) -> None:
     assert not [path for path in gone if path not in TO_BE_MADE]
 
 
-# CONTRIBUTING says where they will be.
+# Future files: CONTRIBUTING says where they will be.
 TO_BE_MADE = {
     "csrc/codec/NAME/encoder.h",
     "csrc/codec/NAME/decoder.h",

@@ -1,4 +1,4 @@
-"""What ignore_keys leaves out. test_composer.py compares it with Composer's own."""
+"""What ignore_keys leaves out. test_composer.py compares it with Composer's ignore_keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tree() -> dict[str, Any]:
 
 
 def paths(node: Any, prefix: str = "") -> set[str]:
-    """Of all that can be named."""
+    """The paths of everything below ``node`` that a glob can match."""
     items: Any = ()
     if isinstance(node, dict):
         items = node.items()

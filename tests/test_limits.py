@@ -60,7 +60,7 @@ STORED_CHUNK_NBYTES = 4 * MIB
         ("", 1024 * MIB),
         (".tar", 1024 * MIB),
         (".tar.gz", 1024 * MIB),
-        (".tar.bz2", 32 * MIB),  # slow, and no larger than the queue many times over
+        (".tar.bz2", 32 * MIB),  # slow formats: still more than the queue holds
         (".tar.lzma", 32 * MIB),
     ],
 )
@@ -75,7 +75,7 @@ def test_memory_stays_within_the_published_formula(
     row = archive_format(path)
     chunk = STORED_CHUNK_NBYTES if row is None else row.chunk_nbytes
     encoder = 0 if row is None else ENCODER_NBYTES[row.name]
-    threads = min(2, len(os.sched_getaffinity(0)))  # as many as the worker allows itself CPUs
+    threads = min(2, len(os.sched_getaffinity(0)))  # the worker limits itself to two CPUs
     assert outcome["growth_nbytes"] <= threads * (7 * chunk + encoder)
     assert outcome["growth_nbytes"] < 100_000_000
 
@@ -85,7 +85,7 @@ def test_memory_stays_within_the_published_formula(
 
 @pytest.fixture(scope="module")
 def large_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What large_worker.py saves: holes, but for some KiB."""
+    """The files of large_worker.py: holes except for some KiB."""
     folder = tmp_path_factory.mktemp("large")
     library = folder / "sparse_disk.so"
     source = Path(__file__).parent / "sparse_disk.cc"
@@ -102,11 +102,12 @@ def number(data: bytes, at: int, nbytes: int) -> int:
 
 
 def zip_layout(path: Path, start: int = 0, end: int | None = None) -> list[tuple[Any, ...]]:
-    """All of a zip file of torch but what its records hold and their checksums.
+    """Everything in a zip file of torch, except the contents of records and their checksums.
 
-    For each record its name, offset of header and data, header, descriptor and directory entry; at
-    last what follows the directory. Of headers the sizes are left out that torch leaves at 0 and
-    ours give to readers that stream: all but the first of the two in the zip64 field.
+    A record gives its name, the offsets of its header and its data, header, descriptor and
+    directory entry. The last item is what follows the directory. Headers lack the sizes that torch
+    leaves at 0 and pyckpt fills in for readers that stream: both 32-bit sizes, and the second size
+    of the zip64 field.
     """
     with path.open("rb") as file:
 
@@ -168,7 +169,7 @@ def test_large_files_are_laid_out_as_by_torch(large_files: Path, case: str) -> N
 
 
 def test_large_files_load(large_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_SERIALIZATION_DEBUG", "1")  # computed offsets against real ones
+    monkeypatch.setenv("TORCH_SERIALIZATION_DEBUG", "1")  # compares computed with real offsets
     path = large_files / "large-and-far" / "pyckpt" / "archive"
     first, second, third, fourth = torch.load(path, mmap=True)
     assert first.nbytes == third.nbytes == 4 << 30
@@ -221,7 +222,7 @@ def test_more_records_than_16_bits_count(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder for files alone: what is in it tells what a save leaves behind."""
+    """A folder that holds nothing else: its listing shows what a save leaves behind."""
     folder = tmp_path / "folder"
     folder.mkdir()
     return folder
@@ -236,7 +237,7 @@ def knows_unnamed_files(folder: Path) -> bool:
 
 
 def wait_until_it_writes(process: subprocess.Popen[str], folder: Path) -> None:
-    """Until the process has a file in the folder open and bytes in it."""
+    """Waits until the process has an open file in the folder with bytes in it."""
     descriptors = Path(f"/proc/{process.pid}/fd")
     while process.poll() is None:
         for link in descriptors.iterdir():
@@ -248,9 +249,10 @@ def wait_until_it_writes(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def stopped_while_writing(path: Path, stop: signal.Signals, *, hide_proc: bool) -> tuple[int, str]:
-    """Exit status and output of a process that saves for half a minute and is stopped soon.
+    """Exit status and output of a process that is stopped early in a save of half a minute.
 
-    Without /proc a file without a name could not get one, so a hidden sibling is written.
+    ``hide_proc`` hides /proc. Then a file without a name cannot get one later, so the save writes a
+    hidden sibling.
     """
     command = [*SAVE, str(1024 * MIB), str(path)]
     if hide_proc:
@@ -289,7 +291,7 @@ def test_a_killed_process_leaves_the_old_file(folder: Path, hide_proc: bool) -> 
     status, _ = stopped_while_writing(path, signal.SIGKILL, hide_proc=hide_proc)
     assert status == -signal.SIGKILL
     assert pyckpt.load(path).tolist() == [0, 1, 2]
-    # A sibling that had a name stays: nobody can tell whose it is, perhaps another machine's.
+    # A sibling with a name stays: a later save cannot know whose it is. Another machine may use it.
     strays = [name for name in os.listdir(folder) if name != path.name]
     assert len(strays) == (0 if knows_unnamed_files(folder) and not hide_proc else 1)
     assert all(name.startswith(".x.tar.lzma.") and name.endswith(".tmp") for name in strays)
@@ -298,7 +300,7 @@ def test_a_killed_process_leaves_the_old_file(folder: Path, hide_proc: bool) -> 
     assert sorted(os.listdir(folder)) == sorted([path.name, *strays])
 
 
-# Disks and folders that take no file
+# Disks and folders that refuse files
 
 
 def assert_refused(outcome: dict[str, Any], path: str, error_number: int) -> None:
@@ -340,7 +342,7 @@ def test_a_limit_on_file_size_keeps_the_old_files(folder: Path) -> None:
 def test_a_folder_without_write_permission(folder: Path) -> None:
     (folder / "old.tar").write_bytes(OLD)
     folder.chmod(0o555)
-    # To root every mode is as good, unless it goes without these capabilities.
+    # Root may write in spite of the mode, unless it drops these capabilities.
     powers = "-dac_override,-dac_read_search"
     drop = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
     paths = [str(folder / name) for name in ("old.tar", "new.tar.gz", "sub/new.tar")]
@@ -365,7 +367,7 @@ def test_a_read_only_file_system(folder: Path) -> None:
     assert (folder / "old.tar").read_bytes() == OLD
 
 
-# Names that cannot be written, and what becomes of what stands under a name
+# Names that cannot be written, and what happens to existing files
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to a folder", "device"])
@@ -401,7 +403,7 @@ def test_a_name_that_is_too_long(folder: Path) -> None:
     assert pyckpt.load(folder / longest) == [1]
     (folder / longest).unlink()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # A first byte would be one too many, so the name is refused before any.
+    # No byte may be written: so the name has to be refused before the first one.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
         with pytest.raises(pyckpt.CheckpointError, match="File name too long") as caught:

@@ -1,4 +1,4 @@
-"""How far saves and loads have come: called in order, up to the end, on rank 0 alone."""
+"""Progress hooks: called in order, up to the end, and on rank 0 only."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The State for those without Composer, with real modules, optimizers and schedulers."""
+"""pyckpt.State, for training without Composer, with real modules, optimizers and schedulers."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_module_is_no_engine() -> None:
 
 
 def test_none_is_no_scheduler() -> None:
-    """As scripts have it that make one only sometimes."""
+    """Scripts pass None when they make a scheduler only for some runs."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     without, none = pyckpt.State(model, optimizer), pyckpt.State(model, optimizer, None)
@@ -160,7 +160,7 @@ def test_none_is_no_scheduler() -> None:
 
 
 def test_pickles_of_before_the_wings() -> None:
-    """Version 0.1.0 had the same modules for what users may have pickled."""
+    """Pickles of version 0.1.0 name these modules, and must stay readable."""
     time = (
         b"\x80\x02cpyckpt.state\nTimestamp\nq\x00)\x81q\x01}q\x02(X\x05\x00\x00\x00epochq\x03K\x01X"
         b"\x05\x00\x00\x00batchq\x04K*ub."
@@ -171,7 +171,7 @@ def test_pickles_of_before_the_wings() -> None:
 
 
 def test_checkpoints_name_no_module_of_pyckpt(tmp_path: Path) -> None:
-    """So they stay readable wherever our modules are."""
+    """So they stay readable when modules of pyckpt move."""
     state = pyckpt.State(*build(0))
     [path] = pyckpt.save_checkpoint(state, tmp_path / "x.pt")
     with zipfile.ZipFile(path) as archive:

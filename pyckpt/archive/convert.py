@@ -1,7 +1,7 @@
-"""Archives out of files: of any format into any other, and of files and folders.
+"""Converts an archive to another format, and packs files and folders into an archive.
 
-Members keep their bytes. They are decoded a piece at a time, as the writer asks for them, so memory
-is bounded: see docs/reading.md.
+The bytes of members do not change. They are decoded piece by piece, when the writer asks for them,
+so memory is bounded: see docs/reading.md.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ def convert(
     fsync: bool = True,
     progress: ProgressHook = False,
 ) -> None:
-    """Writes what ``source`` holds to ``path``, whose suffix decides the format.
+    """Writes the contents of ``source`` to ``path``, whose suffix decides the format.
 
-    All or nothing, as a save is. The checksums of ``source``'s compression are compared before
-    ``path`` appears; those of torch's records go along, and ``verify`` compares them.
+    All or nothing, like a save. The checksums of ``source``'s compression are compared before
+    ``path`` appears. The checksums of torch's records are copied and not compared; ``verify``
+    compares them.
 
     Args:
         source: A file of pyckpt, Composer or torch.save.
 
     Raises:
         CorruptArchiveError: ``source`` is damaged.
-        OptionError: An argument is wrong, or a tar of several members is to become a single file.
+        OptionError: An argument is wrong, or ``path`` is not a tar and ``source`` does not hold
+            exactly one file.
         FilenameError: ``path`` has an unknown suffix.
         OSError: A file cannot be read or written.
     """
@@ -77,17 +79,17 @@ def pack(
 ) -> None:
     """Writes a file of torch.save, or all files of a folder, to the archive ``path``.
 
-    The file becomes the member ``composer_states.pt``; files of a folder keep their names.
+    A file becomes the member ``composer_states.pt``. The files of a folder keep their names.
 
     Raises:
-        OptionError: An argument is wrong, or ``path`` has no suffix of a tar.
-        CorruptArchiveError: The file is not torch.save's.
+        OptionError: An argument is wrong, or ``path`` does not end with a tar suffix.
+        CorruptArchiveError: ``source`` is a file that torch.save did not write.
         OSError: A file cannot be read or written.
     """
     source, path = Path(source), Path(path)
     options = WriteOptions(compression_level, num_threads, fsync, progress)
     if archive_format(path) is None:
-        raise OptionError(f"{path} has no suffix of a tar")
+        raise OptionError(f"{path} does not end with a tar suffix")
     with ArchiveWriter(path, options) as writer:
         if source.is_dir():
             for file in sorted(source.rglob("*")):
@@ -98,13 +100,13 @@ def pack(
                     _add_file(writer, name, file)
         else:
             if not _add_file(writer, STATES_MEMBER, source):
-                raise CorruptArchiveError(f"{source} is not torch.save's", path=str(source))
+                raise CorruptArchiveError(f"{source} is not a file of torch.save", path=str(source))
         writer.write()
         writer.commit()
 
 
 def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
-    """Adds a file; returns whether it is torch.save's."""
+    """Adds a file. Returns whether torch.save wrote it."""
     if path.stat().st_size:
         reader = ArchiveReader(path)
         contents = reader.contents(0)
@@ -121,7 +123,7 @@ def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) 
         writer.add_segments(name, _segments(reader, reader.whole()))
         return
     files = 0
-    # A stream without places is decoded twice: for its headers, and then for its contents.
+    # A stream of unknown size is decoded twice: once for its headers, once for its contents.
     ordered = reader.image.nbytes is None
     headers = ArchiveReader(reader.path) if ordered else reader
     for member in headers.members():
@@ -138,13 +140,15 @@ def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) 
                 path=str(reader.path),
             )
     if single and files != 1:
-        raise OptionError(f"{reader.path} has {files} files, which need a tar to be in")
+        raise OptionError(
+            f"{reader.path} has {files} files; without a tar there must be exactly one"
+        )
 
 
 def _segments(
     reader: ArchiveReader, member: Member, headers: ArchiveReader | None = None
 ) -> list[Segment]:
-    """A member's bytes, cut where the size of its numbers changes."""
+    """A member's bytes, cut where the element size changes."""
     headers = headers or reader
     if headers.contents(member.offset) is not Contents.TORCH_ZIP:
         return [_segment(reader, member.offset, member.nbytes, 1)]
@@ -168,7 +172,7 @@ def _segments(
 
 
 def _element_sizes(data: bytes) -> dict[str, int]:
-    """Of each record with a storage, by the pickle ``data``."""
+    """The element size of each record that holds a storage, read from the pickle ``data``."""
     try:
         storages = {tensor.storage for tensor in tensors_in(data)}
     except pickle.UnpicklingError:
@@ -177,7 +181,7 @@ def _element_sizes(data: bytes) -> dict[str, int]:
 
 
 def _usual_element_nbytes(reader: ArchiveReader, member: Member) -> int:
-    """That of most bytes, by the pickle, which is a torch file's first record."""
+    """The element size that most bytes have, read from the pickle (a torch file's first record)."""
     start = reader.read(member.offset, min(member.nbytes, _MOST_PICKLE_NBYTES))
     name_nbytes = int.from_bytes(start[26:28], "little")
     extra_nbytes = int.from_bytes(start[28:30], "little")
@@ -197,24 +201,26 @@ def _segment(reader: ArchiveReader, offset: int, nbytes: int, element_nbytes: in
 
 
 class _ImageReader:
-    """Bytes of an archive for a writer, decoded a little before they are asked for and then
-    forgotten."""
+    """Reads bytes of an archive for a writer.
 
-    # The core's image is one thread's at a time. Decoding itself is parallel, if there is enough.
+    They are decoded a little ahead of the reads, and their memory is given back after each read.
+    """
+
+    # Only one thread at a time may use the core's image. The decoding inside is parallel.
     _lock = threading.Lock()
 
     def __init__(self, reader: ArchiveReader, offset: int, nbytes: int) -> None:
         self._reader = reader
         self._offset = offset
         self._nbytes = nbytes
-        self._decoded = 0  # up to where, about
+        self._decoded = 0  # the end of what is decoded, roughly
 
     def read(self, offset: int, nbytes: int, address: int) -> None:
         with self._lock:
             if offset + nbytes > self._decoded:
                 self._read_ahead(offset, nbytes)
             piece = self._reader.take(self._offset + offset, nbytes)
-            # Before another thread decodes more, which may move it.
+            # Copied under the lock: another thread's decoding may move these bytes.
             ctypes.memmove(address, (ctypes.c_uint8 * nbytes).from_buffer(piece), nbytes)
             del piece
 

@@ -1,4 +1,4 @@
-"""Members and tensors out of an archive, as files."""
+"""Extracts members and tensors of an archive as files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def extract(
 ) -> list[Path]:
     """Writes members of a tar to ``folder``, which is created; returns the files.
 
-    Only files and folders, only inside ``folder`` and not through links in it, and never over
-    something that is there.
+    Only regular files and folders are written, and only inside ``folder``. A link in ``folder``
+    that leads out of it is an error. Existing files are never overwritten.
 
     Args:
-        members: Their names; None takes all.
+        members: The names of the members to extract; None extracts all.
         check: Compare every checksum before a file is written.
 
     Raises:
-        CorruptArchiveError: The archive is damaged, lacks a member, or has one that is neither
-            file nor folder, or that leads out of ``folder``.
-        FileExistsError: A file is there already.
+        CorruptArchiveError: The archive is damaged, lacks a member of ``members``, or has a member
+            that is neither a file nor a folder, or whose name leads out of ``folder``.
+        FileExistsError: A file already exists, or a link leads out of ``folder``.
         OSError: A file cannot be written.
     """
     path, folder = Path(path), Path(folder)
@@ -74,14 +74,14 @@ def extract(
 
 
 def _make_folder(folder: Path, target: Path) -> None:
-    # Before anything is made there.
+    # Checked first, so that nothing is created outside.
     if not target.resolve().is_relative_to(folder.resolve()):
         raise FileExistsError(f"{target} leads out of {folder}")
     target.mkdir(parents=True, exist_ok=True)
 
 
 def _write(reader: ArchiveReader, member: Member, target: Path) -> None:
-    with target.open("xb") as file:  # not through a link either
+    with target.open("xb") as file:  # "x" fails on an existing link too
         for start in range(0, member.nbytes, _PIECE_NBYTES):
             nbytes = min(_PIECE_NBYTES, member.nbytes - start)
             file.write(reader.take(member.offset + start, nbytes))
@@ -94,27 +94,29 @@ def extract_tensor(
     member: str | None = None,
     num_threads: int | None = None,
 ) -> torch.Tensor:
-    """The tensor at a key path such as ``state/model/0.weight``, its checksum compared.
+    """Loads the tensor at a key path such as ``state/model/0.weight``; compares its checksum.
 
     Raises:
-        OptionError: There is no tensor of that path.
+        OptionError: There is no tensor at that path.
         CorruptArchiveError: The archive is damaged.
     """
     options: dict[str, Any] = {} if member is None else {"member": member}
     node = load(path, keys=_literally(key_path), num_threads=num_threads, **options)
-    # All that is left of the object is the way to the tensor.
+    # Only the containers on the path to the tensor are left of the object.
     while isinstance(node, dict | list | tuple) and len(node) == 1:
         [node] = node.values() if isinstance(node, dict) else node
     if not isinstance(node, torch.Tensor):
-        raise OptionError(f"{key_path!r} is no tensor in {path}")
+        raise OptionError(f"{key_path!r} is not a tensor in {path}")
     return node
 
 
 def write_tensor(tensor: torch.Tensor, path: Path | None) -> None:
-    """Writes a tensor: as ``.npy``, ``.pt``, or raw; raw to the standard output without a path.
+    """Writes a tensor as ``.npy`` or ``.pt``, or raw under any other suffix.
+
+    Without a path, the raw bytes go to the standard output.
 
     Raises:
-        OptionError: numpy has no such type (bfloat16) or is not there.
+        OptionError: numpy does not have the tensor's type (bfloat16), or is not installed.
         OSError: The file cannot be written.
     """
     if path is not None and path.suffix == ".pt":
@@ -145,5 +147,5 @@ def _bytes(tensor: torch.Tensor) -> memoryview | bytes:
 
 
 def _literally(text: str) -> str:
-    """A glob that matches ``text`` alone."""
+    """A glob that matches only ``text``."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)

@@ -1,4 +1,4 @@
-"""Which format a file's name asks for, and what the member is called that holds the object."""
+"""Maps file names to formats, and names the member that holds the object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 STATES_MEMBER = "composer_states.pt"
-"""The member that holds the object, as Composer names it."""
+"""The name of the member that holds the object. Composer uses the same."""
 
 TAR_SUFFIX = ".tar"
 
@@ -34,7 +34,7 @@ def usual_suffixes() -> list[str]:
 
 
 def archive_format(path: Path) -> _core.Format | None:
-    """The tar format that the name asks for, or None for torch's own zip file.
+    """The tar format of this file name, or None for torch's own zip file.
 
     Raises:
         FilenameError: The name looks like a compressed tar of an unknown kind.
@@ -47,11 +47,11 @@ def archive_format(path: Path) -> _core.Format | None:
 
 
 def match_suffix(name: str, suffixes: list[str]) -> str | None:
-    """The longest of ``suffixes`` that ``name`` ends with, or None; case as given.
+    """The longest of ``suffixes`` that ``name`` ends with, or None. Case matters.
 
     Raises:
-        FilenameError: The name ends like a compressed tar (``.tar.foo``) of a kind that is not
-            among them.
+        FilenameError: The name ends like a compressed tar (``.tar.foo``), but not with one of
+            ``suffixes``.
     """
     matches = [suffix for suffix in suffixes if name.endswith(suffix) and name != suffix]
     if matches:
@@ -59,15 +59,15 @@ def match_suffix(name: str, suffixes: list[str]) -> str | None:
     endings = PurePath(name).suffixes[-2:]
     if len(endings) == 2 and endings[0] == TAR_SUFFIX:
         raise FilenameError(
-            f"{name!r} looks like a compressed tar, but {''.join(endings)!r} is not a suffix that "
-            f"can be written; there are {', '.join(suffixes)}",
+            f"{name!r} looks like a compressed tar, but {''.join(endings)!r} is not a suffix "
+            f"that pyckpt knows; it knows {', '.join(suffixes)}",
             path=name,
         )
     return None
 
 
 def add_tar_suffix(path: Path, suffixes: list[str]) -> Path:
-    """``path`` itself when it ends with one of ``suffixes``, else with ``.tar`` appended."""
+    """``path`` itself if it ends with one of ``suffixes``, else ``path`` with ``.tar`` appended."""
     if match_suffix(path.name, suffixes) is not None:
         return path
     return path.with_name(path.name + TAR_SUFFIX)

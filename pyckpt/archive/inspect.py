@@ -1,4 +1,4 @@
-"""inspect: what an archive holds, without unpickling and, where the format allows, undecoded."""
+"""inspect: lists what an archive holds. It unpickles nothing and decodes as little as possible."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TensorEntry:
     """A tensor of a member.
 
     Attributes:
-        record: The record that holds its storage, ``data/0``.
-        code_nbytes: About how many bytes of the file hold the storage; None where blocks do not
-            tell where they belong (bzip2, gzip of other programs).
+        record: The record that holds its storage, for example ``data/0``.
+        code_nbytes: About how many bytes of the file hold the storage. None if the file does not
+            tell where its blocks belong (bzip2, gzip of other programs).
     """
 
     info: TensorInfo
@@ -32,11 +32,11 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class MemberInfo:
-    """A member of a tar, or a file of torch.save as a whole (its name is empty then).
+    """A member of a tar, or a whole file of torch.save (then the name is empty).
 
     Attributes:
-        records: Of torch's zip file; empty for anything else.
-        tensors: Those of its pickle; empty if it cannot be read.
+        records: The records of torch's zip file; empty for any other member.
+        tensors: The tensors of its pickle; empty if the pickle cannot be read.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ArchiveInfo:
 
     Attributes:
         compression: ``gzip``, ``bzip2``, ``xz``, ``lzma`` or empty.
-        file_nbytes: Of the file.
+        file_nbytes: Size of the file.
     """
 
     path: Path
@@ -64,11 +64,12 @@ class ArchiveInfo:
 def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> ArchiveInfo:
     """Lists members, records and tensors of a file of pyckpt, Composer or torch.save.
 
-    Nothing is unpickled: any file can be looked at. Of ``.tar``, ``.tar.gz`` by pyckpt and xz
-    only headers are decoded, of others all.
+    Nothing is unpickled, so files from untrusted sources are safe to list. Of ``.tar``, of
+    ``.tar.gz`` by pyckpt and of xz with several blocks, only the blocks with headers and pickles
+    are decoded. Other formats are decoded completely.
 
     Raises:
-        CorruptArchiveError: What was decoded is damaged; ``verify`` tells more.
+        CorruptArchiveError: The decoded part is damaged; ``verify`` gives the details.
         OSError: The file cannot be read.
     """
     path = Path(path)

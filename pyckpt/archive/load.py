@@ -1,4 +1,4 @@
-"""load: any file that pyckpt, Composer or torch.save wrote in, the object out."""
+"""load: reads the object from a file that pyckpt, Composer or torch.save wrote."""
 
 from __future__ import annotations
 
@@ -44,28 +44,29 @@ def load(
 ) -> Any:
     """Loads the object from a file that pyckpt, Composer or torch.save wrote.
 
-    The contents decide how it is read, not the suffix. Tensors are decoded to where they stay: no
-    temporary file, no second copy.
+    The contents of the file decide how it is read, not the suffix. Tensors are decoded directly
+    into their final memory: no temporary file, no second copy.
 
     Args:
         map_location: As in torch.load.
-        weights_only: As in torch.load; besides what torch allows, the plain types that a training
-            state holds are admitted (numpy arrays of random states, time deltas).
-        mmap: Whether tensors of a file without compression stay in the file until they are read;
-            writes to them go to a copy. None is False.
-        verify: Compare the checksum of whatever is loaded, and where it is all that the file has,
-            those of the whole. torch.load compares none.
+        weights_only: As in torch.load. Besides the types that torch allows, the plain types of a
+            training state are allowed (numpy arrays of random states, time deltas).
+        mmap: Whether the tensors of an uncompressed file stay in the file until they are read.
+            Writes to them go to a copy. None means False.
+        verify: Compare the checksums of everything that is loaded. If no member follows the loaded
+            one and all of it is loaded, also compare the checksums of the whole file. torch.load
+            compares none.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
-        keys: Globs over key paths such as ``state/model/*``, where ``*`` also matches across
-            ``/``, and a match takes all that lies below. What matches none is left out, not
-            unpickled, and not decoded where the format allows it: see docs/reading.md.
-        member: The name inside a tar.
-        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
-            times a second; both on rank 0 alone.
+        keys: Globs over key paths such as ``state/model/*``. ``*`` also matches ``/``, and a match
+            includes everything below it. The rest is left out and not unpickled. It is not decoded
+            either, where the format allows that: see docs/reading.md.
+        member: The name of the member inside a tar.
+        progress: True shows a bar. A function is called with the bytes done and the total, about 20
+            times a second. Both only on rank 0.
 
     Raises:
-        CorruptArchiveError: The file is neither a tar nor torch's, has no such member, or is
-            damaged; then the message names the tensors.
+        CorruptArchiveError: The file is neither a tar nor a file of torch.save, has no member of
+            this name, or is damaged. For damage, the message names the tensors where possible.
         OptionError: An argument is wrong, or a glob of ``keys`` matches nothing.
         OSError: The file cannot be read.
         pickle.UnpicklingError: ``weights_only`` forbids something in the file.
@@ -76,7 +77,7 @@ def load(
     with reporting(progress, f"loading {path.name}") as report:
 
         def tell(done: int, total: int | None) -> None:
-            # What is decoded before the member is found is not worth telling.
+            # The total is unknown until the member is found. Until then nothing is reported.
             if report is not None and total is not None:
                 report(done, total)
 
@@ -110,7 +111,9 @@ def _load(
     found = reader.find(member) if reader.is_tar else reader.whole()
     contents = reader.contents(found.offset)
     if contents is Contents.OTHER:
-        raise CorruptArchiveError(f"{member!r} in {path} is not torch.save's", path=str(path))
+        raise CorruptArchiveError(
+            f"{member!r} in {path} is not a file of torch.save", path=str(path)
+        )
     file = _torch_file(reader, found) if contents is Contents.TORCH_ZIP else None
     if file is not None and can_deserialize(file):
         return deserialize(
@@ -133,7 +136,9 @@ def _torch_file(reader: ArchiveReader, member: Member) -> TorchFile:
         if not lost:
             raise
         names = ", ".join(map(str, lost[:_MOST_NAMED]))
-        raise CorruptArchiveError(f"{error}; lost from {names} on", path=error.path) from error
+        raise CorruptArchiveError(
+            f"{error}; data is lost from {names} on", path=error.path
+        ) from error
 
 
 def _load_by_torch(
@@ -145,7 +150,7 @@ def _load_by_torch(
     *,
     whole: bool,
 ) -> Any:
-    """What torch.save seldom writes: its format before 1.6, TorchScript, another byte order."""
+    """Loads rare formats with torch.load: before torch 1.6, TorchScript, the other byte order."""
     path = reader.path
     reader.require(member.offset, member.nbytes)
     if verify and whole:
@@ -169,7 +174,7 @@ def _load_by_torch(
         raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
 
 
-# What zipfile raises over broken contents.
+# What zipfile raises for broken contents.
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -183,7 +188,7 @@ _BROKEN = (
 
 
 class _BytesFile(io.RawIOBase):
-    """Bytes in memory as a file to read."""
+    """Bytes in memory as a readable file."""
 
     def __init__(self, data: Any) -> None:
         self._bytes = memoryview(data)

@@ -1,4 +1,4 @@
-"""The archive as it is read: its members, and what each of them holds."""
+"""Reads an archive: its members, and what each of them holds."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["ArchiveReader", "Contents", "Member"]
 _START_NBYTES = 32
 _ZIP_MAGIC = b"PK\3\4"
 _LEGACY_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
-_STEP_NBYTES = 64 << 20  # of a stream that may turn out to be of any size
+_STEP_NBYTES = 64 << 20  # decoded between two checks of free memory, if the size is unknown
 
 
 class Contents(enum.Enum):
-    """What a member holds, as its first bytes tell."""
+    """What a member holds, judged by its first bytes."""
 
     TORCH_ZIP = "what torch.save writes since 1.6"
     TORCH_LEGACY = "what it wrote before"
@@ -33,14 +33,15 @@ class Contents(enum.Enum):
 
 @dataclass(frozen=True)
 class Member:
-    """One member of a tar; offsets are those of the decompressed stream.
+    """One member of a tar. Offsets are positions in the decompressed stream.
 
     Attributes:
-        name: As written, with what is not UTF-8 as surrogates. Not to be used as a file's name.
-        type: ``"0"`` a file, ``"5"`` a folder, as POSIX numbers them.
-        header_offset: Of the first header that belongs to it.
-        offset: Of its data.
-        nbytes: Of its data.
+        name: As written; bytes that are not UTF-8 become surrogates. Do not use it as a file name,
+            use ``inner_name()``.
+        type: The type code of POSIX: ``"0"`` is a file, ``"5"`` a folder.
+        header_offset: Where the first of its headers begins.
+        offset: Where its data begins.
+        nbytes: Size of its data.
     """
 
     name: str
@@ -50,11 +51,13 @@ class Member:
     nbytes: int
 
     def inner_name(self, path: Path) -> str:
-        """The name, which stays inside whatever folder it is put in.
+        """The name as a relative path that cannot leave the folder it is extracted to.
+
+        Args:
+            path: The archive's path, for the error message.
 
         Raises:
-            CorruptArchiveError: It does not: it is absolute, or has ``..`` in it. ``path`` is the
-                archive's.
+            CorruptArchiveError: The name is absolute, or contains ``..`` or NUL.
         """
         name = self.name.removeprefix("./")
         if name.startswith("/") or "\0" in name or ".." in name.split("/"):
@@ -66,12 +69,12 @@ class Member:
 
 
 class ArchiveReader(StreamReader):
-    """Reads one file; what a file that is no tar holds is its only member.
+    """Reads one file. A file that is not a tar is treated as one member.
 
-    Arguments and errors are those of :class:`pyckpt.stream.StreamReader`.
+    For arguments and errors see :class:`pyckpt.stream.StreamReader`.
 
     Attributes:
-        is_tar: Whether it has members of its own.
+        is_tar: Whether the file is read as a tar: it is not a file of torch.save.
     """
 
     def __init__(
@@ -87,27 +90,28 @@ class ArchiveReader(StreamReader):
         self._tar: _core.TarReader | None = None
 
     def members(self) -> Iterator[Member]:
-        """The members from the first to the last; nothing but headers is decoded, if possible.
+        """The members in the order of the tar.
 
-        Once one is asked for, the data of the one before can no longer be had of a stream that is
-        decoded from start to end.
+        Where the format allows it, only headers are decoded. A stream that is decoded from start
+        to end does not keep what it has passed: once the next member is requested, the data of the
+        previous one is gone.
         """
         if not self.is_tar:
             raise CorruptArchiveError(f"{self.path} is not a tar", path=str(self.path))
         tar = _core.TarReader(self.image)
         self._tar = tar
         while True:
-            with self.corruption("is damaged, or neither a tar nor a file of torch.save"):
+            with self.corruption("is damaged, or is neither a tar nor a file of torch.save"):
                 found = tar.next()
             if found is None:
                 return
             yield Member(found[0].decode("utf-8", "surrogateescape"), *found[1:])
 
     def find(self, name: str) -> Member:
-        """The first member of that name.
+        """The first member of this name.
 
         Raises:
-            CorruptArchiveError: There is none, or it is no file.
+            CorruptArchiveError: There is none, or it is not a file.
         """
         for member in self.members():
             if member.name == name:
@@ -120,8 +124,8 @@ class ArchiveReader(StreamReader):
         """The file itself, as if it were a member without a name.
 
         Raises:
-            CheckpointError: It needs more memory than there is: all of a stream whose size nobody
-                knows is decoded and kept.
+            CheckpointError: There is not enough memory. A stream of unknown size is decoded
+                completely, and all of it is kept.
         """
         nbytes = 0
         while self.image.nbytes is None:
@@ -132,7 +136,7 @@ class ArchiveReader(StreamReader):
         return Member("", "0", 0, 0, self.image.nbytes)
 
     def contents(self, offset: int) -> Contents:
-        """What begins at ``offset``: at that of a member, or at 0."""
+        """What begins at ``offset``, which is a member's offset, or 0 for the whole file."""
         with self.corruption():
             if not self.image.require((offset, _START_NBYTES)):
                 return Contents.OTHER
@@ -142,7 +146,7 @@ class ArchiveReader(StreamReader):
         return Contents.TORCH_LEGACY if _LEGACY_MAGIC in start else Contents.OTHER
 
     def check_rest(self) -> None:
-        """As StreamReader's, if the member that was found is all there is."""
+        """Like the base class's, but does nothing if another member follows the found one."""
         if self._tar is not None:
             with self.corruption():
                 if self._tar.next() is not None:
@@ -150,16 +154,18 @@ class ArchiveReader(StreamReader):
         super().check_rest()
 
     def tar_end(self) -> int:
-        """What offset the tar ends at, behind its first block of zeros, once all members are
-        told."""
+        """Where the tar ends: after its first block of zeros.
+
+        Call it only after ``members()`` has yielded the last member.
+        """
         assert self._tar is not None
         return self._tar.offset
 
     def read_once(self, offset: int, nbytes: int) -> bytes:
-        """Bytes that nobody asks for again; fewer where the stream ends."""
+        """Reads bytes and gives back their memory. Returns fewer at the end of the stream."""
         with self.corruption():
             if not self.image.require((offset, nbytes)):
-                assert self.image.nbytes is not None  # known, now that the end was reached
+                assert self.image.nbytes is not None  # known, because the end was reached
                 nbytes = max(0, self.image.nbytes - offset)
                 self.image.require((offset, nbytes))
         data = self.image.read((offset, nbytes)) if nbytes else b""
@@ -167,5 +173,5 @@ class ArchiveReader(StreamReader):
         return data
 
     def forget(self, member: Member) -> None:
-        """Gives back the memory of a member that nobody asks for again."""
+        """Gives back the memory of a member that will not be read again."""
         self.image.forget((member.offset, member.nbytes))

@@ -1,4 +1,4 @@
-"""save: any object in, one file out."""
+"""save: writes any object to one file."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def save(
     The file under ``path`` is replaced as a whole or not at all. Folders are created.
 
     Args:
-        obj: Tensors are written from where they lie and must not change meanwhile.
+        obj: Its tensors are read in place and must not change during the call.
         compression_level: The format's level; None takes its standard one.
         num_threads: Worker threads; None takes the CPUs that this process may use.
-        fsync: Whether to wait until the disk has the file.
-        member: The name inside a tar.
-        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
-            times a second; both on rank 0 alone.
+        fsync: Whether to wait until the file is on the disk.
+        member: The name of the member inside a tar.
+        progress: True shows a bar. A function is called with the bytes done and the total, about 20
+            times a second. Both only on rank 0.
 
     Raises:
         CheckpointError: The file could not be written, or an argument is wrong
-            (FilenameError, OptionError). What was there before is untouched.
+            (FilenameError, OptionError). A previous file is unchanged.
     """
     options = WriteOptions(compression_level, num_threads, fsync, progress)
     _check_member(member)

@@ -1,4 +1,4 @@
-"""How fast this machine saves and loads, format by format, for ``pyckpt bench``."""
+"""Measures how fast this machine saves and loads each format, for ``pyckpt bench``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TENSORS = 8
 def measure(
     folder: Path, nbytes: int, *, num_threads: int | None = None
 ) -> dict[str, dict[str, float]]:
-    """Saves and loads ``nbytes`` of float32 noise in every format, once, without fsync.
+    """Saves and loads ``nbytes`` of float32 noise once in every format, without fsync.
 
     Returns:
-        By suffix, and for torch.save and torch.load as ``"torch"``: ``save_seconds``,
-        ``load_seconds`` and ``file_nbytes``.
+        For each suffix: ``save_seconds``, ``load_seconds`` and ``file_nbytes``. The key ``"torch"``
+        is for torch.save and torch.load.
 
     Raises:
         OptionError: ``nbytes`` is less than 1.

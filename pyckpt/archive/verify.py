@@ -1,4 +1,4 @@
-"""verify: every checksum that a file has, compared without unpickling anything."""
+"""verify: compares every checksum of a file and unpickles nothing."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Problem:
 
     Attributes:
         message: What is wrong.
-        member: In which member of the tar; None for the file as a whole.
-        record: In which record of torch's zip file.
-        tensors: Whose bytes are damaged; in a stream that cannot be decoded further those with
-            which the loss begins.
-        offset: Where, in the decompressed stream; None where that makes no sense.
+        member: The member of the tar; None if the problem is about the whole file.
+        record: The record of torch's zip file, or None.
+        tensors: The tensors whose bytes are damaged. If the stream cannot be decoded any further:
+            the tensors with which the loss begins.
+        offset: Position in the decompressed stream; None if the problem has no position.
     """
 
     message: str
@@ -58,12 +58,13 @@ class Report:
 
     Attributes:
         compression: ``gzip``, ``bzip2``, ``xz``, ``lzma`` or empty.
-        members: How many members there are.
-        records: How many records of torch's were compared with their checksums.
-        nbytes: How many bytes those have.
-        unchecked: Records without a checksum of their own, those of programs that asked torch to
-            take none; and files of torch before 1.6, which had none. Only the compression's
-            checksums, if any, tell of damage in them.
+        members: Number of members.
+        records: Number of records in torch's zip files, including those in ``unchecked``.
+        nbytes: Size of these records, decompressed.
+        unchecked: Records without a checksum that can be compared: torch was told to compute
+            none, or the record is compressed by a method other than deflate. Also files from before
+            torch 1.6, which have no checksums. Damage in them is found only by the checksums of
+            the compression, if there are any.
     """
 
     path: Path
@@ -76,13 +77,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no problem."""
         return not self.problems
 
     def raise_if_damaged(self) -> None:
         """
         Raises:
-            CorruptArchiveError: Something is wrong; the first problem is in the message.
+            CorruptArchiveError: There is a problem. The message has the first one.
         """
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
@@ -99,18 +100,18 @@ def verify(
 ) -> Report:
     """Compares every checksum of a file: of the compression, of tar headers, of zip records.
 
-    Also found are sizes that do not fit, members and records that are there twice, names that lead
-    out of the archive, files named ``.pt`` that are not torch's, and data behind the archive's end.
-    Nothing is unpickled, nothing is kept: see docs/reading.md for the memory.
+    It also finds sizes that do not match, members and records that appear twice, names that lead
+    out of the archive, files named ``.pt`` or ``.pth`` that are not files of torch.save, and data
+    after the end of the archive. Nothing is unpickled. For the memory see docs/reading.md.
 
     Args:
         path: A file of pyckpt, Composer or torch.save.
         num_threads: None takes the CPUs that this process may use.
-        progress: True shows a bar, and a function is called with the bytes done and in all (None
-            where nobody knows), some 20 times a second; both on rank 0 alone.
+        progress: True shows a bar. A function is called with the bytes done and the total (None if
+            unknown), about 20 times a second. Both only on rank 0.
 
     Raises:
-        OSError: The file cannot be read. Whatever is wrong with its contents is in the report.
+        OSError: The file cannot be read. Problems with its contents are in the report.
     """
     path = Path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
@@ -134,7 +135,7 @@ def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
                 report.unchecked.append(path.name)
         _verify_stream(reader, report)
     except CorruptArchiveError as error:
-        # A stream that cannot be decoded further says so each time.
+        # A stream that cannot be decoded further raises the same error at each access.
         if not any(str(error.__cause__) in problem.message for problem in report.problems):
             report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
     return report
@@ -146,7 +147,7 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
         report.members += 1
         name, at = member.name, member.header_offset
         if name in seen:
-            report.problems.append(Problem("it is there twice", name, offset=at))
+            report.problems.append(Problem("it appears twice", name, offset=at))
         seen.add(name)
         try:
             member.inner_name(reader.path)
@@ -162,7 +163,9 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
         elif contents is Contents.TORCH_LEGACY:
             report.unchecked.append(name)
         elif member.type == "0" and name.endswith(_TORCH_SUFFIXES):
-            report.problems.append(Problem("it is not torch.save's", name, offset=member.offset))
+            report.problems.append(
+                Problem("it is not a file of torch.save", name, offset=member.offset)
+            )
     _verify_behind_tar(reader, report)
 
 
@@ -199,9 +202,12 @@ def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) ->
 def _compressed_problem(
     reader: ArchiveReader, record: StoredRecord, place: tuple[int, int]
 ) -> str | None:
-    """What is wrong with a record that is compressed inside the zip file, as TorchScript's are."""
+    """What is wrong with a record that is compressed inside the zip file; None if nothing is.
+
+    TorchScript writes such records.
+    """
     if not record.deflated:
-        return None  # by no program that writes checkpoints; the report has it as unchecked
+        return None  # no checkpoint writer does this; the report lists it as unchecked
     offset, left = place
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     crc = nbytes = 0
@@ -214,16 +220,16 @@ def _compressed_problem(
                 crc, nbytes = zlib.crc32(raw, crc), nbytes + len(raw)
                 code = inflater.unconsumed_tail
     except zlib.error as error:
-        return f"its code is damaged: {error}"
+        return f"its compressed data is damaged: {error}"
     except CorruptArchiveError as error:
         return str(error).removeprefix(f"{reader.path} ")
     if nbytes != record.nbytes or left or not inflater.eof:
-        return "its size is another"
-    return None if not record.has_checksum or crc == record.crc else "its checksum is another"
+        return "its size does not match"
+    return None if not record.has_checksum or crc == record.crc else "its checksum does not match"
 
 
 def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveError) -> Problem:
-    """A file of torch's that is not even as whole as to list its records."""
+    """The problem of a file of torch.save whose records cannot even be listed."""
     message = str(error).removeprefix(f"{reader.path} ")
     if reader.image.nbytes is not None:
         return Problem(message, member.name, offset=member.offset)
@@ -239,7 +245,7 @@ def _tensors(file: TorchFile) -> list[TensorInfo]:
 
 
 def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
-    """Zeros, and in a gzip file perhaps the chunk index."""
+    """Only zeros, and in a gzip file the chunk index, may follow the tar."""
     at = reader.tar_end()
     while piece := reader.read_once(at, _PIECE_NBYTES):
         at += len(piece)
@@ -249,7 +255,7 @@ def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
             rest += reader.read_once(at, _PIECE_NBYTES)
             is_index = reader.image.is_index(rest)
             if not is_index:
-                report.problems.append(Problem("data behind the end of the tar", offset=begin))
+                report.problems.append(Problem("data after the end of the tar", offset=begin))
             return
 
 

@@ -1,4 +1,4 @@
-"""One archive, written in two steps: everything to a hidden file, then the name."""
+"""Writes one archive in two steps: all bytes to a hidden file, then the rename."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyckpt.torch_format.serialize import serialize
 __all__ = ["ArchiveWriter", "Segment"]
 
 _FOLDER_MODE = 0o755
-_ROOT_MODE = 0o700  # what Composer's archives have: its temporary folder's
+_ROOT_MODE = 0o700  # as in Composer's archives: the mode of its temporary folder
 _FILE_MODE = 0o644
 
 
@@ -30,9 +30,9 @@ class Segment:
     """Bytes of a member.
 
     Attributes:
-        reader: Fetches them; its offsets count from the segment's start.
-        nbytes: How many there are.
-        element_nbytes: Size of the numbers in them, which tells compressors where to look.
+        reader: Fetches the bytes; its offsets count from the segment's start.
+        nbytes: Number of bytes.
+        element_nbytes: Size of one number in them. It helps the compressors.
     """
 
     reader: Reader
@@ -40,31 +40,32 @@ class Segment:
     element_nbytes: int = 1
 
 
-# Records become torch's zip file, segments are written as they are, a path is that of a file, and
+# Records become torch's zip file. Segments are written unchanged. A Path is a file to copy from.
 # None is a folder.
 Content = list[Record] | tuple[Segment, ...] | Path | None
 
 
 class ArchiveWriter:
-    """Writes one archive in two steps: everything to a hidden file, then the name.
+    """Writes one archive in two steps: all bytes to a hidden file, then the rename.
 
-    Add members; ``write()``; then ``commit()``, or ``abandon()`` at any time before. Used as a
-    context manager, it abandons what was not committed. One thread at a time, but for ``progress``.
+    Add members, call ``write()``, then ``commit()``. ``abandon()`` is allowed at any time before
+    ``commit()``. Used as a context manager, it abandons what was not committed. Only one thread at
+    a time may use it, except for ``progress``.
 
     Args:
-        path: The file; its suffix decides the format. Its folder is created by ``write()``.
+        path: The file; its suffix decides the format. ``write()`` creates its folder.
         options: How to write.
-        writers_on_node: How many processes of this machine write at the same time.
+        writers_on_node: How many processes on this machine write at the same time.
 
     Raises:
-        FilenameError: The suffix is unknown, or the path is not a regular file.
-        OptionError: The format has no such level.
+        FilenameError: The suffix is unknown, or the path exists and is not a regular file.
+        OptionError: The format does not have this level.
     """
 
     def __init__(self, path: Path, options: WriteOptions, *, writers_on_node: int = 1) -> None:
         row = archive_format(path)
         self.path = path
-        # A link stays a link: the file that it leads to is replaced.
+        # A symbolic link stays: the file that it points to is replaced.
         self._target = Path(os.path.realpath(path))
         self._check_target()
         self._members: dict[str, tuple[int, Content]] = {}
@@ -89,26 +90,26 @@ class ArchiveWriter:
         self.abandon()
 
     def add_object(self, name: str, obj: Any, *, compact_views: bool = False) -> None:
-        """A member in torch's format. Its memory must not change until ``write()`` returns.
+        """Adds a member in torch's format. Its memory must not change until ``write()`` returns.
 
         See :func:`pyckpt.torch_format.serialize.serialize` for ``compact_views``.
         """
         self._members[name] = (_FILE_MODE, serialize(obj, compact_views=compact_views))
 
     def add_file(self, name: str, path: Path) -> None:
-        """A member with the bytes of the file at ``path``, read while writing."""
+        """Adds a member with the bytes of the file at ``path``, which ``write()`` reads."""
         self._members[name] = (stat.S_IMODE(path.stat().st_mode), path)
 
     def add_segments(self, name: str, segments: Sequence[Segment]) -> None:
-        """A member with the bytes of segments, one after another, read while writing."""
+        """Adds a member with the bytes of all segments in order, which ``write()`` reads."""
         self._members[name] = (_FILE_MODE, tuple(segments))
 
     def add_directory(self, name: str) -> None:
-        """A folder; those of other members are added by themselves."""
+        """Adds a folder. The parent folders of members are added automatically."""
         self._members[name] = (_FOLDER_MODE, None)
 
     def state_records(self) -> list[Record]:
-        """Of all members the records that lie in the objects' own memory."""
+        """The records of all members whose bytes are in the objects' own memory."""
         return [
             record
             for _, content in self._members.values()
@@ -118,7 +119,7 @@ class ArchiveWriter:
         ]
 
     def replace_state_records(self, records: Iterable[Record]) -> None:
-        """Reads those of ``state_records()`` from elsewhere; order and sizes are the same."""
+        """Replaces ``state_records()``. The new records have the same order and sizes."""
         following = iter(records)
         for name, (mode, content) in self._members.items():
             if isinstance(content, list):
@@ -127,14 +128,14 @@ class ArchiveWriter:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How many bytes, before compression, are written and how many there are; any thread.
+        """Bytes written so far, and the total, before compression. Any thread may ask.
 
-        The second number is 0 before ``plan()``, and then final.
+        The total is 0 before ``plan()``, and final after it.
         """
         return self._writer.progress
 
     def plan(self) -> None:
-        """Gives every member, sorted, its place; none can be added any more."""
+        """Sorts the members and fixes the place of each. None may be added afterwards."""
         self._planned = True
         if self._is_tar:
             self._writer.add_directory("", _ROOT_MODE)
@@ -151,10 +152,10 @@ class ArchiveWriter:
                 self._writer.add_torch_file(name, mode, [r[:5] for r in content])
 
     def write(self) -> int:
-        """Writes all members, sorted, to a hidden file beside the target; returns its size.
+        """Writes all members, sorted, to a hidden file in the target's folder; returns its size.
 
         Raises:
-            OSError: The file cannot be written; nothing is left of it.
+            OSError: The file cannot be written. The hidden file is removed.
         """
         if not self._planned:
             self.plan()
@@ -166,19 +167,27 @@ class ArchiveWriter:
         return nbytes
 
     def commit(self, *, keep_previous: bool = False) -> None:
-        """Gives the new file its name. ``keep_previous`` allows ``restore()`` until ``keep()``."""
+        """Renames the new file to its target.
+
+        With ``keep_previous``, the previous file is kept until ``keep()``, and ``restore()`` can
+        bring it back.
+        """
         self._writer.commit(keep_previous)
 
     def keep(self) -> None:
-        """Forgets the previous file."""
+        """Removes the previous file, which ``commit(keep_previous=True)`` has kept."""
         self._writer.keep()
 
     def restore(self) -> None:
-        """Brings back the previous file, or none if there was none."""
+        """Brings the previous file back. If there was none, removes the new one."""
         self._writer.restore()
 
     def abandon(self) -> None:
-        """Removes what was written, unless it was committed and kept; lets go of the objects."""
+        """Removes the new file unless it is final, and releases the objects.
+
+        It is final after ``commit()``. With ``keep_previous`` it is final only after ``keep()``;
+        before that, the previous file is brought back.
+        """
         self._writer.abandon()
         self._members.clear()
 
@@ -194,7 +203,7 @@ class ArchiveWriter:
     def _check_target(self) -> None:
         try:
             mode = self._target.stat().st_mode
-        except OSError:  # absent, or not to be looked at: write() tells
+        except OSError:  # absent or not accessible; write() raises the error, if there is one
             return
         if not stat.S_ISREG(mode):
             raise FilenameError(
@@ -206,7 +215,7 @@ def _level(row: _core.Format | None, level: int | None) -> int:
     levels = None if row is None else row.levels
     if row is None or levels is None:
         if level is not None:
-            raise OptionError("compression_level is given, but the file's suffix asks for none")
+            raise OptionError("compression_level is given, but the file's format has no levels")
         return 0
     if level is None:
         return levels.standard

@@ -1,4 +1,4 @@
-"""What torch's weights_only loader may build besides what it knows, while something is loaded."""
+"""Allows torch's weights_only loader to build more types while a load runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch import _weights_only_unpickler as weights_only_unpickler
 __all__ = ["admitted", "state_types"]
 
 _lock = threading.Lock()
-_users: Counter[Any] = Counter()  # of each type that is admitted by us: how many loads
+_users: Counter[Any] = Counter()  # for each type that we admitted: how many loads use it
 
 
 @contextmanager
 def admitted(types: Sequence[Any]) -> Iterator[None]:
-    """Admits types as ``torch.serialization.safe_globals`` does, which has one set for all threads.
+    """Admits types like ``torch.serialization.safe_globals``, but safely with several threads.
 
-    So a type goes with the last load that needs it, and never if it was there before.
+    torch has one set of admitted types for all threads. So a type is removed only when the last
+    load that needs it ends. A type that others had admitted before is never removed.
     """
     if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
         yield
@@ -42,14 +43,14 @@ def admitted(types: Sequence[Any]) -> Iterator[None]:
 
 def state_types() -> list[Any]:
     """The plain types that a training state holds."""
-    # Composer's metadata holds torch's version, a kind of str.
+    # Composer's metadata holds torch's version, a subclass of str.
     types: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
     try:
         import numpy as np
     except ImportError:
         return types
     reconstruct = np.ndarray(0).__reduce__()[0]
-    # The pickle names the module of the numpy that wrote it; it moved in numpy 2.
+    # A pickle has the module name of the numpy that wrote it. numpy 2 renamed the module.
     names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
     return [
         *types,

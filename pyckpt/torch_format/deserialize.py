@@ -1,7 +1,7 @@
-"""The object out of torch's zip file: the mirror of serialization.
+"""Reads the object from torch's zip file: the reverse of serialize.py.
 
-Storages are made of the memory that the archive was decoded to, so no tensor is copied. All of
-them are there, and all checksums compared, before the pickle is run.
+Storages use the memory that the archive was decoded to, so no tensor is copied. Before the pickle
+runs, all storages are decoded and all checksums are compared.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ __all__ = [
 _PICKLE = "data.pkl"
 _STORAGES = "data/"
 _BYTEORDER = "byteorder"
-# As torch allocates: vector instructions read tensors from such addresses.
+# torch aligns its own allocations to this, for vector instructions.
 _ALIGNMENT = 64
 _MOST_NAMED = 5
 
 
 def can_deserialize(file: TorchFile) -> bool:
-    """Whether ``file`` is as torch.save writes it on a machine like this one."""
+    """Whether ``file`` has torch.save's usual layout and this machine's byte order."""
     if not file.is_plain:
         return False
     return _BYTEORDER not in file.records or file.read(_BYTEORDER) == sys.byteorder.encode()
@@ -62,13 +62,15 @@ def deserialize(
     Args:
         map_location: As in torch.load.
         weights_only: As in torch.load.
-        verify: Whether to compare checksums: those of the records, and without ``keys`` those of
-            the archive, if it holds nothing else.
-        keys: Globs over key paths. What none of them names is left out, or None stands for it, and
-            is not unpickled.
+        verify: Whether to compare the checksums of the loaded records. Without ``keys``, also
+            those of the whole stream, if no member of the archive follows this one.
+        keys: Globs over key paths. What no glob matches is not unpickled. It is left out, or
+            replaced by None in lists and tuples.
 
     Raises:
-        CorruptArchiveError: Something is damaged; it names the tensors.
+        CorruptArchiveError: Something is damaged. If it is a tensor, the message names it where
+            possible.
+        CheckpointError: There is not enough memory.
         pickle.UnpicklingError: ``weights_only`` forbids something.
     """
     data = file.read(_PICKLE, verify=verify)
@@ -96,12 +98,13 @@ def deserialize(
         if not weights_only:
             raise
         raise pickle.UnpicklingError(
-            f"{file.stream.path}: {error} (weights_only=False admits it, and runs what it says)"
+            f"{file.stream.path}: {error} (weights_only=False allows it, and runs code of the file)"
         ) from error
     except CorruptArchiveError:
         raise
     except _BROKEN as error:
-        # Checksums are those of what was written: this was no pickle of torch.save to begin with.
+        # Damage was found by the checksums before, so torch.save never wrote this pickle. What the
+        # user's own classes or map_location raise is passed on unchanged.
         if not weights_only or error is storage_of.error:
             raise
         path = file.stream.path
@@ -111,7 +114,7 @@ def deserialize(
     return obj
 
 
-# What torch's machine raises over a pickle that makes no sense.
+# What torch's unpickler raises for an invalid pickle.
 _BROKEN = (
     AssertionError,
     AttributeError,
@@ -135,7 +138,7 @@ def _cut(file: TorchFile, data: bytes, keys: Sequence[str]) -> tuple[bytes, set[
 def _decode_storages(
     file: TorchFile, records: Sequence[StoredRecord], data: bytes, verify: bool
 ) -> list[tuple[int, int]]:
-    """Where the bytes of the records are in the stream, once they are there and right."""
+    """Decodes and checks the records. Returns where they are in the stream: (offset, nbytes)."""
     places = file.locate(records)
     nbytes = sum(nbytes for _, nbytes in places)
     if not file.stream.mapped:
@@ -155,18 +158,18 @@ def _storage(stream: StreamReader, place: tuple[int, int]) -> torch.UntypedStora
     if place[1] == 0:
         return torch.UntypedStorage(0)
     tensor = torch.frombuffer(stream.image.take(place), dtype=torch.uint8)
-    if tensor.data_ptr() % _ALIGNMENT:  # nothing that torch.save has written
+    if tensor.data_ptr() % _ALIGNMENT:  # not in files with torch.save's default alignment
         tensor = tensor.clone()
     return tensor.untyped_storage()
 
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record whose bytes are not those that were saved.
+    """A record whose bytes are not the ones that were saved.
 
     Attributes:
         offset: Where it begins in the decompressed stream.
-        damage: What cannot be decoded; None when only the checksum is another.
+        damage: What cannot be decoded; None if only the checksum does not match.
     """
 
     record: StoredRecord
@@ -174,7 +177,7 @@ class BrokenRecord:
     damage: Damage | None
 
     def __str__(self) -> str:
-        return "its checksum is another" if self.damage is None else describe(self.damage)
+        return "its checksum does not match" if self.damage is None else describe(self.damage)
 
 
 def broken_records(
@@ -183,7 +186,7 @@ def broken_records(
     records: Sequence[StoredRecord],
     damages: Sequence[Damage],
 ) -> list[BrokenRecord]:
-    """What of the records is damaged, from what StreamReader.fill returned."""
+    """The damaged records, found from the results of StreamReader.fill."""
     broken = []
     for index, (record, (offset, nbytes)) in enumerate(zip(records, places, strict=True)):
         hit = next((d for d in damages if d.hits(offset, nbytes)), None)
@@ -194,7 +197,7 @@ def broken_records(
 
 
 def _damage_report(broken: Sequence[BrokenRecord], data: bytes) -> str:
-    """Names the tensors in broken records, as far as ``data``, the pickle, tells them."""
+    """Describes broken records, with the tensors in them if the pickle ``data`` names those."""
     try:
         tensors = tensors_in(data)
     except pickle.UnpicklingError:
@@ -214,7 +217,7 @@ Restorer = Callable[[torch.UntypedStorage, str], Any]
 
 
 def _restorer(map_location: Any) -> Restorer:
-    """Takes a storage to where ``map_location`` wants it, as torch.load describes."""
+    """Returns a function that moves a storage to its ``map_location``, as in torch.load."""
     if map_location is None:
         return default_restore_location
     if isinstance(map_location, str | torch.device):
@@ -232,10 +235,10 @@ def _restorer(map_location: Any) -> Restorer:
 
 
 class _StorageOf:
-    """What a persistent id stands for.
+    """Maps the persistent ids of a pickle to storages.
 
     Attributes:
-        error: What taking a storage to its device has raised.
+        error: The exception raised when a storage was moved to its device, or None.
     """
 
     error: Exception | None = None
@@ -255,7 +258,7 @@ class _StorageOf:
     def __call__(self, saved_id: Any) -> torch.storage.TypedStorage:
         kind, storage_type, key, location, numel = saved_id
         if kind != "storage":
-            raise pickle.UnpicklingError(f"a persistent id that is no storage's: {kind!r}")
+            raise pickle.UnpicklingError(f"a persistent id that is not a storage: {kind!r}")
         if key in self._done:
             return self._done[key]
         dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
@@ -264,7 +267,7 @@ class _StorageOf:
         if storage is None or storage.nbytes() != nbytes:
             has = "none" if storage is None else f"one of {storage.nbytes()}"
             raise CorruptArchiveError(
-                f"{self._path} wants a storage {key!r} of {nbytes} bytes and has {has}",
+                f"{self._path} needs a storage {key!r} of {nbytes} bytes, but has {has}",
                 path=str(self._path),
             )
         try:
@@ -278,10 +281,12 @@ class _StorageOf:
         return typed
 
     def check_sizes(self) -> None:
-        """Finds storages that grew: torch makes them as long as a tensor's shape says.
+        """Checks that no storage has grown.
+
+        torch enlarges a storage that is too small for a tensor's shape.
 
         Raises:
-            CorruptArchiveError: There is one, so a tensor has bytes that nobody saved.
+            CorruptArchiveError: A storage has grown, so a tensor has bytes that were never saved.
         """
         for key, typed in self._done.items():
             if typed._untyped_storage.nbytes() > self._nbytes[key]:
@@ -292,7 +297,7 @@ class _StorageOf:
 
 
 class _WeightsUnpickler(weights_only_unpickler.Unpickler):
-    """torch's machine, which knows what is harmless."""
+    """torch's restricted unpickler, which builds only types that are known to be harmless."""
 
     def __init__(self, file: io.BytesIO, storage_of: _StorageOf) -> None:
         super().__init__(file, encoding="utf-8")
@@ -303,7 +308,7 @@ class _WeightsUnpickler(weights_only_unpickler.Unpickler):
 
 
 class _AnyUnpickler(pickle.Unpickler):
-    """Python's, which runs whatever the pickle says."""
+    """Python's unpickler, which runs any code that the pickle names."""
 
     def __init__(self, file: io.BytesIO, storage_of: _StorageOf) -> None:
         super().__init__(file, encoding="utf-8")
@@ -315,13 +320,13 @@ class _AnyUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("torch") and name.endswith("Storage") and name != "UntypedStorage":
             return torch.serialization.StorageType(name)
-        # Where Tensor was before torch 1.8.
+        # Before torch 1.8, Tensor was in torch.tensor.
         return super().find_class("torch._tensor" if module == "torch.tensor" else module, name)
 
 
 @contextmanager
 def _rebuilding_at(map_location: Any) -> Iterator[None]:
-    """Tells torch where tensors belong that have no storages (those of XLA and the like)."""
+    """Tells torch the location for tensors that have no storages (XLA, for example)."""
     local = torch.serialization._serialization_tls
     local.map_location = map_location
     try:

@@ -1,4 +1,4 @@
-"""The bytes of a storage on a device, piece by piece."""
+"""Reads the bytes of a storage on a device, piece by piece."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["DeviceReader", "mark"]
 class DeviceReader:
     """Reads a storage that is not in host memory.
 
-    CUDA memory goes through pinned buffers on side streams. torch keeps both in pools, so a save
-    holds one pinned buffer a worker thread, as large as the pieces that are read, and never more
-    of the model. Memory that is pinned itself is read to directly.
+    CUDA memory is copied through pinned buffers on side streams. torch keeps both in pools. So a
+    save holds one pinned buffer for each worker thread, as large as the pieces that it reads, and
+    no more of the model. If the target memory is itself pinned, the copy goes to it directly.
     """
 
     def __init__(self, storage: torch.UntypedStorage, start: int = 0) -> None:
-        """Offsets will count from byte ``start`` of the storage."""
+        """``read()`` counts offsets from byte ``start`` of the storage."""
         self.bytes = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)[start:]
-        # What training has queued so far belongs to the state that is saved.
+        # Reads wait for the work that training has queued so far: it belongs to the saved state.
         self._ready: torch.cuda.Event | None = None
         if storage.device.type == "cuda":
             self._ready = torch.cuda.Event()
@@ -46,7 +46,7 @@ class DeviceReader:
 
 
 def mark(stream: torch.cuda.Stream) -> torch.cuda.Event:
-    """An event behind all that is queued on the stream. Who waits for it leaves the CPU alone."""
+    """Records an event after all work queued on the stream. Waiting for it does not use the CPU."""
     event = torch.cuda.Event(blocking=True)
     event.record(stream)
     return event

@@ -1,7 +1,7 @@
-"""Which tensors are lost with a stream that cannot be decoded to its end.
+"""Finds the tensors that are lost when a stream cannot be decoded to its end.
 
-The directory of torch's zip file is at its end. But its beginning has the pickle, which tells the
-sizes of all storages, and each record is followed by its checksum.
+The directory of torch's zip file is at the end of the file, so it is lost as well. But the pickle
+at the beginning tells the sizes of all storages, and each record is followed by its checksum.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ _DESCRIPTOR_MAGIC = b"PK\7\x08"
 _HAS_DESCRIPTOR = 8
 _MOST_DESCRIPTOR_NBYTES = 24
 _MOST_PICKLE_NBYTES = 256 << 20
-# Of a record that is no storage: the pickle is the first.
+# Largest record that is not a storage, except for the pickle, which is the first record.
 _MOST_SMALL_NBYTES = 1 << 10
 _ALIGNMENT = 64
-# As much is decoded at once; damage may lie anywhere in it.
+# Decoded at once. Damage may be anywhere in it.
 _DECODED_AT_ONCE = 1 << 20
 
 
 def lost_tensors(stream: StreamReader, offset: int, nbytes: int) -> list[TensorInfo]:
-    """The tensors that the damage begins with, as far as what lies before it tells.
+    """The tensors with which the damage begins, as far as the decoded part of the stream tells.
 
-    Those whose checksums are others; if none are, those that lie where decoding ended.
+    These are the tensors whose checksums do not match. If all checksums match, these are the
+    tensors at the place where decoding ended.
 
     Args:
-        stream: One that is decoded from start to end, and could not be.
+        stream: A stream that is decoded from start to end, and whose decoding has failed.
         offset: Where a file of torch.save begins in it.
-        nbytes: How long that is.
+        nbytes: Size of that file.
     """
     front = _Front(stream, offset, nbytes)
     first = front.header(offset)
@@ -59,7 +60,7 @@ def lost_tensors(stream: StreamReader, offset: int, nbytes: int) -> list[TensorI
 
 
 def _at_the_end(front: _Front, at: int, sizes: dict[str, int]) -> Iterator[str]:
-    """Of the storages that follow ``at``, those that lie where decoding ended, about."""
+    """The keys of the storages after ``at`` that lie about where decoding ended."""
     for key, nbytes in sizes.items():
         at += _HEADER_NBYTES + len(f"archive/data/{key}")
         at += -at % _ALIGNMENT
@@ -72,10 +73,11 @@ def _at_the_end(front: _Front, at: int, sizes: dict[str, int]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Header:
-    """Of a record: what stands before its data.
+    """The local header of a record.
 
     Attributes:
-        nbytes: Of its data; None where a descriptor behind the data tells, and the checksum too.
+        begin: Where its data begins.
+        nbytes: Size of its data. None if size and checksum are in a descriptor after the data.
     """
 
     name: str
@@ -85,7 +87,7 @@ class _Header:
 
     @property
     def key(self) -> str:
-        """Of its storage; empty if it holds none."""
+        """The key of the storage that the record holds; empty if it holds none."""
         return self.name.partition("/data/")[2]
 
 
@@ -97,7 +99,7 @@ class _Record:
 
 
 class _Front:
-    """What is decoded of a file, as offsets of the stream."""
+    """The decoded front part of a file. Offsets are positions in the stream."""
 
     def __init__(self, stream: StreamReader, offset: int, nbytes: int) -> None:
         self._image = stream.image
@@ -105,12 +107,12 @@ class _Front:
         self.end = min(stream.image.placed_nbytes, offset + nbytes)
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Fewer where the front ends."""
+        """Reads bytes; fewer if the front ends before."""
         nbytes = min(nbytes, self.end - offset)
         return self._image.read((offset, nbytes)) if nbytes > 0 else b""
 
     def header(self, offset: int) -> _Header | None:
-        """The header of the record that begins there, if one does."""
+        """The header of the record that begins at ``offset``; None if none does."""
         header = self.read(offset, _HEADER_NBYTES)
         if len(header) < _HEADER_NBYTES or not header.startswith(_HEADER_MAGIC):
             return None
@@ -124,10 +126,10 @@ class _Front:
         )
 
     def records(self, sizes: dict[str, int]) -> Iterator[_Record]:
-        """All that are there, from the first to one that the next does not follow.
+        """The decoded records, from the first one up to one that no other record follows.
 
         Args:
-            sizes: Of the storages.
+            sizes: Size in bytes of each storage, by key.
         """
         at = self._begin
         while (header := self.header(at)) is not None:
@@ -142,7 +144,8 @@ class _Front:
                     yield _Record(header.key, header.begin + nbytes, differs=True)
                     return
                 crc = _number(descriptor[4:8])
-                # Sizes take 8 bytes each in a large file, else 4, and another record follows.
+                # The descriptor's two sizes take 8 bytes each in a large file, else 4. Another
+                # record follows the descriptor, and its magic tells which.
                 descriptor_nbytes = 16 if descriptor[16:18] == b"PK" else _MOST_DESCRIPTOR_NBYTES
                 descriptor_nbytes = descriptor_nbytes if nbytes else 0
             at = header.begin + nbytes + descriptor_nbytes
@@ -152,7 +155,7 @@ class _Front:
             yield _Record(header.key, at, differs=nbytes != 0 and crc not in (0, found))
 
     def _small_nbytes(self, begin: int) -> int | None:
-        """Of the record that begins there, by the descriptor behind it."""
+        """Size of the record whose data starts at ``begin``, found by its descriptor; or None."""
         is_pickle = begin < self._begin + _MOST_SMALL_NBYTES
         most = _MOST_PICKLE_NBYTES if is_pickle else _MOST_SMALL_NBYTES
         data = self.read(begin, most)

@@ -1,7 +1,6 @@
-"""The part of a pickle that globs over key paths name, as a pickle of its own.
+"""Cuts out the part of a pickle that globs over key paths match, as a new pickle.
 
-So only that part is unpickled, by whatever machine is trusted with it; the rest, which nobody asked
-for, neither costs time nor runs.
+Only that part is then unpickled. The rest takes no time and cannot run code.
 """
 
 from __future__ import annotations
@@ -17,25 +16,26 @@ from pyckpt.torch_format.pickle_tree import Inert, InertClass, StoredStorage, Wa
 
 __all__ = ["cut_pickle"]
 
-_OLDEST_PROTOCOL = 2  # that torch reads
-_KEYS = str | int | float | None  # whose text is that of the object
+_OLDEST_PROTOCOL = 2  # the oldest that torch reads
+_KEYS = str | int | float | None  # keys whose str() is the same as in the unpickled object
 _NOTHING = object()
-# pickle knows them by their names.
+# pickle recognizes these two functions by their names.
 _NEW: Any = copyreg.__dict__["__newobj__"]
 _NEW_WITH_KEYWORDS: Any = copyreg.__dict__["__newobj_ex__"]
 
 
 def cut_pickle(data: bytes, globs: Sequence[str]) -> tuple[bytes, set[str]]:
-    """The pickle ``data`` (record ``data.pkl``) without what no glob names.
+    """The pickle ``data`` (record ``data.pkl``) without the parts that no glob matches.
 
-    In lists and tuples None stands for what is left out, so that numbers stay those of the whole.
-    Objects stay whole if something in them might be named, but for what they hold by key.
+    In lists and tuples, None replaces what is left out, so that the indices do not change. An
+    object stays whole if a glob may match something in it. Only the items that it holds by key are
+    cut.
 
     Returns:
-        The pickle, and the keys of the storages that it names.
+        The new pickle, and the keys of the storages in it.
 
     Raises:
-        pickle.UnpicklingError: It is no pickle that torch.save writes.
+        pickle.UnpicklingError: torch.save does not write this pickle.
     """
     tree = read_tree(data)
     try:
@@ -45,14 +45,14 @@ def cut_pickle(data: bytes, globs: Sequence[str]) -> tuple[bytes, set[str]]:
         pickler.dump(None if part is _NOTHING else part)
     except pickle.UnpicklingError:
         raise
-    # Whatever stands where something else should.
+    # Values of unexpected types raise any exception.
     except Exception as error:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
     return buffer.getvalue(), pickler.storage_keys
 
 
 def _protocol(data: bytes) -> int:
-    """Names mean other things in other protocols."""
+    """The protocol for the new pickle: the old one's, because names depend on the protocol."""
     return max(_OLDEST_PROTOCOL, data[1]) if data.startswith(pickle.PROTO) else _OLDEST_PROTOCOL
 
 
@@ -62,7 +62,7 @@ class _Cut:
         self._way = Way(data_nbytes)
 
     def below(self, node: Any, path: str) -> Any:
-        """What is left of a node that itself is not named; _NOTHING if nothing is."""
+        """What is left of a node that no glob matches itself; _NOTHING if nothing is left."""
         if not isinstance(node, dict | list | tuple | Inert):
             return _NOTHING
         if not self._globs.may_match_below(path) or not self._way.enter(node):
@@ -83,7 +83,7 @@ class _Cut:
         items = dict(self._items(node.items, path))
         if items:
             return node.with_items(items)
-        # What it turns into, and what lies where in that, its class alone knows.
+        # Only its class knows what the object becomes and where its parts then are.
         inside = (*node.args, node.members, node.state)
         return node if any(self.below(one, path) is not _NOTHING for one in inside) else _NOTHING
 
@@ -98,13 +98,13 @@ class _Cut:
         return node if self._globs.match(path) else self.below(node, path)
 
 
-# The machine in Python: that in C finds out for itself whether what has a name is there. Its types
-# are known of that in C alone.
+# Based on the pickler in Python: the one in C checks that every named class and function exists.
+# The cast is needed because only the pickler in C has type stubs.
 class _TreePickler(cast(type[Any], pickle._Pickler)):  # type: ignore[misc]
-    """Writes a tree of stand-ins as what they stand for.
+    """Pickles a tree of stand-ins as the objects that they stand for.
 
     Attributes:
-        storage_keys: Of the storages that were written.
+        storage_keys: The keys of the storages that were written.
     """
 
     def __init__(self, buffer: io.BytesIO, protocol: int) -> None:
@@ -130,7 +130,7 @@ class _TreePickler(cast(type[Any], pickle._Pickler)):  # type: ignore[misc]
 
 
 def _call(obj: Inert) -> tuple[Any, tuple[Any, ...]]:
-    """The function and its arguments, as pickle has them, that make an object."""
+    """The function that makes an object, and its arguments, as pickle wants them."""
     if obj.maker is not None:
         return obj.maker, obj.args
     if obj.kwargs:

@@ -1,8 +1,8 @@
-"""What a pickle says, as a tree, found out without running anything that it names.
+"""Reads a pickle as a tree, without running anything that it names.
 
-The pickle is read by a machine for which every class and function is an inert stand-in: what
-would be called is noted with its arguments. So any pickle can be looked at, whoever wrote it, and
-a part of it written again.
+The unpickler replaces every class and function by an inert stand-in, which only records the
+arguments of calls. So pickles from untrusted sources can be inspected, and a part of one can be
+pickled again.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ def read_tree(data: bytes) -> Any:
     """The tree of the pickle ``data``: dicts, lists, tuples, sets, plain values, and stand-ins.
 
     Raises:
-        pickle.UnpicklingError: It is no pickle that torch.save writes.
+        pickle.UnpicklingError: torch.save does not write this pickle.
     """
     try:
         _core.check_pickle(data)
         return _InertUnpickler(io.BytesIO(data)).load()
     except pickle.UnpicklingError:
         raise
-    # Whatever a broken pickle can do to the machine.
+    # A broken pickle can raise any exception.
     except Exception as error:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
 class InertClass(type):
-    """Stands for a class or a function that a pickle names: what is called makes an Inert."""
+    """Stands for a class or a function that a pickle names. Calling it makes an Inert."""
 
     def __call__(cls, *args: Any) -> Inert:
         made: Inert = super().__call__()
@@ -42,15 +42,15 @@ class InertClass(type):
 
 
 class Inert(metaclass=InertClass):
-    """Stands for an object: what it would be made of.
+    """Stands for an object, and holds what the object would be made from.
 
     Attributes:
-        maker: What is called; None where its class makes it without being called.
-        args: What the maker, or the class's ``__new__``, gets.
-        kwargs: The same.
-        state: What ``__setstate__`` gets; None if it is not called.
-        items: What is set by key.
-        members: What is appended.
+        maker: The callable that makes the object; None if ``__new__`` of its class does.
+        args: Arguments for the maker, or for ``__new__``.
+        kwargs: Keyword arguments for ``__new__``.
+        state: Argument of ``__setstate__``; None if it is not called.
+        items: Items that are set by key.
+        members: Values that are appended.
     """
 
     maker: InertClass | Inert | None
@@ -72,7 +72,7 @@ class Inert(metaclass=InertClass):
 
     def __call__(self, *args: Any) -> Inert:
         made = Inert.__new__(Inert, *args)
-        made.maker = self  # an attribute that getattr found, say
+        made.maker = self  # for example an attribute that getattr found
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -88,7 +88,7 @@ class Inert(metaclass=InertClass):
         self.members.extend(values)
 
     def with_items(self, items: dict[Any, Any]) -> Inert:
-        """The same with other items."""
+        """A copy of this object with different items."""
         twin = type(self).__new__(type(self), *self.args, **self.kwargs)
         twin.maker, twin.state, twin.members = self.maker, self.state, self.members
         twin.items = items
@@ -96,10 +96,10 @@ class Inert(metaclass=InertClass):
 
 
 class StoredStorage:
-    """Stands for what lies in a record of its own.
+    """Stands for a storage, whose bytes are in a separate record.
 
     Attributes:
-        saved_id: The persistent id: by torch.save ``("storage", type, key, location, numel)``.
+        saved_id: The persistent id. torch.save writes ``("storage", type, key, location, numel)``.
     """
 
     __slots__ = ("saved_id",)
@@ -109,10 +109,10 @@ class StoredStorage:
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Builds containers, and stand-ins for everything else."""
+    """Builds containers and plain values, and stand-ins for everything else."""
 
     def __init__(self, file: io.BytesIO) -> None:
-        # Python 2's strings are whatever they are.
+        # Strings of Python 2 may hold any bytes.
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self._classes: dict[tuple[str, str], InertClass] = {}
 
@@ -127,31 +127,31 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 class Way:
-    """One way through a tree: it comes to an end, whatever the tree.
+    """Guards one walk through a tree, so that it always ends.
 
     Args:
-        data_nbytes: Of the pickle that it was read from.
+        data_nbytes: Size of the pickle that the tree was read from.
     """
 
     def __init__(self, data_nbytes: int) -> None:
-        # A few bytes can name a tree without end, by the same branch twice on every level.
+        # A few bytes can describe a huge tree, if every level holds the level below twice.
         self._steps_left = max(1 << 20, 16 * data_nbytes)
         self._above: set[int] = set()
 
     def enter(self, node: Any) -> bool:
-        """Goes into ``node``; False if the way is in it already: a structure can contain itself.
+        """Enters ``node``. False if the walk is inside it already: a structure can contain itself.
 
         Raises:
-            pickle.UnpicklingError: The way is too long.
+            pickle.UnpicklingError: The walk is too long.
         """
         self._steps_left -= 1
         if self._steps_left < 0:
-            raise pickle.UnpicklingError("a structure too large for its pickle")
+            raise pickle.UnpicklingError("the structure is too large for the size of its pickle")
         if id(node) in self._above:
             return False
         self._above.add(id(node))
         return True
 
     def leave(self, node: Any) -> None:
-        """Goes out of ``node`` again."""
+        """Leaves ``node``."""
         self._above.remove(id(node))

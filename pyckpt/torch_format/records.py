@@ -1,4 +1,4 @@
-"""What torch's zip file is written from: records that say where their bytes lie."""
+"""The records of which torch's zip file is written. Each says where its bytes are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Reader(Protocol):
     """Bytes that are not in host memory."""
 
     def read(self, offset: int, nbytes: int, address: int) -> None:
-        """Copies ``nbytes`` at ``offset`` to the host memory at ``address``. Any thread."""
+        """Copies ``nbytes`` at ``offset`` to the host memory at ``address``. Thread-safe."""
         ...
 
 
@@ -19,13 +19,13 @@ class Record(NamedTuple):
     """One record of the zip file.
 
     Attributes:
-        name: With its root folder, ``archive/data/0``.
-        address: Where the bytes lie in host memory; 0 when there is a reader.
-        nbytes: How many there are.
-        element_nbytes: Size of the numbers in it: 4 for float32 and for complex64.
-        reader: Fetches the bytes when they are not in host memory.
+        name: Includes the root folder: ``archive/data/0``.
+        address: Where the bytes are in host memory; 0 if there is a reader or no byte.
+        nbytes: Number of bytes.
+        element_nbytes: Size of one number in them: 4 for float32 and for complex64.
+        reader: Fetches the bytes if they are not in host memory.
         owner: Keeps the memory alive.
-        is_storage: Whether the bytes are the object's own, and not made for the file.
+        is_storage: Whether the bytes are the object's own memory, not bytes made for the file.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""An object as torch.save would store it: a pickle, and records that say where the bytes lie.
+"""Turns an object into the records that torch.save would write.
 
 The layout is torch's zip file (torch.serialization, format version 1): a pickle of protocol 2 in
-which every storage is a persistent id, then the storages, each once. Nothing is copied here.
+which every storage is a persistent id, then the storages, each once. No storage is copied here.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _STORAGE_ALIGNMENT = b"64"
 _FILE_VERSION = b"3\n"
 _ID_DIGITS = 40
 _HOST = torch.device("cpu")
-# What pickles of states consist of, and is no storage: values, and what is called to make them.
+# Frequent types in states that are never storages: values, and the callables that make them.
 _FREQUENT = (
     *(bool, dict, float, int, list, str, tuple, torch.Tensor, OrderedDict),
     *(type, FunctionType, type(torch.FloatStorage)),
 )
-# The types of plain tensors, and the classes that stand for them in a pickle.
+# The dtypes of plain tensors, and the class that stands for each in a pickle.
 _PLAIN_DTYPES = {
     torch.bool: torch.BoolStorage,
     torch.uint8: torch.ByteStorage,
@@ -57,12 +57,12 @@ _PLAIN_DTYPES = {
 def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
     """The records of ``obj`` in the order of torch's zip file.
 
-    They hold references to the object's memory, which must not change until they are written.
+    They refer to the object's memory, which must not change until the records are written.
 
     Args:
-        compact_views: Save of each tensor only the memory that it spans, as if it were cloned
-            first. Tensors of one type that span the same memory still share it; others no longer
-            do.
+        compact_views: Save only the memory that each tensor spans, as if it were cloned first.
+            Tensors of one type that span exactly the same memory still share it after loading.
+            Other tensors no longer share memory.
 
     Raises:
         pickle.PicklingError, TypeError, AttributeError: ``obj`` cannot be pickled.
@@ -88,19 +88,19 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
     return head + tensors + tail
 
 
-# Part of a storage that becomes one record; mostly it is the whole: the storage's _cdata, where it
-# starts and its size in bytes, and its type. A record is loaded with one type, so two need two.
-# A plain tuple, as is the next: a NamedTuple takes as long to make as a storage to ask for.
+# The part of a storage that becomes one record, usually all of it: the storage's _cdata, start and
+# size in bytes, and the dtype. A record is loaded with one dtype, so two dtypes need two records.
+# A plain tuple, like _Stored: making a NamedTuple takes as long as getting a tensor's storage.
 _Extent = tuple[int, int, int, torch.dtype]
 
 
 class _Stored(tuple[tuple[Any, ...]]):
-    """Stands in a pickle for a storage: holds its persistent id."""
+    """Stands for a storage in a pickle, and holds its persistent id."""
 
     __slots__ = ()
 
 
-# What has one, and what is known to have none; others are asked whether they are storages.
+# How to get the persistent id of a type. None: it has none. Other types are checked for storages.
 _PERSISTENT_IDS: dict[type, Callable[[Any], Any] | None] = {
     **dict.fromkeys(_FREQUENT),
     _Stored: itemgetter(0),
@@ -108,10 +108,10 @@ _PERSISTENT_IDS: dict[type, Callable[[Any], Any] | None] = {
 
 
 class _Storages:
-    """Collects storages, first seen first, and gives them persistent ids.
+    """Collects storages in the order in which they are first seen, and gives them persistent ids.
 
     Attributes:
-        extents: The key of each in the pickle, and what keeps it alive.
+        extents: For each extent its key in the pickle, and the storage, which is kept alive.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class _Storages:
         self._locations: dict[torch.device, str] = {}
 
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        """Of a storage that is pickled by itself, or inside something else than plain tensors."""
+        """The persistent id of a storage that is pickled alone or in a tensor that is not plain."""
         if isinstance(obj, torch.storage.TypedStorage):
             return self.whole(obj._untyped_storage, obj.dtype, _storage_type(obj))
         if isinstance(obj, torch.UntypedStorage):
@@ -133,11 +133,11 @@ class _Storages:
         """The persistent id of all of ``storage``.
 
         Raises:
-            RuntimeError: It is known by another type: what shares its memory no longer would when
-                it is loaded.
+            RuntimeError: It was already seen with a different dtype. The two would no longer share
+                memory after loading.
         """
         address, nbytes = storage.data_ptr(), storage.nbytes()
-        # Else it is empty, or on no device.
+        # The address is 0 if the storage is empty or on the meta device.
         if address and (known := self._dtypes.setdefault(address, dtype)) != dtype:
             raise RuntimeError(
                 "tensors or storages of different types that view the same memory cannot be saved: "
@@ -150,7 +150,7 @@ class _Storages:
     ) -> tuple[Any, ...]:
         """The persistent id of ``extent`` of ``storage``."""
         _, _, nbytes, dtype = extent
-        # One str for all who share: a pickle writes equal strs again, the same one never.
+        # The same str object for every use: pickle writes an equal str again, but not the same one.
         kept = self.extents.get(extent)
         if kept is None:
             kept = self.extents[extent] = (str(len(self.extents)), storage)
@@ -162,12 +162,12 @@ class _Storages:
 
 
 class _StoragePickler(pickle.Pickler):
-    """Replaces storages by their persistent ids."""
+    """Replaces storages with their persistent ids."""
 
     def __init__(self, buffer: io.BytesIO, storages: _Storages) -> None:
         super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
         self._storages = storages
-        # A method of the pickler's own would keep it, and all that it pickles, alive.
+        # A bound method of the pickler would be a cycle that keeps it, and its objects, alive.
         self.persistent_id = _core.by_type(  # type: ignore[method-assign]
             _PERSISTENT_IDS, storages.persistent_id
         )
@@ -177,7 +177,7 @@ class _StoragePickler(pickle.Pickler):
             return OrderedDict, ()
         if not _is_plain(obj):
             return NotImplemented
-        # What torch makes of it, in a third of the time: training waits for the pickle.
+        # The same result as torch's, in a third of the time: training waits for the pickle.
         dtype = obj.dtype
         stored = self._storages.whole(obj.untyped_storage(), dtype, _PLAIN_DTYPES[dtype])
         return _rebuild_tensor_v2, (
@@ -191,7 +191,7 @@ class _StoragePickler(pickle.Pickler):
 
 
 class _CompactPickler(_StoragePickler):
-    """Takes of each tensor's storage only what the tensor spans."""
+    """Saves only the part of a storage that a tensor spans."""
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, torch.Tensor):
@@ -208,7 +208,7 @@ class _CompactPickler(_StoragePickler):
 
 
 def _is_plain(obj: Any) -> bool:
-    """Whether it is a tensor that is nothing but numbers in its own memory, as most are."""
+    """Whether it is a plain tensor, as most are: nothing but numbers in strided memory."""
     return (
         type(obj) is torch.Tensor
         and obj.dtype in _PLAIN_DTYPES
@@ -219,7 +219,7 @@ def _is_plain(obj: Any) -> bool:
 
 
 def _storage_type(storage: torch.storage.TypedStorage) -> Any:
-    """The class that stands for the type in a pickle, such as torch.FloatStorage."""
+    """The class that stands for the storage's dtype in a pickle, such as torch.FloatStorage."""
     return getattr(torch, storage._pickle_storage_type())
 
 
@@ -240,7 +240,7 @@ def _bytes_record(name: str, data: bytes) -> Record:
 
 
 def _serialization_id(data: bytes, tensors: Sequence[Record]) -> bytes:
-    """40 digits, as torch has them; equal for equal pickles and sizes."""
+    """40 digits, as in torch's files. Equal pickles and sizes give equal ids."""
     digest = hashlib.sha256(data)
     digest.update("".join(f"{record.name} {record.nbytes}\n" for record in tensors).encode())
     return str(int.from_bytes(digest.digest(), "big")).zfill(_ID_DIGITS)[-_ID_DIGITS:].encode()

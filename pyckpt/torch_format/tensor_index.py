@@ -1,4 +1,4 @@
-"""Which tensors a pickle of torch.save holds, found out without running anything that it names."""
+"""Lists the tensors in a pickle of torch.save, without running anything that it names."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class StorageInfo:
 
     Attributes:
         key: The record's name is ``data/<key>``.
-        dtype: Of its elements; uint8 where it has no type.
-        numel: How many elements it has.
-        location: The device it was on, ``"cuda:0"``.
+        dtype: The type of its elements; uint8 for an untyped storage.
+        numel: Number of elements.
+        location: The device that it was on, for example ``"cuda:0"``.
     """
 
     key: str
@@ -35,13 +35,15 @@ class StorageInfo:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in a pickle. Parts of one (a sparse tensor's indices) count as tensors of its path.
+    """A tensor in a pickle.
+
+    Parts of a tensor (a sparse tensor's indices) are listed as tensors with the same path.
 
     Attributes:
-        key_path: Such as ``state/model/0.weight``.
+        key_path: For example ``state/model/0.weight``.
         shape: In elements.
         stride: In elements.
-        offset: In its storage, in elements.
+        offset: Start in the storage, in elements.
     """
 
     key_path: str
@@ -53,7 +55,7 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """What the elements take, whether or not the storage has more."""
+        """Size of the elements. The storage may be larger."""
         nbytes = self.dtype.itemsize
         for n in self.shape:
             nbytes *= n
@@ -66,24 +68,24 @@ class TensorInfo:
 def tensors_in(data: bytes) -> list[TensorInfo]:
     """The tensors of the pickle ``data`` (record ``data.pkl``), in the order of the object.
 
-    A tensor that is reached by two paths is listed under both.
+    A tensor with two paths is listed under both.
 
     Raises:
-        pickle.UnpicklingError: It is no pickle that torch.save writes.
+        pickle.UnpicklingError: torch.save does not write this pickle.
     """
     tree = read_tree(data)
     try:
         return list(_Walk(len(data)).tensors(tree, ""))
     except pickle.UnpicklingError:
         raise
-    # Whatever stands where something else should.
+    # Values of unexpected types raise any exception.
     except Exception as error:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
 @functools.cache
 def _storage_dtypes() -> dict[str, torch.dtype]:
-    """The type of each class that stands for one in a pickle, such as torch.FloatStorage."""
+    """The dtype for each class name that stands for one in a pickle, such as ``FloatStorage``."""
     dtypes = {name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
     return {**dtypes, "UntypedStorage": torch.uint8}
 
@@ -112,7 +114,7 @@ class _Walk:
         if storage is not None and type(node).__name__.startswith("_rebuild_"):
             yield _tensor(node.args, _storage_info(storage), path)
             return
-        # Parameters, subclasses and sparse tensors are made of tensors, which have their path.
+        # Parameters, subclasses and sparse tensors are made of tensors, which get the same path.
         for arg in node.args:
             for part in arg if isinstance(arg, tuple) else (arg,):
                 yield from self.tensors(part, path)
@@ -123,14 +125,14 @@ class _Walk:
 def _storage_info(stored: StoredStorage) -> StorageInfo:
     kind, storage_type, key, location, numel = stored.saved_id
     if kind != "storage" or not isinstance(numel, int) or numel < 0:
-        raise pickle.UnpicklingError(f"a persistent id that is no storage's: {stored.saved_id!r}")
+        raise pickle.UnpicklingError(f"a persistent id that is not a storage: {stored.saved_id!r}")
     return StorageInfo(str(key), _storage_dtypes()[storage_type.__name__], numel, str(location))
 
 
 def _tensor(args: tuple[Any, ...], storage: StorageInfo, path: str) -> TensorInfo:
-    """Of the arguments of torch's functions that rebuild: storage, offset, size, stride."""
+    """Reads the arguments of torch's rebuild functions: storage, offset, size, stride, ..."""
     offset, shape, stride = args[1:4]
-    # Types without storages of their own come last, as torch.<dtype>.
+    # A dtype that has no storage class is a later argument, as torch.<dtype>.
     names = [type_.__name__ for type_ in args[4:] if isinstance(type_, type)]
     dtypes = [getattr(torch, name, None) for name in names]
     dtype = next((d for d in dtypes if isinstance(d, torch.dtype)), storage.dtype)

@@ -1,4 +1,4 @@
-"""Torch's zip file as it is read: its records, and where their bytes lie in a stream."""
+"""Reads torch's zip file: its records, and where their bytes are in a stream."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ _HEADER_NBYTES = 30  # of a zip record's local header, before the name
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """One record of torch's zip file, named without its root folder: ``data/0``.
+    """One record of torch's zip file.
 
     Attributes:
-        nbytes: Once it is decompressed, if it is not ``stored`` as it is.
-        deflated: Whether it is compressed as most zip files are.
+        name: Without the root folder: ``data/0``.
+        nbytes: Decompressed size.
+        stored: Whether it is neither compressed nor encrypted.
+        deflated: Whether it is compressed by deflate, and not encrypted.
     """
 
     name: str
@@ -33,7 +35,7 @@ class StoredRecord:
 
     @property
     def has_checksum(self) -> bool:
-        """Whether there is a CRC-32. torch writes 0 when it is told to take none."""
+        """Whether there is a CRC-32. torch writes 0 when it is told not to compute one."""
         return self.crc != 0 or self.nbytes == 0
 
 
@@ -41,28 +43,28 @@ class TorchFile:
     """The records of torch's zip file.
 
     Args:
-        stream: What the file lies in.
+        stream: The stream that contains the file.
         offset: Where the file begins in the stream.
-        nbytes: How long it is.
+        nbytes: Size of the file.
 
     Attributes:
-        records: By their names without the root folder, in the order of the file.
+        records: The records by name without the root folder, in the order of the file.
 
     Raises:
-        CorruptArchiveError: It is no zip file, or a damaged one.
-        CheckpointError: It needs more memory than there is.
+        CorruptArchiveError: It is not a zip file, or it is damaged.
+        CheckpointError: There is not enough memory.
     """
 
     def __init__(self, stream: StreamReader, offset: int, nbytes: int) -> None:
         self.stream = stream
         if stream.image.nbytes is None:
-            # The directory of the records is at their end, and what lies before has to be kept.
+            # The directory is after the records, so all bytes before it must be kept.
             require_memory(nbytes, stream.path)
             stream.wanted_nbytes = offset + nbytes
         with stream.corruption():
             entries = _core.read_zip_directory(stream.image, (offset, nbytes))
         names = [entry.name.decode("utf-8", "surrogateescape") for entry in entries]
-        # torch takes the first record's folder for all.
+        # Like torch, take the first record's folder as the root of all records.
         root = names[0].partition("/")[0] + "/" if names else ""
         self.records = {
             name.removeprefix(root): StoredRecord(
@@ -86,14 +88,19 @@ class TorchFile:
         )
 
     def locate(self, records: Sequence[StoredRecord]) -> list[tuple[int, int]]:
-        """Where records lie in the stream, compressed if they are so: (offset, nbytes)."""
+        """Where the data of records is in the stream, as it is stored there: (offset, nbytes)."""
         with self.stream.corruption():
             return _core.locate_zip_data(self.stream.image, [record.entry for record in records])
 
     def locate_whole(
         self, records: Sequence[StoredRecord]
     ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-        """Where the bytes of records lie, by name; and what is wrong with the others' headers."""
+        """Like locate(), but goes on after damaged headers.
+
+        Returns:
+            The place of each record whose header is right, and a message for each of the others,
+            both by name.
+        """
         headers = [(r.entry.header_offset, _HEADER_NBYTES + len(r.entry.name)) for r in records]
         _, damages = self.stream.fill(headers, keep=True, checksums=False)
         places, wrong = {}, {}
@@ -109,17 +116,18 @@ class TorchFile:
         return places, wrong
 
     def read(self, name: str, *, verify: bool = True) -> bytes:
-        """A small record's bytes.
+        """Reads a small record.
 
         Raises:
-            CorruptArchiveError: There is none of that name, or its checksum is another.
-            CheckpointError: It needs more memory than there is.
+            CorruptArchiveError: There is no record of this name, it is damaged, or with ``verify``
+                its checksum does not match.
+            CheckpointError: There is not enough memory.
         """
         record = self.records.get(name)
         path = self.stream.path
         if record is None:
             raise CorruptArchiveError(f"{path} has no record {name!r}", path=str(path))
-        require_memory(2 * record.nbytes, path)  # there, and copied
+        require_memory(2 * record.nbytes, path)  # once in the stream's memory, once as a copy
         [place] = self.locate([record])
         [crc], damages = self.stream.fill([place], keep=True, checksums=verify)
         if damages:
@@ -128,12 +136,12 @@ class TorchFile:
             )
         if verify and record.has_checksum and crc != record.crc:
             raise CorruptArchiveError(
-                f"{path} is damaged in record {name!r}: its checksum is another", path=str(path)
+                f"{path} is damaged in record {name!r}: its checksum does not match", path=str(path)
             )
         return self.stream.image.read(place)
 
     def code_nbytes(self, record: StoredRecord) -> int | None:
-        """About how many bytes of the file hold a record; None where blocks have no places."""
+        """About how many bytes of the file hold a record; None if blocks have no known places."""
         offset = record.entry.header_offset
         nbytes = self.stream.image.code_nbytes((offset, record.nbytes))
         return nbytes if nbytes or not record.nbytes else None

@@ -1,4 +1,4 @@
-"""pyckpt.inspect: members, records and tensors of anybody's files."""
+"""pyckpt.inspect: members, records and tensors of files by any writer."""
 
 import tarfile
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_other_members(tmp_path: Path) -> None:
 
 
 def test_composers_file_without_loading_it(tmp_path: Path) -> None:
-    """A pickle that weights_only would refuse is inspected all the same."""
+    """A pickle that weights_only would refuse can still be inspected."""
     torch.save({"t": torch.zeros(3), "path": Path("x")}, tmp_path / "composer_states.pt")
     with tarfile.open(tmp_path / "x.tar.bz2", "w:bz2") as tar:
         tar.add(tmp_path / "composer_states.pt", arcname="composer_states.pt")

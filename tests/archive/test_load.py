@@ -1,4 +1,4 @@
-"""pyckpt.load: what others wrote, what is broken, and parts of files."""
+"""pyckpt.load: files by other writers, broken files, and parts of files."""
 
 import gzip
 import itertools
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Loading what others wrote.
+# Loading files by other writers.
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".tar", ".bin"])
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_load_of_torch_save(
     tmp_path: Path, suffix: str, new_format: bool, weights_only: bool
 ) -> None:
-    """Whatever its name."""
+    """The suffix does not matter."""
     path = tmp_path / f"x{suffix}"
     torch.save(mixed_state(), path, _use_new_zipfile_serialization=new_format)
     assert_equal(pyckpt.load(path, weights_only=weights_only), mixed_state())
@@ -94,7 +94,7 @@ def test_load_passes_its_options_on(tmp_path: Path) -> None:
     assert next(pyckpt.load(tmp_path / "y.tar.gz", weights_only=False)["t"]) == 0
 
 
-# Loading what is broken.
+# Loading broken files.
 
 
 @pytest.mark.parametrize("name", ["no.tar", "no.pt", "no/such/folder.tar.gz"])
@@ -210,7 +210,7 @@ SMALL_STATE = {"t": torch.arange(2000, dtype=torch.float32), "text": "abc" * 50}
 def test_damage_is_never_wrong_data(
     small_files: Path, suffix: str, place: float, flip: int
 ) -> None:
-    """Anywhere in the file: right data, or an error that names the file."""
+    """Wherever the damage is, load gives the right data or an error that names the file."""
     contents = bytearray((small_files / f"x{suffix}").read_bytes())
     at = int(place * len(contents))
     if flip == 0:
@@ -229,7 +229,7 @@ def test_damage_is_never_wrong_data(
     assert str(path) in str(error)
 
 
-# Parts of files, and files in place.
+# Parts of files, and mapped files.
 
 
 def nested_state() -> dict[str, Any]:
@@ -317,7 +317,7 @@ def test_mapped_tensors_are_copied_on_write(
 
 
 def test_tensors_outlive_each_other(nested: Path) -> None:
-    """Memory is given back tensor by tensor, and never that of one that is still there."""
+    """Freeing one tensor never frees the memory of another."""
     for suffix in FORMAT_SUFFIXES:
         loaded = pyckpt.load(nested / f"x{suffix}")["state"]["model"]
         expected = nested_state()["state"]["model"]
@@ -343,7 +343,7 @@ def test_what_only_torch_reads(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(3, 4)).save(str(tmp_path / "script.pt"))
     with pytest.warns(UserWarning, match="TorchScript"):
         assert pyckpt.load(tmp_path / "script.pt", weights_only=False)(torch.ones(3)).shape == (4,)
-    # A record that is compressed, as other programs may do.
+    # Other programs may compress records.
     torch.save({"t": torch.arange(9)}, tmp_path / "x.pt")
     with (
         zipfile.ZipFile(tmp_path / "x.pt") as old,
@@ -358,7 +358,7 @@ def test_what_only_torch_reads(tmp_path: Path) -> None:
 
 
 def rewritten(path: Path, old: bytes, new: bytes) -> None:
-    """Changes the pickle of a .pt, with checksums that fit."""
+    """Changes the pickle of a .pt and updates the checksums."""
     with zipfile.ZipFile(path) as file:
         records = {name: file.read(name) for name in file.namelist()}
     [pickle_name] = [name for name in records if name.endswith("/data.pkl")]
@@ -371,7 +371,7 @@ def rewritten(path: Path, old: bytes, new: bytes) -> None:
 
 @pytest.mark.parametrize("weights_only", [True, False])
 def test_no_tensor_is_larger_than_its_storage(tmp_path: Path, weights_only: bool) -> None:
-    """torch would make the storage larger, with whatever is in memory."""
+    """torch would enlarge the storage, and its new bytes would be uninitialized memory."""
     torch.save({"t": torch.zeros(0)}, tmp_path / "x.pt")
     rewritten(tmp_path / "x.pt", b"K\0\x85", b"J" + (5_000_000).to_bytes(4, "little") + b"\x85")
     with pytest.raises(pyckpt.CorruptArchiveError, match="larger than its storage '0'"):
@@ -379,7 +379,7 @@ def test_no_tensor_is_larger_than_its_storage(tmp_path: Path, weights_only: bool
 
 
 def test_types_that_others_admit_stay_admitted(tmp_path: Path) -> None:
-    """torch has one set of them for all threads."""
+    """torch has one set of allowed types for all threads."""
     path = tmp_path / "x.tar"
     pyckpt.save({"t": torch.ones(3), "random": np.arange(3, dtype=np.uint32)}, path)
     before = set(torch.serialization.get_safe_globals())

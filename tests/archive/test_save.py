@@ -1,4 +1,4 @@
-"""pyckpt.save and pyckpt.load in every format, read by the programs that people have."""
+"""pyckpt.save and pyckpt.load in every format; common programs read the files too."""
 
 import bz2
 import io
@@ -72,7 +72,7 @@ def file_for(folder: Path, suffix: str) -> tuple[Path, _core.Format]:
     return path, row
 
 
-# Reading with what people have.
+# Reading with common programs.
 
 
 @pytest.mark.parametrize("suffix", ALL_SUFFIXES)
@@ -148,7 +148,7 @@ def test_equal_contents_in_all_formats(tmp_path: Path, frozen_time: int) -> None
         assert decoded[len(plain) :][:8] == (b"PYCKPTIX" if row.name == "tar.gz" else b"")
 
 
-# One stream, and what it says of itself.
+# One stream, and what its headers state.
 
 
 def test_gzip_is_one_member(folder: Path) -> None:
@@ -229,13 +229,13 @@ def test_member_names_that_are_refused(tmp_path: Path, member: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# Contents that are hard on a format.
+# Contents that are hard for a format.
 
 
 def write_file_member(
     path: Path, contents: Path, *, level: int | None = None, threads: int = 2
 ) -> bytes:
-    """An archive of one file; what is in it by Python's decoder is checked against a plain tar."""
+    """Writes an archive whose member f holds ``contents``; returns the archive's bytes."""
     with ArchiveWriter(path, WriteOptions(level, threads, False)) as writer:
         writer.add_file("f", contents)
         nbytes = writer.write()
@@ -246,7 +246,7 @@ def write_file_member(
 
 
 def assert_stands(path: Path, row: _core.Format, contents: bytes, **options: Any) -> bytes:
-    """The archive of ``contents`` is what Python and every tester take it for."""
+    """Asserts that Python reads ``contents`` from an archive and that every tester accepts it."""
     source = path.with_name("source")
     source.write_bytes(contents)
     data = write_file_member(path, source, **options)
@@ -269,7 +269,7 @@ HEADERS_NBYTES = 2 * 512  # of the root folder and of the member
 def test_sizes_around_the_chunk(
     tmp_path: Path, row: _core.Format, chunks: int, beyond: int, end_of: str
 ) -> None:
-    """The tensor bytes are so many, or end just there in the stream."""
+    """The contents have about the size of the chunks, or end near a chunk's end in the stream."""
     nbytes = chunks * row.chunk_nbytes + beyond - (HEADERS_NBYTES if end_of == "member" else 0)
     assert_stands(tmp_path / f"x{row.suffixes[0]}", row, random.Random(0).randbytes(nbytes))
 
@@ -327,7 +327,7 @@ def noise_then_zeros(nbytes: int) -> bytes:
 
 
 def few_symbols(nbytes: int) -> bytes:
-    """Skewed counts ask for the longest Huffman codes."""
+    """Skewed counts, which give the longest Huffman codes."""
     weights = [2.0**-i for i in range(40)]
     return bytes(random.Random(3).choices(range(40), weights, k=nbytes))
 

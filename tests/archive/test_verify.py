@@ -1,4 +1,4 @@
-"""pyckpt.verify: whole files of everybody, and everything that can be wrong with one."""
+"""pyckpt.verify: intact files by any writer, and everything that can be wrong with one."""
 
 import bz2
 import gzip
@@ -23,7 +23,7 @@ from pyckpt.options import WriteOptions
 from tests.states import assert_equal, mixed_state
 
 FORMAT_SUFFIXES = usual_suffixes()
-PLACED = [".tar", ".tar.gz", ".tar.lzma"]  # whose blocks tell where they belong
+PLACED = [".tar", ".tar.gz", ".tar.lzma"]  # formats that state the place of each block
 COMPRESSIONS = {".tar": "", ".tar.gz": "gzip", ".tar.bz2": "bzip2", ".tar.lzma": "xz", ".pt": ""}
 
 
@@ -42,7 +42,7 @@ def test_whole_files(folder: Path, suffix: str, threads: int) -> None:
     assert report.ok, report.problems
     report.raise_if_damaged()
     assert report.compression == COMPRESSIONS.get(suffix, report.compression)
-    assert report.members == (1 if suffix == ".pt" else 2)  # with the root
+    assert report.members == (1 if suffix == ".pt" else 2)  # with the root folder
     assert report.records == 4 + 6
     assert report.nbytes > 3_000_000
     assert report.unchecked == []
@@ -108,7 +108,7 @@ def test_the_damaged_tensor_is_named(folder: Path, tmp_path: Path, suffix: str) 
     assert caught.value.path == str(path)
 
 
-# Of one stream that tells no sizes.
+# Each makes one stream, in which no sizes are stated.
 FOREIGN: dict[str, Callable[[bytes], bytes]] = {
     ".tar.gz": lambda raw: gzip.compress(raw, 1),
     ".tar.bz2": bz2.compress,
@@ -120,7 +120,7 @@ FOREIGN: dict[str, Callable[[bytes], bytes]] = {
 def test_lost_tensors_are_named_where_decoding_ends(
     folder: Path, tmp_path: Path, suffix: str
 ) -> None:
-    """Of a stream that cannot be decoded further, and so has no directory."""
+    """The stream cannot be decoded beyond the damage, so the zip directory is lost."""
     if suffix in FOREIGN:
         torch.save(mixed_state(), tmp_path / "x.pt")
         file = io.BytesIO()
@@ -159,7 +159,7 @@ def test_members_that_no_archive_should_have(tmp_path: Path) -> None:
     write_tar(path, [("a", b"1"), ("a", b"2"), ("../b", b""), ("/c", b""), ("./d/..e", b"")])
     problems = [str(problem) for problem in pyckpt.verify(path).problems]
     assert len(problems) == 3
-    assert "member 'a', offset 1024: it is there twice" in problems
+    assert "member 'a', offset 1024: it appears twice" in problems
     assert sum("leads out of the archive" in problem for problem in problems) == 2
 
 
@@ -234,7 +234,7 @@ def test_damage_is_found(
     damage: Callable[[bytearray, int, random.Random], None],
     seed: int,
 ) -> None:
-    """Whatever happens to the bytes: verify reports it, and load raises or has the right data."""
+    """After any damage load gives the right data, or it raises and verify reports a problem."""
     contents = bytearray((small_files / name).read_bytes())
     damage(contents, int(place * len(contents)), random.Random(seed))
     path = small_files / f"damaged-{name}"
@@ -252,14 +252,14 @@ def test_damage_is_found(
 
 
 def test_a_file_of_torch_whose_beginning_is_lost(small_files: Path, tmp_path: Path) -> None:
-    """What is left of it does not look like torch's; its name does."""
+    """The member no longer looks like a file of torch, but its name says that it is one."""
     contents = bytearray((small_files / "x.tar").read_bytes())
     at = contents.index(b"PK\x03\x04")
     contents[at : at + 4] = bytes(4)
     (tmp_path / "x.tar").write_bytes(contents)
     [problem] = pyckpt.verify(tmp_path / "x.tar").problems
     assert (problem.member, problem.offset) == ("composer_states.pt", at)
-    assert "not torch.save's" in problem.message
+    assert "not a file of torch.save" in problem.message
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_file_that_asks_for_more_memory_than_there_is(
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_records_that_are_compressed(tmp_path: Path) -> None:
-    """TorchScript has some; other programs may compress all."""
+    """TorchScript compresses some records; other programs may compress all."""
     torch.jit.script(torch.nn.Linear(3, 4)).save(str(tmp_path / "script.pt"))
     report = pyckpt.verify(tmp_path / "script.pt")
     assert report.ok, report.problems

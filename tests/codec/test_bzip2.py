@@ -1,4 +1,4 @@
-"""What .tar.bz2 archives hold, whatever the bytes, and who can read them."""
+"""Contents of .tar.bz2 archives, for any bytes, and the tools that read them."""
 
 import bz2
 import os
@@ -37,7 +37,7 @@ def normal(numel: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def adam(numel: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both moments after a few steps."""
+    """Adam's two moments after ten steps."""
     generator = torch.Generator().manual_seed(2)
     first, second = torch.zeros(numel), torch.zeros(numel)
     for _ in range(10):
@@ -57,7 +57,7 @@ def trained(numel: int) -> torch.Tensor:
 
 
 def source_text(nbytes: int) -> bytes:
-    """Python's own library."""
+    """Source text of Python's standard library."""
     text = b"".join(p.read_bytes() for p in sorted(Path(os.__file__).parent.glob("*.py")))
     assert len(text) >= nbytes
     return text[:nbytes]
@@ -80,7 +80,7 @@ def no_runs(nbytes: int) -> bytes:
 
 
 def runs(nbytes: int, lengths: list[int], seed: int = 0) -> bytes:
-    """Runs of random bytes, no two alike in a row, of these lengths in random order."""
+    """Runs of random bytes with these lengths, in random order; neighbouring runs differ."""
     rng = random.Random(seed)
     out = bytearray()
     byte = 0
@@ -102,7 +102,7 @@ def thue_morse(nbytes: int) -> bytes:
 
 
 def fibonacci_counts(nbytes: int) -> bytes:
-    """Bytes whose counts grow like Fibonacci numbers: their Huffman code is as deep as any."""
+    """Bytes whose counts grow like Fibonacci numbers, which gives the deepest Huffman codes."""
     out = bytearray()
     a, b, symbol = 1, 1, 0
     while len(out) < nbytes:
@@ -191,8 +191,7 @@ def test_bzip2_finds_no_fault(tmp_path: Path) -> None:
     subprocess.run(["bzip2", "-t", path], timeout=60, check=True)
 
 
-# A chunk holds one full block; the archive's own headers come first, so these sizes put the ends
-# of chunk and tensor on either side of each other.
+# A few bytes, and about as many as a block of level 1 holds.
 @pytest.mark.parametrize("nbytes", [0, 1, 2, 3, 4, 5, 255, 256, 99_980, 99_981, 99_982])
 def test_sizes(tmp_path: Path, nbytes: int) -> None:
     check(CONTENTS["no runs"][:nbytes], tmp_path, level=1)
@@ -208,7 +207,7 @@ def test_sizes_around_a_block(tmp_path: Path, blocks: int, extra: int) -> None:
 
 @pytest.mark.parametrize("coded_runs", range(1, 8))
 def test_a_chunk_that_is_a_little_longer_than_a_block(tmp_path: Path, coded_runs: int) -> None:
-    """Each run of four takes five bytes, so as many as there are go to a block of their own."""
+    """Run-length coding adds a byte to each run of four. The excess goes to a second block."""
     payload = CONTENTS["no runs"] + CONTENTS["no runs"]
     for i in range(coded_runs):
         at = BLOCK_NBYTES + 1000 * (i + 1)
@@ -218,7 +217,7 @@ def test_a_chunk_that_is_a_little_longer_than_a_block(tmp_path: Path, coded_runs
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6, 7, 8, 254, 255, 256, 257, 258, 259, 260])
 def test_runs_across_the_end_of_a_block(tmp_path: Path, length: int) -> None:
-    """A run at every distance from the end of some block: ten blocks in a chunk of level 1."""
+    """Runs at many distances from the end of a block; a chunk has ten blocks at level 1."""
     plain = CONTENTS["no runs"]
     payload = bytearray()
     for distance in range(-2, 9):
@@ -241,8 +240,8 @@ def test_any_bytes(tmp_path: Path, parts: list[bytes], times: int, level: int) -
     check(payload[:2_000_000], tmp_path, level)
 
 
-# What the reference encoder makes of the same tar. Its blocks hold 900 kB after run-length coding,
-# ours before: where that coding gains much, its blocks see more at once.
+# Compared with the reference encoder on the same tar. Its blocks hold 900 kB after run-length
+# coding, ours before it: where that coding gains much, its blocks cover more input.
 @pytest.mark.parametrize(
     ("name", "percent_more"),
     [
@@ -287,7 +286,7 @@ for path in sys.argv[2:]:
 
 
 def test_every_kernel_writes_the_same(tmp_path: Path) -> None:
-    """PYCKPT_PORTABLE=1 keeps off whatever instructions this CPU has beyond the common ones."""
+    """PYCKPT_PORTABLE=1 limits the kernels to instructions that every CPU of this kind has."""
     payload = b"".join(CONTENTS[name][:400_000] for name in CONTENTS)
     (tmp_path / "payload").write_bytes(payload)
     portable = [tmp_path / "portable.tar.bz2", tmp_path / "portable.tar.gz"]

@@ -1,4 +1,4 @@
-"""The index behind a gzip archive: each chunk can be decoded where it says."""
+"""The index at the end of a gzip archive: each chunk can be decoded at the place that it gives."""
 
 import gzip
 import struct
@@ -12,7 +12,10 @@ import pyckpt
 
 
 def read_index(data: bytes) -> tuple[int, int, list[int]]:
-    """First offset, raw bytes of an entry, bytes of code of each: as docs/format.md has it."""
+    """Returns the first chunk's offset, the raw bytes per entry and each entry's compressed bytes.
+
+    docs/format.md describes the layout.
+    """
     assert data[-16:-8] == b"PYCKPTIX"  # then CRC and length
     (nbytes,) = struct.unpack_from("<I", data, len(data) - 20)
     assert nbytes % 512 == 0

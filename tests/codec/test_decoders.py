@@ -25,7 +25,7 @@ BLOCK_NBYTES = 900_000
 
 
 def decompress(file: bytes, threads: int = 2) -> bytes:
-    """As the reader does it, and the checksums of the whole."""
+    """Decompresses as the reader does, and checks the checksums of the whole file."""
     with tempfile.NamedTemporaryFile() as place:
         place.write(file)
         place.flush()
@@ -83,7 +83,7 @@ TOOLS = {
     "xz, CRC-32": ["xz", "-1", "--check=crc32", "--block-size=900000", "-c"],
     "xz, SHA-256": ["xz", "-1", "--check=sha256", "--block-size=900000", "-c"],
     "xz, filters": ["xz", "--x86", "--delta=dist=4", "--lzma2=preset=1", "-T2", "-c"],
-    # Those of pyckpt's blocks without matches, which have a decoder of their own.
+    # The settings of pyckpt's blocks without matches; a special decoder reads them.
     "xz, our settings": [
         "xz",
         "--lzma2=dict=4KiB,lc=2,lp=2,pb=0",
@@ -163,7 +163,7 @@ def test_streams_without_number(library: str) -> None:
 
 
 def test_magics_behind_the_end() -> None:
-    """They look like blocks, but nothing leads there."""
+    """They look like blocks, but belong to no stream."""
     with pytest.raises(RuntimeError, match="no stream begins here, at byte"):
         decompress(bz2.compress(RAW, 1) + bytes.fromhex("314159265359") * 3)
 
@@ -237,7 +237,7 @@ def test_damage_is_an_error(samples: dict[str, tuple[bytes, bytes]], data: st.Da
     name = data.draw(st.sampled_from(sorted(samples)))
     file, want = samples[name]
     rng = random.Random(data.draw(st.integers(0, 2**32)))
-    # Headers, indexes and trailers are where damage has most ways to go.
+    # Damage to headers, indexes and trailers can have the most different effects.
     where = data.draw(st.sampled_from(["begin", "end", "anywhere"]))
     near = min(len(file), 2_000)
     at = {
@@ -246,7 +246,7 @@ def test_damage_is_an_error(samples: dict[str, tuple[bytes, bytes]], data: st.Da
         "anywhere": rng.randrange(len(file)),
     }[where]
     broken = damaged(file, data.draw(st.sampled_from(DAMAGES)), at, rng)
-    # Behind a whole member or stream the file may be cut, or filled with zeros, and is one still.
+    # A file that is cut behind a whole member or stream, or filled with zeros there, is valid.
     check_damaged(broken, want, mixed(5_000, seed=3) if name.startswith("two") else want)
 
 
@@ -286,7 +286,7 @@ def test_every_byte_of_a_small_file_matters() -> None:
 
 
 def test_an_index_of_claims_without_number() -> None:
-    """The index of an xz file may claim 2^60 blocks; memory is not taken for them."""
+    """The index of an xz file may claim 2^60 blocks; no memory is allocated for the claim."""
     claims = b"\x00" + b"\xff" * 8 + b"\x0f" + b"\x00" * 2
     index = claims + zlib.crc32(claims).to_bytes(4, "little")
     flags = (len(index) // 4 - 1).to_bytes(4, "little") + b"\x00\x04"

@@ -1,4 +1,4 @@
-"""What .tar.gz archives hold, whatever the bytes, and who can read them."""
+"""Contents of .tar.gz archives, for any bytes, and the tools that read them."""
 
 import functools
 import gzip
@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 import pyckpt
 from pyckpt import _core
 
-# What csrc/codec/gzip/encoder.h, csrc/codec/gzip/plan.cc and csrc/codec/repeats.h fix: chunks, the
-# stretches of which neighbours may share a block, and the shortest repeat that becomes a match.
+# Constants of csrc/codec/gzip/encoder.h, csrc/codec/gzip/plan.cc and csrc/codec/repeats.h: the
+# chunk, the stretch (neighbouring stretches may share a block) and the shortest repeat that becomes
+# a match.
 CHUNK_NBYTES = 1 << 20
 STRETCH_NBYTES = 16 << 10
 SHORTEST_REPEAT = 16
@@ -50,14 +51,14 @@ def floats(nbytes: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) 
 
 @functools.cache
 def source_text(nbytes: int) -> bytes:
-    """Python's own library."""
+    """Source text of Python's standard library."""
     text = b"".join(p.read_bytes() for p in sorted(Path(os.__file__).parent.glob("*.py")))
     assert len(text) >= nbytes
     return text[:nbytes]
 
 
 def steep_counts(nbytes: int, ratio: str, *, shuffled: bool = True) -> bytes:
-    """Symbols whose counts make codes as deep as any: Fibonacci numbers, or powers of two."""
+    """Symbols whose counts give the deepest codes: Fibonacci numbers, or powers of two."""
     out = bytearray()
     before, count, symbol = 1, 1, 0
     while len(out) < nbytes:
@@ -78,7 +79,7 @@ def tiled(period: int, nbytes: int) -> bytes:
 
 
 def stretches(kinds: int, nbytes: int) -> bytes:
-    """Stretches that ask for blocks of their own by turns: neighbours that must not be joined."""
+    """Stretches of alternating kinds. Neighbours need separate blocks and must not be joined."""
     parts = [floats(STRETCH_NBYTES, scale=10.0**-i) for i in range(kinds)]
     parts[0] = alphabet(7, STRETCH_NBYTES)
     return (b"".join(parts) * (nbytes // (kinds * STRETCH_NBYTES) + 1))[:nbytes]
@@ -93,7 +94,7 @@ def with_rare_runs(nbytes: int) -> bytes:
 
 
 def quantized(nbytes: int) -> bytes:
-    """Eight-bit weights: many bytes that are rare, so that short codes for all cost too much."""
+    """Eight-bit weights: many byte values are rare, so short codes for all of them cost too much."""
     weights = torch.frombuffer(bytearray(floats(4 * nbytes)), dtype=torch.float32)
     return (weights * 16).round().clamp(-127, 127).to(torch.int8).numpy().tobytes()
 
@@ -130,7 +131,7 @@ BUILDERS: dict[str, Callable[[], bytes]] = {
         for i in range(0, 200_000, 20_000)
     ),
 }
-# Each built once, when it is first asked for.
+# Each is built once, at its first use.
 CONTENTS = {name: functools.cache(build) for name, build in BUILDERS.items()}
 
 
@@ -144,7 +145,7 @@ def save(payload: bytes, path: Path, level: int | None = None, element_nbytes: i
 
 
 def check(payload: bytes, folder: Path, level: int | None = None) -> None:
-    """zlib and libdeflate (which our reader uses) find the very tar, and zlib nothing behind it."""
+    """zlib and our reader (with libdeflate) find the same tar; nothing follows the gzip member."""
     path = folder / "x.tar.gz"
     archive = save(payload, path, level)
     tar = save(payload, folder / "x.tar")
@@ -220,7 +221,7 @@ def test_sizes(tmp_path: Path, name: str, nbytes: int) -> None:
 @pytest.mark.parametrize("name", ["floats", "noise", "zeros", "text"])
 def test_tensors_that_end_around_a_chunk(tmp_path: Path, name: str, extra: int) -> None:
     payload = CONTENTS[name]()
-    # Where a tensor's bytes begin does not depend on them.
+    # The offset of a tensor's bytes does not depend on their values.
     mark = CONTENTS["noise"]()
     start = save(mark, tmp_path / "x.tar").index(mark)
     check(payload[: CHUNK_NBYTES - start + extra], tmp_path)
@@ -230,7 +231,7 @@ def test_tensors_that_end_around_a_chunk(tmp_path: Path, name: str, extra: int) 
 @pytest.mark.parametrize("value", [0, 0x55])
 def test_runs_of_every_length_in_noise(tmp_path: Path, nbytes: int, value: int) -> None:
     payload = bytearray()
-    for i in range(64):  # at every place in a step of 32 bytes
+    for i in range(64):  # at every offset modulo 32
         payload += noise(1000 + i, i) + bytes([value]) * nbytes
     check(bytes(payload), tmp_path)
 
@@ -273,7 +274,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.bin")):
 
 
 def test_the_bytes_do_not_depend_on_the_cpu(tmp_path: Path, frozen_time: int) -> None:
-    """PYCKPT_PORTABLE=1 keeps off whatever instructions this CPU has beyond the common ones."""
+    """PYCKPT_PORTABLE=1 limits the kernels to instructions that every CPU of this kind has."""
     for number, build in enumerate(CONTENTS.values()):
         (tmp_path / f"{number:02d}.bin").write_bytes(build())
     written = []
@@ -290,7 +291,7 @@ def test_the_bytes_do_not_depend_on_the_cpu(tmp_path: Path, frozen_time: int) ->
 
 
 def size(payload: bytes, folder: Path) -> float:
-    """The file's, as a share of the bytes."""
+    """The file's size divided by the payload's."""
     return len(save(payload, folder / "x.tar.gz", element_nbytes=4)) / len(payload)
 
 
@@ -317,6 +318,6 @@ def test_repeats_beyond_the_window_are_not_matches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nbytes", [SHORTEST_REPEAT, 64, 300])
 def test_literals_between_repeats(tmp_path: Path, nbytes: int) -> None:
-    """One row again and again, with noise between: blocks of few literals and many matches."""
+    """One row many times, with noise between: blocks of few literals and many matches."""
     row = noise(nbytes)
     check(b"".join(row + noise(i % 40, i) for i in range(3000)), tmp_path)

@@ -1,4 +1,4 @@
-"""What .tar.xz archives hold, whatever the bytes, and who can read them."""
+"""Contents of .tar.xz archives, for any bytes, and the tools that read them."""
 
 import io
 import lzma
@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 import pyckpt
 
-# What csrc/codec/xz/lanes.h and csrc/codec/xz/encoder.h fix: a lane is an LZMA2 chunk of literals,
-# sixteen are coded at once, and four such groups make a block.
+# Constants of csrc/codec/xz/lanes.h and csrc/codec/xz/encoder.h: a lane is an LZMA2 chunk of
+# literals, a group of sixteen lanes is coded at once, and four groups make a block.
 LANE_NBYTES = 16_320
 GROUP_NBYTES = 16 * LANE_NBYTES
 BLOCK_NBYTES = 4 * GROUP_NBYTES
-TAR_RECORD_NBYTES = 10_240  # tars are padded to a multiple
+TAR_RECORD_NBYTES = 10_240  # tars are padded to a multiple of it
 
-# Literals refer to nothing, so their blocks ask for the smallest dictionary there is.
+# Literals refer to no earlier bytes, so their blocks state the smallest dictionary.
 LITERALS = "--lzma2=dict=4KiB"
 
 pytestmark = pytest.mark.usefixtures("frozen_time")  # so that equal states give equal tars
@@ -51,14 +51,14 @@ def as_tensor(raw: bytes, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
 
 
 def source_text(nbytes: int) -> bytes:
-    """Python's own library."""
+    """Source text of Python's standard library."""
     text = b"".join(p.read_bytes() for p in sorted(Path(os.__file__).parent.glob("*.py")))
     assert len(text) >= nbytes
     return text[:nbytes]
 
 
 def moments(numel: int, *, rows_seen: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both of Adam's, after a few real steps of an embedding; rows not seen have no gradient."""
+    """Adam's two moments after five steps of an embedding; rows not seen have no gradient."""
     torch.manual_seed(2)
     table = torch.nn.Embedding(numel // 64, 64)
     optimizer = torch.optim.Adam(table.parameters())
@@ -85,8 +85,8 @@ def trained(numel: int) -> torch.Tensor:
 
 
 def surprises(numel: int) -> torch.Tensor:
-    """Two noisy bytes, then two that are nearly always the same: when both are not, one pair of
-    bytes costs more code than the vectorised coder holds between two flushes."""
+    """Two noisy bytes, then two that are nearly always the same. Where both of these differ, one
+    pair of bytes takes more code than the vectorised coder holds between two flushes."""
     rng = random.Random(6)
     words = bytearray(noise(4 * numel, 7))
     words[2::4] = words[3::4] = bytes(numel)
@@ -146,7 +146,7 @@ def plain_tar(tensor: torch.Tensor, folder: Path) -> bytes:
 
 
 def check(tensor: torch.Tensor, folder: Path) -> None:
-    """The archive holds the very tar that is written without compression."""
+    """The archive holds exactly the tar that is written without compression."""
     assert lzma.decompress(saved(tensor, folder).read_bytes()) == plain_tar(tensor, folder)
 
 
@@ -201,7 +201,7 @@ def test_tars_around_every_limit(tmp_path: Path, records: int) -> None:
     around = len(plain_tar(torch.zeros(0, dtype=torch.uint8), tmp_path))
     nbytes = records * TAR_RECORD_NBYTES
     if records > 1:
-        # Filled up to the last 512 bytes, or nearly so: the records of the zip take a little.
+        # Almost fills the tar: 4096 bytes are left for headers and the zip's other records.
         tensor = as_tensor(normal(nbytes // 4).view(torch.uint8).numpy().tobytes()[: nbytes - 4096])
     else:
         tensor = torch.zeros(0, dtype=torch.uint8)
@@ -303,8 +303,8 @@ def test_blocks_state_their_sizes(tmp_path: Path) -> None:
         check_name, flags = row[9], row[12]
         assert check_name == "CRC64"
         assert flags == "cu"  # compressed and uncompressed size are in the header
-    # Unlike in text, nothing recurs in floats, so not even the first block, which begins with
-    # headers and a pickle, wants a match finder.
+    # Floats do not repeat as text does. So no block uses a match finder, not even the first one,
+    # which begins with headers and a pickle.
     assert [row[15] for row in rows] == [LITERALS] * len(rows)
 
 

@@ -42,7 +42,7 @@ def theirs(state: Any) -> bytes:
 
 
 def local_header(data: bytes, info: zipfile.ZipInfo) -> dict[str, Any]:
-    """Everything that the format's fixed part says, and the extra fields by tag."""
+    """A local header's fixed fields, name and tags of extra fields, and the data descriptor."""
     at = info.header_offset
     signature, version, flags, method, time, date, crc, packed, raw, n_name, n_extra = (
         struct.unpack_from("<4sHHHHHIIIHH", data, at)
@@ -118,7 +118,7 @@ def test_every_record_has_its_checksum(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_zip_file(tmp_path: Path) -> None:
-    """A zip64 end record and its locator, always; then the end record, without a comment."""
+    """There are always a zip64 end record, its locator, and an end record without a comment."""
     data = ours([torch.ones(3)], tmp_path)
     end = data[-22:]
     assert end[:4] == b"PK\5\6"
@@ -132,7 +132,7 @@ def test_the_end_of_the_zip_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".tar"])
 def test_torch_computes_the_same_offsets(tmp_path: Path, suffix: str) -> None:
-    """With TORCH_SERIALIZATION_DEBUG torch compares those it computes with those it finds."""
+    """With TORCH_SERIALIZATION_DEBUG torch compares computed offsets with those in the file."""
     state = [torch.ones(n, dtype=torch.uint8) for n in (0, 1, 63, 64, 65, 4096, 100_001)]
     pyckpt.save(state, tmp_path / f"x{suffix}")
     if suffix == ".tar":

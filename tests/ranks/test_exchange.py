@@ -1,6 +1,6 @@
 """Ranks, from a process group or the environment, and steps that all ranks take together.
 
-test_checkpoint.py has steps on several real ranks.
+training/test_save_checkpoint.py runs steps on several real ranks.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def test_alone_an_interrupt_passes(error: BaseException) -> None:
     assert caught.value is error
 
 
-# Where another rank has done the same step.
+# A channel to a second rank that has done the same step.
 TWO_RANKS = Channel(0, lambda outcome: [outcome, None])
 
 

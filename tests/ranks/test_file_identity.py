@@ -19,7 +19,7 @@ ROOT = "22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
 
 @pytest.fixture
 def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A table that the test fills."""
+    """A mount table that the test extends."""
     table = tmp_path / "mountinfo"
     table.write_text(ROOT)
     monkeypatch.setattr(module, "_MOUNTS", table)

@@ -1,4 +1,4 @@
-"""What of a file stays when a load is over: the memory of its tensors, where it is, and no more."""
+"""After a load only the memory of the tensors stays, and it does not move."""
 
 import bz2
 import gc
@@ -21,7 +21,7 @@ from pyckpt import _core
 from pyckpt.archive import formats
 
 MIB = 1 << 20
-# Streams that tell of no sizes: their memory grows as they are decoded.
+# Streams that state no sizes: their memory grows as they are decoded.
 FOREIGN: dict[str, Callable[[bytes], bytes]] = {
     ".tar.gz": lambda raw: gzip.compress(raw, 1, mtime=0),
     ".tar.bz2": lambda raw: bz2.compress(raw, 1),
@@ -92,7 +92,7 @@ def test_memory_goes_with_the_object(files: Path, name: str) -> None:
 
 
 class Hook:
-    """Refers to what was loaded with it, and to what it has raised."""
+    """A progress hook that refers to the loaded object, or to the error that it raised."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.loaded: Any = None
@@ -116,7 +116,7 @@ def test_a_hook_can_refer_to_what_is_loaded(files: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", OWN_NAMES + FOREIGN_NAMES)
 def test_a_hook_can_refer_to_what_it_raised(files: Path, name: str) -> None:
-    """And the error to the frames of the load, with the reader in them."""
+    """The error refers to the frames of the load, and these to the reader."""
     before = open_files()
     hook = Hook(RuntimeError("enough"))
     try:
@@ -136,10 +136,10 @@ def test_a_hook_can_refer_to_what_it_raised(files: Path, name: str) -> None:
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("suffix", FOREIGN)
 def test_memory_does_not_move_under_tensors(tmp_path: Path, suffix: str, new_format: bool) -> None:
-    """Though the memory of such a stream moves as it grows, and what follows them is checked."""
+    """The memory of such a stream moves as it grows, and data behind the tensors makes it grow."""
     path = tmp_path / f"x{suffix}"
     block = noise(MIB // 4)
-    for nbytes in (MIB, 2 * MIB, 4 * MIB):  # where room is doubled
+    for nbytes in (MIB, 2 * MIB, 4 * MIB):  # sizes at which the memory is doubled
         floats = block.repeat(nbytes // MIB * 4)[: (nbytes - 5_000) // 4]
         state = {"a": floats[:100_000].clone(), "b": floats[100_000:].clone()}
         states = torch_saved(state, new_format=new_format)
@@ -170,7 +170,7 @@ def test_the_core_moves_nothing_that_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("suffix", FOREIGN)
 def test_members_that_end_before_they_should(tmp_path: Path, suffix: str, new_format: bool) -> None:
-    """Whole as a compressed file, which is no tar."""
+    """The compressed file is whole, but the tar in it is cut."""
     path = tmp_path / f"x{suffix}"
     # Long enough that the first bytes are there before the end is known.
     states = torch_saved({"t": noise(MIB // 4).repeat(20)}, new_format=new_format)
@@ -191,7 +191,7 @@ def test_nothing_is_unpickled_from_a_file_that_is_damaged_further_on(
     assert pyckpt.load(path, weights_only=False) == "unpickled"
     assert len(unpickled) == 1
     contents = bytearray(path.read_bytes())
-    contents[-9] ^= 1  # in the checksums of the whole
+    contents[-9] ^= 1  # in the checksums of the whole stream
     path.write_bytes(contents)
     with pytest.raises(pyckpt.CorruptArchiveError, match=suffix):
         pyckpt.load(path, weights_only=False)
@@ -212,11 +212,11 @@ class Telltale:
         return tell, (1,)
 
 
-# Files that ask for more than they are worth.
+# Files that demand too much memory.
 
 
 class Peak:
-    """A progress hook that looks at how much memory there is."""
+    """A progress hook that records how much the memory of the process grows."""
 
     def __init__(self) -> None:
         self.before = resident()
@@ -227,7 +227,7 @@ class Peak:
 
 
 def repeated(suffix: str, raw: bytes, nbytes: int, count: int) -> bytes:
-    """A file of several streams, which all tools take for one: nbytes of zeros count times."""
+    """A file of several streams, which tools read as one: raw, then count times nbytes of zeros."""
     compress = {**FOREIGN, ".tar.bz2": bz2.compress}[suffix]
     return compress(raw) + count * compress(bytes(nbytes))
 
@@ -248,7 +248,7 @@ def test_verify_keeps_one_member_at_a_time(tmp_path: Path) -> None:
     path.write_bytes(12 * FOREIGN[".tar.gz"](member) + FOREIGN[".tar.gz"](tar_of({"b": b""})))
     peak = Peak()
     report = pyckpt.verify(path, progress=peak)
-    assert {problem.message for problem in report.problems} == {"it is there twice"}
+    assert {problem.message for problem in report.problems} == {"it appears twice"}
     assert report.records >= 12
     assert peak.growth < 80 * MIB
 

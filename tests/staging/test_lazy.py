@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class Foreign:
-    """An optimizer that is none of torch's."""
+    """An optimizer that is not a torch.optim.Optimizer."""
 
     def __init__(self, parameters: Iterator[nn.Parameter]) -> None:
         self.param_groups = [{"params": list(parameters)}]
@@ -29,7 +29,7 @@ class Foreign:
 
 
 class Derived(torch.optim.SGD):
-    """Has a step of its own; torch hooks that too."""
+    """Has its own step(); torch hooks that too."""
 
     def step(self, closure: Any = None) -> None:
         super().step(closure)
@@ -85,7 +85,7 @@ def test_embeddings_that_forward_renormalizes_are_copied() -> None:
 
 
 class Compiled(torch.optim.SGD):
-    """Ends up as torch.compile leaves torch's own optimizers in some versions."""
+    """Loses the hooks of its step, as torch's own optimizers do under torch.compile in some versions."""
 
 
 def test_hooks_that_torch_compile_takes_away_are_missed() -> None:
@@ -98,7 +98,7 @@ def test_hooks_that_torch_compile_takes_away_are_missed() -> None:
     assert not is_lazy_safe(state)
     with pytest.raises(pyckpt.OptionError, match="not possible with Compiled"):
         check_lazy(state)
-    # Fused kernels change parameters without torch keeping count.
+    # Fused kernels change parameters, and torch's version counters do not show it.
     for parameter in state.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizers.step()
@@ -156,8 +156,8 @@ def read_in_place(live: LiveRecords) -> list[Record]:
 
 def test_parameters_and_moments_are_read_in_place(live: tuple[pyckpt.State, LiveRecords]) -> None:
     _, records = live
-    # weight once though it is tied, and of both parameters step and two moments; the parameter
-    # that shares memory with a buffer is copied like it.
+    # The tied weight counts once. Each of the two parameters has a step and two moments. The
+    # parameter that shares memory with a buffer is copied, like the buffer.
     assert len(read_in_place(records)) == 1 + 2 * 3
     assert len(records.records) == 1 + 2 * 3 + 2
 
@@ -218,7 +218,7 @@ def test_frozen_parameters_are_copied_where_only_trained_ones_are_known_not_to_c
 
 
 class WithTotals(torch.optim.SGD):
-    """Keeps more in its state than what belongs to parameters."""
+    """Its state also has entries that belong to no parameter."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, lr=0.1)
@@ -236,7 +236,7 @@ def test_what_else_optimizers_keep_is_copied() -> None:
 
 
 def test_learning_rates_may_change_at_any_time() -> None:
-    """A tensor among an optimizer's options is a scheduler's to change."""
+    """An optimizer's options may hold tensors, and schedulers may change them."""
     model = nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), foreach=False)
     state = pyckpt.State(model, optimizer)

@@ -1,4 +1,4 @@
-"""Storages on a device, read piece by piece, and saves of what lies there."""
+"""Storages on a device, read piece by piece, and saves of tensors on a device."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_any_type(device: str, dtype: torch.dtype) -> None:
 
 
 def in_readers(obj: Any) -> list[Any]:
-    """The records of ``obj``, with the storages behind readers as if they lay on a device."""
+    """The records of ``obj``; storages are read by readers, as if they were on a device."""
     return [
         record
         if record.owner is None or "/data/" not in record.name

@@ -1,4 +1,4 @@
-"""What keys= unpickles: the part that is named, as it would be in the whole, and nothing else."""
+"""keys= unpickles the named part, equal to that of the whole, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Settings(dict[str, Any]):
 
 
 class Plain:
-    """Made without being called, and given its attributes."""
+    """Unpickling creates it without calling __init__() and sets its attributes."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 class Trap:
-    """Unpickled, it leaves a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,7 +126,7 @@ def test_parts_of_parts(archive: Path, glob: str, expected: Any) -> None:
     whole = pyckpt.load(archive, weights_only=False)
     [kept] = load(archive, glob).values()
     [wanted] = expected(whole).values()
-    if isinstance(kept, dict):  # of the class that it has in the whole
+    if isinstance(kept, dict):  # its class is that in the whole
         assert list(kept) == list(wanted)
     assert [comparable(one) for one in values(kept)] == [comparable(one) for one in values(wanted)]
 
@@ -160,7 +160,7 @@ def test_what_is_not_named_is_not_run(tmp_path: Path) -> None:
     guarded = pyckpt.load(tmp_path / "x.tar", keys=["t/1", "a/t"])
     assert comparable(guarded) == comparable(part)
     assert not (tmp_path / "sprung").exists()
-    with pytest.raises(pickle.UnpicklingError, match="weights_only=False admits it"):
+    with pytest.raises(pickle.UnpicklingError, match="weights_only=False allows it"):
         pyckpt.load(tmp_path / "x.tar", keys="a")
     assert not (tmp_path / "sprung").exists()
     pyckpt.load(tmp_path / "x.tar", keys="a", weights_only=False)
@@ -216,7 +216,7 @@ def test_whole_pickles_pass_and_cut_ones_do_not(
         (b"\x80\x02]r\xff\xff\xff\xff.", "memo index"),
         (b"]p4294967295\n.", "memo index"),
         (b"]p-1\n.", "memo index"),
-        (b"\x80\x02\x82\x01.", "opcode"),  # an extension
+        (b"\x80\x02\x82\x01.", "opcode"),  # an extension code
         (b"\x80\x02\xff.", "opcode"),
         (b"\x80\x04\x8e" + b"\xff" * 8, "ends before"),
     ],
@@ -231,7 +231,7 @@ def test_claims_are_refused(data: bytes, message: str) -> None:
 @given(st.data())
 @pytest.mark.timeout(300)
 def test_any_bytes(data: st.DataObject) -> None:
-    """Damage ends in an UnpicklingError, if not in a pickle."""
+    """Damage gives an UnpicklingError or a valid pickle, and no other error."""
     contents = bytearray(pickle.dumps({"a": [Plain(1), Named(1, 2)], "b": {"c": 1.5}}, 2))
     for _ in range(data.draw(st.integers(1, 4))):
         contents[data.draw(st.integers(0, len(contents) - 1))] = data.draw(st.integers(0, 255))

@@ -1,4 +1,4 @@
-"""What torch.load gives back of what pyckpt.save wrote, and how it compares with torch.save."""
+"""torch.load reads what pyckpt.save writes, and gets the same as from torch.save."""
 
 import collections
 import gc
@@ -38,12 +38,12 @@ def savable_dtypes() -> list[torch.dtype]:
 
 
 DTYPES = savable_dtypes()
-# torch cannot print the others, and hypothesis prints what fails.
+# torch cannot print the others, and hypothesis prints failing examples.
 PRINTABLE_DTYPES = [d for d in DTYPES if not str(d).startswith(("torch.bits", "torch.float4"))]
 
 
 def noise(numel: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    """Any bits at all, NaNs and denormals among them."""
+    """Random bits, with NaNs and denormals among the values."""
     generator = torch.Generator().manual_seed(seed)
     if dtype == torch.bool:
         return torch.randint(0, 2, (numel,), generator=generator).bool()
@@ -54,7 +54,7 @@ def noise(numel: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 def bits(tensor: torch.Tensor) -> bytes:
     """The elements in logical order, bit for bit."""
     dense = tensor.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg()
-    # Some types know no copy of their own, so the elements are taken for others as wide.
+    # Some dtypes cannot be copied, so the elements are viewed as a dtype of the same width.
     as_wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
     words = torch.empty(0, dtype=as_wide[dense.dtype.itemsize]).set_(
         dense.untyped_storage(), dense.storage_offset(), dense.size(), dense.stride()
@@ -133,7 +133,7 @@ def loads(data: bytes, **options: Any) -> Any:
 
 
 def records(data: bytes) -> dict[str, bytes]:
-    """What the zip file holds, in order, less what differs between any two files."""
+    """The records of the zip file in order, without the id that differs in every file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.testzip() is None
         return {
@@ -144,7 +144,7 @@ def records(data: bytes) -> dict[str, bytes]:
 
 
 def check(obj: Any, folder: Path) -> None:
-    """All that a saved object has to be, measured against torch.save."""
+    """Compares a saved object with that of torch.save: its records, and what torch.load returns."""
     theirs = by_torch(obj)
     ours = by_pyckpt(obj, folder)
     assert list(records(ours)) == list(records(theirs))
@@ -167,7 +167,7 @@ LONG_NAME = "k" * 70_000
 
 
 class Pool(list[torch.Tensor]):
-    """Buffers for views; their values are of no interest in a report."""
+    """Buffers for views; repr() leaves their values out to keep reports short."""
 
     def __repr__(self) -> str:
         return f"Pool({[(t.dtype, t.numel()) for t in self]})"
@@ -377,7 +377,7 @@ def test_a_storage_is_saved_once(tmp_path: Path) -> None:
 
 
 def test_unrelated_tensors_that_die_while_pickling_do_not_share(tmp_path: Path) -> None:
-    """Addresses of freed storages are used again."""
+    """The addresses of freed storages are reused."""
 
     class Fresh:
         def __init__(self, value: int) -> None:
@@ -395,7 +395,7 @@ class Thing:
 
 
 def test_what_was_pickled_is_let_go_at_once() -> None:
-    """And not by the garbage collector some day: it may be a copy of the whole model."""
+    """Not only at the next garbage collection: it may be a copy of the whole model."""
     things = [Thing(), {"tensor": torch.ones(3)}]
     thing = weakref.ref(things[0])
     gc.disable()
@@ -498,7 +498,7 @@ def test_compact_views_keep_tied_tensors_tied() -> None:
 
 
 def test_compact_views_of_one_buffer_may_differ_in_type() -> None:
-    """ZeRO and fused optimizers carve tensors of several types, some empty, from one buffer."""
+    """ZeRO and fused optimizers place tensors of several types, some empty, in one buffer."""
     flat = torch.zeros(64, dtype=torch.uint8)
     state = [
         flat[:32].view(torch.float32),

@@ -1,4 +1,4 @@
-"""tensors_in: what a pickle holds, whoever wrote it, and nothing of it run."""
+"""tensors_in() lists the tensors of any pickle, and runs nothing in it."""
 
 import contextlib
 import io
@@ -71,7 +71,7 @@ def test_what_tensors_are_wrapped_in() -> None:
 
 
 class Trap:
-    """Unpickled, it leaves a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,7 +94,7 @@ def test_what_contains_itself() -> None:
 
 @pytest.mark.timeout(120)
 def test_a_tree_without_end() -> None:
-    """Sixty levels, on each of them the level below twice."""
+    """Sixty levels; each holds the level below twice."""
     tree: Any = [torch.zeros(1)]
     for _ in range(60):
         tree = [tree, tree]
@@ -108,7 +108,7 @@ def test_a_tree_without_end() -> None:
     [
         b"",
         b"\x80\x02",
-        b"\x80\x02]r\xff\xff\xff\xff.",  # an entry four billion places into the memo
+        b"\x80\x02]r\xff\xff\xff\xff.",  # memo index four billion
         b"\x80\x04\x8e" + b"\xff" * 8,  # more bytes than there is memory
         b"\x80\x02(((((t.",
         b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",  # too deep
@@ -123,7 +123,7 @@ def test_broken_pickles(data: bytes) -> None:
 @given(st.data())
 @pytest.mark.timeout(300)
 def test_any_bytes(data: st.DataObject) -> None:
-    """Damage ends in an UnpicklingError, if not in tensors."""
+    """Damage gives an UnpicklingError or tensors, and no other error."""
     contents = bytearray(pickle_of({"a": torch.zeros(2, 3), "b": [nn.Parameter(torch.zeros(1))]}))
     for _ in range(data.draw(st.integers(1, 4))):
         contents[data.draw(st.integers(0, len(contents) - 1))] = data.draw(st.integers(0, 255))

@@ -78,7 +78,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
 
 
 class Gate:
-    """Stands for an earlier save that is still being written: the next ones wait behind it."""
+    """Acts as an earlier save that is still being written: later saves wait for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._opened = threading.Event()
@@ -159,7 +159,7 @@ def test_a_copy_is_staged_when_the_call_returns(training: Training, tmp_path: Pa
 def test_a_copy_that_takes_its_time_is_staged_though_another_save_is_being_written(
     training: Training, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
-    """As copies of CUDA memory do."""
+    """Copies of CUDA memory take their time, too."""
     monkeypatch.setattr(Copies, "is_complete", False)
     pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "x", stage="copy")
     if waits:
@@ -173,7 +173,7 @@ def test_a_copy_that_takes_its_time_is_staged_though_another_save_is_being_writt
 
 @pytest.mark.usefixtures("frozen_time")
 def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Gate) -> None:
-    """By whatever means: the default does not rely on its changes being counted."""
+    """Even through .data: by default frozen parameters are copied, not watched for changes."""
     model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
     average = model[1].requires_grad_(False)
     state = pyckpt.State(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
@@ -277,7 +277,7 @@ def test_a_full_disk(tmp_path: Path, stage: str) -> None:
 
 
 def broken(folder: Path) -> str:
-    """A name under which nothing can be written, as only the write finds out."""
+    """A path that cannot be written; only the write notices it."""
     (folder / "file").write_bytes(b"")
     return f"{folder}/file/x.tar"
 
@@ -301,7 +301,7 @@ def test_an_error_that_nobody_collects(
     assert caught.value.errno is not None
     assert caught.value.rank == 0
     assert not (tmp_path / "y.tar").exists()
-    # Once is enough.
+    # The error is raised only once.
     pyckpt.save_checkpoint(training.state, tmp_path / "y.tar")
     assert pending.done()
 
@@ -404,7 +404,7 @@ def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Gate
 
 
 def test_a_blocking_save_has_the_last_word(training: Training, tmp_path: Path, gate: Gate) -> None:
-    """Under a name such as ``latest``, which every save replaces."""
+    """Both write the same name, such as ``latest``, which every save replaces."""
     path = tmp_path / "latest.tar"
     earlier = pyckpt.async_save_checkpoint(training.state, path)
     training.train(1)
@@ -443,7 +443,7 @@ def test_copies_use_the_same_memory_again(
 
 
 def test_memory_stays_within_the_published_formula(tmp_path: Path) -> None:
-    """docs/async.md's, of the host memory for copies, and docs/format.md's for what writes."""
+    """The formulas: docs/async.md for copies in host memory, docs/format.md for the writer."""
     done = subprocess.run(
         [sys.executable, WORKERS / "async_memory_worker.py", tmp_path / "x.tar.gz"],
         capture_output=True,
@@ -455,7 +455,7 @@ def test_memory_stays_within_the_published_formula(tmp_path: Path) -> None:
     row = archive_format(tmp_path / "x.tar.gz")
     assert row is not None
     writing = 7 * row.chunk_nbytes + 600_000  # with one thread
-    writing += 1 << 20  # the interpreter's own ups and downs
+    writing += 1 << 20  # the interpreter's own use varies
     stepped, other = found["stepped_nbytes"], found["other_nbytes"]
     copies = {
         "copy": stepped + other,
@@ -465,7 +465,7 @@ def test_memory_stays_within_the_published_formula(tmp_path: Path) -> None:
     }
     for case, nbytes in copies.items():
         assert 0.9 * nbytes <= found[case] <= nbytes + writing, case
-    # The pool's memory is there already; what is neither parameter nor moment comes and goes.
+    # The pool keeps its memory. Memory for what is neither parameter nor moment is freed.
     assert found["copy again"] <= writing
     assert found["lazy, all unread again"] <= other + writing
 
@@ -474,7 +474,7 @@ def test_memory_stays_within_the_published_formula(tmp_path: Path) -> None:
 
 
 def nice_of_new_threads(before: set[str]) -> list[int]:
-    """By thread: the 19th field of /proc/.../stat, see proc(5)."""
+    """The nice value of each new thread: the 19th field of /proc/.../stat, see proc(5)."""
     found = []
     for thread in set(os.listdir("/proc/self/task")) - before:
         try:
@@ -557,7 +557,7 @@ def run_async_ranks(
     launch: Callable[..., Any] = run_ranks,
     **options: Any,
 ) -> list[Any]:
-    """Two ranks that save to ``tmp_path / "folder"``; what those report that live."""
+    """Runs two ranks that save to ``tmp_path / "folder"``; returns the reports of the survivors."""
     out, folder = tmp_path / "out", tmp_path / "folder"
     out.mkdir()
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Composer's real State in, Composer's own reader out. Its import warns, so it runs apart."""
+"""Saves Composer's real State and reads it with Composer, in another process: its import warns."""
 
 from __future__ import annotations
 

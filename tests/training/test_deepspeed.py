@@ -83,7 +83,7 @@ def test_what_is_offloaded_to_nvme_is_saved_as_by_deepspeed(tmp_path: Path) -> N
 
     torchrun("deepspeed_worker.py", "resume", 3, tmp_path, "unused", "nvme")
     resumed = reports(tmp_path, "resume")
-    # Only the first: from its own folder too DeepSpeed goes on with Adam's step count at 0.
+    # Only the first: DeepSpeed restarts Adam's step count at 0, from its own folder too.
     assert [r["losses"][0] for r in resumed] == [r["losses"][0] for r in saved]
 
 

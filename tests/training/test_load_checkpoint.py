@@ -228,7 +228,7 @@ def test_two_ranks_go_on_as_if_they_had_never_stopped(tmp_path: Path, suffix: st
     assert [r["batch"] for r in resumed] == [3, 3]
     assert [r["warnings"] for r in resumed] == [[], []]
     assert resumed[0]["read"] == [str(path)]
-    # What is compressed, one of them decompresses for both, and leaves nothing behind.
+    # One rank decompresses a compressed file for both, and leaves nothing behind.
     [read] = resumed[1]["read"]
     assert (read == str(path)) == (suffix not in COMPRESSED)
     assert read == str(path) or not Path(read).parent.exists()
@@ -361,7 +361,7 @@ def test_weights_alone_under_deepspeed(tmp_path: Path, sharded: Path) -> None:
     run_ranks("deepspeed_worker.py", "load-weights", 1, tmp_path, template)
     loaded, saved = reports(tmp_path, "load-weights"), reports(sharded, "save")
     assert all(r["batch"] == 0 and r["random_states"] is None for r in loaded)
-    # The same weights on the same input, but then the optimizer starts afresh.
+    # The first loss has the same weights and input. After it the optimizer starts from scratch.
     assert [r["losses"][0] for r in loaded] == [r["losses"][0] for r in saved]
     assert [r["losses"][1:] for r in loaded] != [r["losses"][1:] for r in saved]
 

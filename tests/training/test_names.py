@@ -1,4 +1,4 @@
-"""Names: the sixteen variables, and where a value may lead."""
+"""File names: the sixteen variables, and the folders that a value may lead to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints by how much asynchronous saves make this process grow, case by case, as JSON.
+"""Prints by how many bytes asynchronous saves make this process grow, for each case, as JSON.
 
 Usage: async_memory_worker.py FILENAME
 """
@@ -34,7 +34,7 @@ class Training:
         self.state = pyckpt.State(self.model, self.optimizer)
 
     def save(self, stage: str, *, times: int = 1, step: bool = True) -> None:
-        """So many saves at a time; a step comes before any of them is written."""
+        """Starts ``times`` saves. If ``step``, the optimizer steps before any of them is written."""
         gate = async_save_checkpoint._last_write = threading.Event()
         options = {"stage": stage, "max_pending": times, "num_threads": 1, "fsync": False}
         saves = [
@@ -57,7 +57,7 @@ def growth_nbytes(work: Callable[[], None]) -> int:
 
 def main() -> None:
     training = Training()
-    training.save("lazy", step=False)  # what is made but once
+    training.save("lazy", step=False)  # memory that is allocated only once
     found = {
         "stepped_nbytes": 2 * training.model.weight.nbytes,
         "other_nbytes": training.model.table.nbytes,

@@ -1,7 +1,7 @@
-"""One rank of a gloo run that saves asynchronously and trains on: DDP, or DeepSpeed's ZERO stage.
+"""One rank of a gloo run that saves asynchronously and trains on.
 
 Usage: torchrun ... async_ranks_worker.py SCENARIO OUT FOLDER [ZERO]
-Every rank reports to OUT/SCENARIO-RANK.json.
+It trains with DeepSpeed at ZeRO stage ZERO, or with DDP if that is not given. Every rank reports to OUT/SCENARIO-RANK.json.
 """
 
 import gc
@@ -34,7 +34,7 @@ WIDTH = 64
 
 
 class Statistics(nn.Module):
-    """A buffer that forward changes, as BatchNorm's do, in every type of number."""
+    """A module with a buffer that forward changes, as BatchNorm's do. It works in any float dtype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Statistics(nn.Module):
 
 
 class Training:
-    """A model whose forward changes statistics, trained on data that only the step decides."""
+    """A model whose forward changes statistics. The data depend only on step and rank."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ class Training:
             self.state = pyckpt.State(self.model, optimizer)
         else:
             self.model = self.engine(net)
-            # The hook is in the attribute, which may be set later.
+            # pyckpt may replace engine.step later, by its hook: so each call looks it up.
             self.backward, self.step = self.model.backward, lambda: self.model.step()
             self.state = pyckpt.State(self.model)
         self.rank = dist.get_rank()
@@ -88,7 +88,7 @@ class Training:
             loss = self.model(x if ZERO is None else x.bfloat16()).float().pow(2).mean()
             self.backward(loss)
             self.step()
-            dist.all_reduce(loss.detach())  # the user's own collectives go on
+            dist.all_reduce(loss.detach())  # the user's own collectives still work
             self.step_count += 1
             random.random()
 
@@ -97,7 +97,7 @@ class Training:
 
 
 class Gate:
-    """Stands for an earlier save that is still being written: the next one waits behind it."""
+    """Acts as an earlier save that is still being written: the next one waits for it."""
 
     def __init__(self) -> None:
         self._opened = threading.Event()
@@ -114,7 +114,7 @@ def contents(path: Path) -> dict[str, bytes | None]:
 
 
 def equal(training: Training, late: bool) -> list[str]:
-    """In all modes and formats a save that is compared with a blocking one; what differs."""
+    """Compares saves in all stages and formats with blocking ones; returns the differences."""
     wrong = []
     for stage in ("copy", "lazy", None):
         for suffix in SUFFIXES:
@@ -176,7 +176,7 @@ def uncollected(training: Training) -> dict[str, Any]:
 
 
 def busy(training: Training) -> dict[str, Any]:
-    """Rank 1 still has a save to write."""
+    """Rank 1's first save is held back; rank 0's is not."""
     gate = Gate()
     if training.rank == 0:
         gate.open()
@@ -197,7 +197,7 @@ def tried(save: Callable[[], Any]) -> dict[str, Any]:
 
 def main() -> None:
     training = Training()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when another rank has died
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when a rank has died
     training.train(3)
     report: dict[str, Any] = {}
     if SCENARIO == "equal":
@@ -216,7 +216,8 @@ def main() -> None:
         training.train(1)
     (OUT / f"{SCENARIO}-{training.rank}.json").write_text(json.dumps(report))
     if SCENARIO != "killed":
-        # DDP is part of a cycle; what it still has of the group at exit may abort the process.
+        # DDP is part of a reference cycle. If it still holds the group at exit, the process may
+        # abort.
         del training
         gc.collect()
         dist.destroy_process_group()

@@ -30,7 +30,7 @@ class Unpicklable:
 
 
 class Trouble(pyckpt.State):
-    """A state that comes to grief on one rank, in the way that the scenario names."""
+    """A state that cannot be saved on one rank, in the way that the scenario names."""
 
     def state_dict(self) -> dict[str, Any]:
         rank = dist.get_rank()
@@ -45,7 +45,7 @@ class Trouble(pyckpt.State):
 
 
 def interrupt_soon() -> None:
-    """A signal whose handler raises, while the write is under way."""
+    """Sends this process a signal while it writes. The handler raises."""
 
     def handler(*_: object) -> None:
         raise TimeoutError("the job's time is up")
@@ -57,7 +57,7 @@ def interrupt_soon() -> None:
 def main() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, when another rank has died
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when a rank has died
     random.seed(rank)
     torch.manual_seed(0)
     size = 3000 if SCENARIO == "signal" else 30
@@ -80,7 +80,8 @@ def main() -> None:
     (OUT / f"{SCENARIO}-{rank}.json").write_text(json.dumps(report))
     if SCENARIO != "killed":
         dist.barrier()  # the group still works
-        # DDP is part of a cycle; what it still has of the group at exit may abort the process.
+        # DDP is part of a reference cycle. If it still holds the group at exit, the process may
+        # abort.
         del state, optimizer, model
         gc.collect()
         dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """Saves a real Composer State with pyckpt and with Composer, and reads both with both.
 
-Usage: composer_worker.py FOLDER SUFFIX...; prints what came of it as one line of JSON.
+Usage: composer_worker.py FOLDER SUFFIX...; prints the results as one line of JSON.
 """
 
 import copy
@@ -78,7 +78,7 @@ def build(seed: int, steps: int) -> State:
 
 
 def as_pyckpt_state(state: State) -> pyckpt.State:
-    """What does the training, without Composer's State around it."""
+    """The same model, optimizers and schedulers in pyckpt's State instead of Composer's."""
     return pyckpt.State(state.model, list(state.optimizers), list(state.schedulers))
 
 

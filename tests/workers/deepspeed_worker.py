@@ -1,7 +1,9 @@
-"""One rank of a real DeepSpeed run: ``save`` trains, saves and trains on; ``resume`` loads what
-was extracted and trains on from there, ``load...`` lets pyckpt load the archives; ``fail...`` saves
-under conditions in which it cannot work. Every rank reports paths, error and the losses after the
-save to OUT/MODE-RANK.json. With ``nvme`` the optimizer lies in files, and DeepSpeed saves as well.
+"""One rank of a real DeepSpeed run.
+
+``save`` trains, saves and trains on. ``resume`` loads the extracted archives with DeepSpeed and
+trains on. ``load...`` loads the archives with pyckpt and trains on. ``fail...`` makes the save
+fail. With ``nvme`` the optimizer's tensors are in files, and DeepSpeed saves as well. Every rank
+reports paths, error and the losses after the save to OUT/MODE-RANK.json.
 
 Usage: torchrun ... deepspeed_worker.py MODE STAGE OUT FILENAME [moe | nvme]
 """
@@ -112,7 +114,8 @@ class Unpicklable:
 
 def main() -> None:
     run()
-    # The engine is part of a cycle; what it still has of the group at exit may abort the process.
+    # The engine is part of a reference cycle. If it still holds the group at exit, the process may
+    # abort.
     gc.collect()
     torch.distributed.destroy_process_group()
 
@@ -127,7 +130,7 @@ def run() -> None:
         kind = Sabotaged if MODE == "fail-commit" else pyckpt.State
         state = kind(model=engine, run_name="ds", timestamp=pyckpt.Timestamp(batch=TRAINED))
         if MODE == "fail" and rank == 1:
-            # In ZeRO 3 every rank saves it, and nothing comes across it before DeepSpeed does.
+            # In ZeRO 3 every rank saves the scheduler, and only DeepSpeed's save notices the error.
             engine.lr_scheduler = Unsavable()
         try:
             paths = pyckpt.save_checkpoint(state, FILENAME, weights_only=MODE == "fail-weights")

@@ -1,4 +1,4 @@
-"""Saves objects of many GiB of zeros with pyckpt and, their bytes left out, with torch.
+"""Saves objects of many GiB of zeros with pyckpt, and without the zeros with torch.
 
 Run it with sparse_disk.cc preloaded. Usage: large_worker.py FOLDER
 """
@@ -19,14 +19,14 @@ MAX32 = 0xFFFFFFFF
 
 
 def zeros(nbytes: int) -> torch.Tensor:
-    """Memory that takes none, since nobody writes to it."""
+    """Mapped memory that nobody writes to, so that it takes no pages."""
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def by_torch(obj: object, folder: Path) -> Path:
     folder.mkdir(parents=True)
-    path = folder / "archive"  # torch calls the root folder inside after the file
+    path = folder / "archive"  # torch names the zip's root folder after the file
     with torch.serialization.skip_data():
         torch.save(obj, path)
     return path

@@ -1,4 +1,4 @@
-"""The most memory that this process has had at one time."""
+"""The peak of this process's memory."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_nbytes() -> int:
-    """Since the last ``forget_peak()``, or ever; 0 where /proc is hidden."""
+    """The peak since the last ``forget_peak()``, or since the start; 0 if /proc is hidden."""
     if not _STATUS.exists():
         return 0
     [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
@@ -16,6 +16,6 @@ def peak_nbytes() -> int:
 
 
 def forget_peak() -> None:
-    """From here on the peak counts from what is in use."""
+    """Sets the peak back to the memory in use now."""
     if _STATUS.exists():
         Path("/proc/self/clear_refs").write_text("5")

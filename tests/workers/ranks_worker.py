@@ -1,4 +1,4 @@
-"""Prints this rank's Ranks, as the environment of its launcher has them, and again in a group."""
+"""Prints this rank's Ranks from the launcher's environment; a process group must give the same."""
 
 from dataclasses import astuple
 

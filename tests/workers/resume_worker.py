@@ -1,8 +1,9 @@
 """One rank of a plain torch.distributed run (gloo) whose training stops and goes on.
 
-``save`` trains, saves and trains on. ``load...`` starts otherwise, loads what was saved and trains
-on from there; after ``load-no-room`` has read a file, none can be written. Every rank reports the
-losses after the save, what was raised, and which files it read to OUT/MODE-RANK.json.
+``save`` trains, saves and trains on. ``load...`` starts from other seeds, loads what was saved and
+trains on. In ``load-no-room`` a rank that has read a file can write only 512 bytes to a file. Every
+rank reports to OUT/MODE-RANK.json the losses after the save, what was raised, and which files it
+read.
 
 Usage: torchrun ... resume_worker.py MODE OUT PATH
 """
@@ -54,7 +55,7 @@ def train(state: pyckpt.State, steps: int) -> list[float]:
 
 
 def note_reads() -> list[str]:
-    """The files that this rank is going to read."""
+    """A list to which each file is added that this rank reads from now on."""
     paths: list[str] = []
     load = shared_reads.load
 
@@ -98,7 +99,7 @@ def main() -> None:
     report["batch"] = state.timestamp.batch
     report["losses"] = train(state, MORE)
     (OUT / f"{MODE}-{rank}.json").write_text(json.dumps(report))
-    # DDP is part of a cycle; what it still has of the group at exit may abort the process.
+    # DDP is part of a reference cycle. If it still holds the group at exit, the process may abort.
     del state
     gc.collect()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Saves a state of one tensor under each name and prints what came of it: a JSON list.
+"""Saves a state of one tensor under each name and prints the outcomes as a JSON list.
 
 Usage: save_worker.py NBYTES FILENAME...
 """
@@ -17,7 +17,7 @@ import pyckpt
 
 NBYTES, FILENAMES = int(sys.argv[1]), sys.argv[2:]
 NOISE_NUMEL = 1 << 20
-CPUS = 2  # for all machines to need the same memory
+CPUS = 2  # so that all machines need the same memory
 
 
 def save(state: pyckpt.State, filename: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def save(state: pyckpt.State, filename: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have set it to be ignored
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
     weights = torch.randn(NOISE_NUMEL).repeat(max(1, NBYTES // (4 * NOISE_NUMEL)))
     state = pyckpt.State(nn.Identity(), extra={"weights": weights})

@@ -76,7 +76,7 @@ def test_only_what_is_unread_is_copied() -> None:
     assert live.staging_nbytes == 5 * PIECE + 2 * ALIGNMENT
     read(large, 0, 2 * PIECE)
     assert live.staging_nbytes == 3 * PIECE + 2 * ALIGNMENT
-    read(large, 2 * PIECE, 10)  # a piece that is begun is copied
+    read(large, 2 * PIECE, 10)  # a piece that is partly read is copied whole
     assert live.staging_nbytes == 3 * PIECE + 2 * ALIGNMENT
     read(small, 0, 100)
     assert live.staging_nbytes == 3 * PIECE
@@ -87,7 +87,7 @@ def test_only_what_is_unread_is_copied() -> None:
 
 
 class Counting:
-    """A device that counts how often it is asked."""
+    """A device that records the size of each read."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -117,7 +117,7 @@ def test_a_device_is_asked_for_several_pieces_at_once() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_readers_race_with_the_owner(seed: int) -> None:
-    """Workers read on while the owner stages and at once overwrites."""
+    """Workers go on reading while the owner stages the memory and then overwrites it."""
     tensor = noise(24 * PIECE + 12_345, seed)
     expected = tensor.numpy().tobytes()
     live = _core.LiveMemory()
@@ -140,7 +140,7 @@ def test_readers_race_with_the_owner(seed: int) -> None:
 
 
 class SlowReader:
-    """A device whose reads take until they are let go on."""
+    """A device whose reads wait until ``go_on`` is set."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
