@@ -1,15 +1,15 @@
-"""How long a save keeps training waiting: pyckpt's asynchronous ones and other ways.
+"""How long a save blocks training: pyckpt's asynchronous saves and other ways.
 
     python -m benchmarks.async_save [--help]
 
-First the calls: of a state of weights and AdamW moments, how long each way blocks the caller, and
-how long until the file is complete. Between two calls the caller waits until the file is complete.
-Then a training loop that saves now and then in each way; the picture shows its steps. All ways are
-measured in turn.
+First come single calls on a state of weights and AdamW moments: how long each way blocks the
+caller, and how long until the file is complete. Between two calls the caller waits until the file
+is complete. Then comes a training loop that saves at intervals in each way; the picture shows its
+steps. All ways are measured in turn.
 
-DeepSpeed's decoupled engine takes no part: with the writer that needs no asynchronous I/O of its
-own ("type": "PYTHON") it runs on the CPU, but its process reads the tensors where training has
-them, so the step after a save waits until the file is written.
+DeepSpeed's decoupled engine is left out. On the CPU it runs with the writer that needs no
+asynchronous I/O of DeepSpeed's own ("type": "PYTHON"). But its process reads the tensors that
+training uses, so the step after a save waits until the file is written.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from pyckpt.training.rng import rng_state
 
 __all__ = ["main"]
 
-# What pyckpt means to reach on two cores.
+# pyckpt's targets on two cores.
 COPY_TO_MEMCPY = 1.3
 LAZY_SECONDS = 0.020
 COMPOSER_TO_BLOCKED = 300.0
-LOST_TO_LAZY = 0.05  # of the steps per second, where a GPU trains
+LOST_TO_LAZY = 0.05  # share of the steps per second, when a GPU trains
 
 _SUFFIX = ".tar.gz"
 _BATCH = 2
 
-# Starts a save and returns what there is to wait for, or None when the file is complete.
+# Starts a save. Returns a future to wait for, or None if the file is complete already.
 Way = Callable[[pyckpt.State, Path], "Future[Any] | None"]
 
 _MEMCPY = "one parallel memcpy"
@@ -76,7 +76,7 @@ def _blocking(state: pyckpt.State, path: Path) -> None:
 
 
 def _dcp(state: pyckpt.State, path: Path) -> Future[Any]:
-    """Uncompressed, in a folder of its own format; does not wait for the disk by itself."""
+    """Saves without compression to a folder in torch's own format; does not wait for the disk."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return dcp.async_save(state.state_dict(), checkpoint_id=path)  # type: ignore[return-value]
@@ -97,16 +97,16 @@ _WAYS: dict[str, Way] = {
 
 @dataclass
 class Calls:
-    """What came of the calls of one way, in seconds."""
+    """Seconds from each call of one way to its return, and to the complete file."""
 
     blocked: list[float] = field(default_factory=list)
     complete: list[float] = field(default_factory=list)
 
 
 class Memcpy:
-    """All tensors of a state, copied to host memory that has been used before.
+    """Copies all tensors of a state to host memory that has been used before.
 
-    By all cores; what lies on a GPU, by that, to pinned memory.
+    All cores copy the tensors of the CPU. The GPU copies its own tensors, to pinned memory.
     """
 
     def __init__(self, state: pyckpt.State) -> None:
@@ -117,7 +117,7 @@ class Memcpy:
         ]
 
     def run(self) -> float:
-        """The seconds of one copy."""
+        """Makes one copy and returns the seconds that it took."""
         _synchronize()
         start = time.perf_counter()
         for copy, source in self._pairs:
@@ -136,7 +136,7 @@ class Memcpy:
 
 
 def _synchronize() -> None:
-    """Waits until the GPU, if training uses one, has done all that it was told."""
+    """Waits until the GPU, if training uses one, has finished all queued work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _one_rank() -> Iterator[None]:
-    """A process group of this process alone: torch's async_save asks for one."""
+    """A process group of this process only: torch's async_save needs one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -174,7 +174,7 @@ def _measure_calls(folder: Path, options: argparse.Namespace) -> None:
     memcpy = Memcpy(state)
     nbytes = sum(tensor.nbytes for tensor in tensors_of(state.state_dict()))
     calls = {name: Calls() for name in (_MEMCPY, *_WAYS)}
-    for round_ in range(-1, options.repeat):  # the first is not counted: pages, imports
+    for round_ in range(-1, options.repeat):  # the first is not counted: imports, new pages
         seconds = memcpy.run()
         if round_ >= 0:
             calls[_MEMCPY].blocked.append(seconds)
@@ -286,7 +286,7 @@ def _loop(
     path: Callable[[int], Path],
     options: argparse.Namespace,
 ) -> Loop:
-    """Until the last step; a save that is still under way then is awaited afterwards."""
+    """Runs all steps. A save that is then still under way is awaited after the time is taken."""
     loop = Loop()
     pending: Future[Any] | None = None
     begin = time.perf_counter()
@@ -296,7 +296,7 @@ def _loop(
         now = time.perf_counter() - begin
         loop.steps.append((start, now))
         start = now
-        # In the middle of each stretch, so that the last save has time to interfere.
+        # Saves in the middle of each interval, so that steps follow the last save too.
         if way is not None and step % options.every == options.every // 2:
             if pending is not None:
                 pending.result()
@@ -312,7 +312,7 @@ def _loop(
 
 
 def _draw(loops: dict[str, Loop], path: Path) -> None:
-    """Each way's steps as a row of boxes; what blocks between them stands out."""
+    """Draws each way's steps as a row of boxes; the blocking calls between them stand out."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,11 +1,12 @@
-"""The codecs beside the programs that are known for their formats: speed and size.
+"""Speed and size of the codecs, compared with well-known programs for the same formats.
 
     python -m benchmarks.codecs [--picture FILE.svg] [--help]
 
 Each input is one tar. The programs compress it as a file in the page cache; pyckpt writes the whole
 archive from memory, and so do torch.save (without compression) and Composer's way. All take turns;
-medians are compared. Then pyckpt's speed with one thread, two and so on, and what becomes of bytes
-that repeat and of incompressible ones, beside gzip, bzip2 and xz at their default levels.
+medians are compared. Further tables compare repetitive and incompressible bytes with gzip, bzip2
+and xz at their default levels, compare a tar with a raw write, and show pyckpt's speed with one
+thread, two and so on.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = ["main"]
 _TORCH = "torch.save, uncompressed"
 _COMPOSER = "Composer's way"
 
-# What repeats is at most so much larger than the classic program's file, what cannot be compressed
-# than the input; and a tar is written at so much of the speed of its bytes alone.
+# Targets as ratios: the size of repetitive data to that of the classic program's file, the size of
+# incompressible data to that of the input, and the speed of writing a tar to that of a raw write.
 _MOST_OF_CLASSIC = 1.1
 _MOST_GROWTH = 1.001
 _LEAST_OF_RAW = 0.9
@@ -45,18 +46,18 @@ _STORED_RUNS = 5
 
 @dataclass(frozen=True)
 class Format:
-    """One format and what pyckpt means to reach in it, on two cores.
+    """One format, and pyckpt's targets for it on two cores.
 
     Attributes:
-        suffix: Of pyckpt's file.
-        programs: Rivals, timed; ``{threads}`` is filled in.
-        smallest: The program whose size is the measure, run once.
-        classic: The program that everybody has, at its default level: what repeats has to come out
-            about as small, and no slower.
-        times_as_fast: Targets against rivals.
-        size_margin: How much larger than ``smallest``'s the file may be.
-        nbytes: Of each input, about: enough for starting up not to count, and no more than the
-            slowest rival gets through in seconds.
+        suffix: The suffix of pyckpt's file.
+        programs: Commands of the rivals that are timed; ``{threads}`` is filled in.
+        smallest: The command whose file sets the target for the size. It runs once.
+        classic: The program that everybody has, at its default level. On repetitive data pyckpt
+            should write about as small a file, and not more slowly.
+        times_as_fast: Targets for the speed, as multiples of a rival's.
+        size_margin: By how much the file may be larger than ``smallest``'s, as a fraction.
+        nbytes: The approximate size of each input: large enough that the start of a program does
+            not count, and small enough that the slowest rival takes only seconds.
     """
 
     suffix: str
@@ -290,10 +291,10 @@ def _repetitive(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _stored(folder: Path, options: argparse.Namespace) -> None:
-    """A plain tar of what cannot be compressed, against a write of the same bytes.
+    """Compares a plain tar of incompressible bytes with a raw write of the same bytes.
 
-    That is a matter of milliseconds, and of whether the system has the memory for its page cache at
-    hand: so it is done more often than the rest.
+    Each write takes only milliseconds, and depends on how fast the system finds memory for its page
+    cache. So there are more runs than for the rest.
     """
     state = INCOMPRESSIBLE.build(options.stored_nbytes)
     writers: dict[str, Writer] = {"ours": _pyckpt(options.threads), "raw": raw_write}

@@ -17,14 +17,14 @@ __all__ = ["Result", "measure", "measure_reads"]
 
 @dataclass
 class Result:
-    """What one way took, in seconds a run, and the size of the file that it wrote."""
+    """The seconds of each run of one way, and the size of the file that it wrote."""
 
     seconds: list[float] = field(default_factory=list)
     file_nbytes: int = 0
 
     @property
     def median(self) -> float:
-        """Of all runs."""
+        """The median of all runs, in seconds."""
         return statistics.median(self.seconds)
 
 
@@ -38,8 +38,8 @@ def measure(
 ) -> dict[str, Result]:
     """Runs the writers one after another, ``repeat`` times; every other round goes backwards.
 
-    Before each run all dirty pages go to disk, so that nobody pays for the one before, and no file
-    stands under the path. The files of the last round stay.
+    Before each run all dirty pages are written to disk, so that no run pays for the one before.
+    Each run writes a new file. The files of the last round stay.
     """
     results = {name: Result() for name in writers}
     for round_ in range(repeat):
@@ -57,8 +57,8 @@ def measure(
 def measure_reads(readers: Mapping[str, Callable[[], Any]], *, repeat: int) -> dict[str, Result]:
     """Runs the readers one after another, ``repeat`` times; every other round goes backwards.
 
-    What a reader returns is gone before the next one starts. Files are in the page cache, since a
-    round before the first is not counted.
+    A reader's result is freed before the next reader starts. An extra first round, which is not
+    counted, brings the files into the page cache.
     """
     results = {name: Result() for name in readers}
     for round_ in range(-1, repeat):

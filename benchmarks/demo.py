@@ -1,4 +1,4 @@
-"""A training run that saves itself in every format and loads itself back, bit by bit.
+"""A training run that is saved in every format, loaded again, and compared bit by bit.
 
     python -m benchmarks.demo [--keep DIR]
 
@@ -38,7 +38,7 @@ _BATCH = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, saves, loads, compares; 1 when anything differs."""
+    """Trains, saves, loads and compares; returns 1 if anything differs."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.demo", description=(__doc__ or "").partition("\n")[0]
     )

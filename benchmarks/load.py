@@ -3,8 +3,9 @@
     python -m benchmarks.load [--help]
 
 All readers read the same files in turn, out of the page cache; medians are compared. The state is
-the trained one of benchmarks/states.py. bzip2 and xz are measured on a smaller one. Files of
-Composer's way are read too: those of other programs cannot be decoded in parallel, or not as well.
+the trained one of benchmarks/states.py. bzip2 and xz are measured on a smaller one. Files that
+Composer's way wrote are read too: files of other programs cannot be decoded in parallel, or not as
+well.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["main"]
 FORMATS = tuple(usual_suffixes())
 _LARGE = (".tar", ".tar.gz")
 
-# How many times as fast as tarfile and torch.load pyckpt means to be on two cores.
+# Targets on two cores, as multiples of the speed of tarfile and torch.load.
 TARGETS = {".tar": 20.0, ".tar.gz": 4.0, ".tar.bz2": 2.0, ".tar.lzma": 2.0}
 VERIFY_GIGABYTES_PER_SECOND = 5.0
 ONE_TENSOR_SHARE = 0.05
@@ -68,7 +69,7 @@ class Bench:
         self.failures: list[str] = []
 
     def run(self, state: Any, suffix: str) -> None:
-        """All readers of one file."""
+        """Measures all readers on one file that pyckpt wrote."""
         path = self._folder / f"x{suffix}"
         pyckpt.save(state, path, num_threads=self._threads, fsync=False)
         key = _largest(state)
@@ -97,7 +98,7 @@ class Bench:
         plain.unlink(missing_ok=True)
 
     def run_foreign(self, state: Any, suffix: str) -> None:
-        """A file of Composer's way."""
+        """Measures the readers on a file that Composer's way wrote."""
         path = self._folder / f"x{suffix}"
         composers_way(state, path, False)
         readers: dict[str, Callable[[], Any]] = {
@@ -147,13 +148,13 @@ class Bench:
 
 
 def _largest(state: Any) -> str:
-    """The key path of a block's first weight of the model."""
+    """The key path of the first linear1.weight, one of the model's largest tensors."""
     names = [name for name in state["model"] if name.endswith("linear1.weight")]
     return f"model/{names[0]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; 1 when something else is read than was saved."""
+    """Runs the benchmark; returns 1 if what is loaded differs from what was saved."""
     options = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="pyckpt-benchmark-", dir=options.folder) as name:
         folder = Path(name)

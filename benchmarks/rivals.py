@@ -1,7 +1,8 @@
 """The other ways to write the same state to disk.
 
 Each takes the state, the path and whether to wait for the disk, and leaves one complete file.
-None of them waits for the disk by itself: where pyckpt does, they are made to, file and folder.
+None of them waits for the disk by itself. If they have to wait, as pyckpt does, file and folder are
+synchronized here.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def torch_save(state: Any, path: Path, fsync: bool) -> None:
 
 
 def raw_write(state: Any, path: Path, fsync: bool) -> None:
-    """The tensors' bytes alone, from one thread, in pieces of at most 8 MiB: no format at all."""
+    """Writes only the tensors' bytes, without a format, in one thread, 8 MiB at most at a time."""
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         for tensor in tensors_of(state):

@@ -3,8 +3,8 @@
     python -m benchmarks.save [--help]
 
 Two states are saved (benchmarks/states.py). All ways write the same state object to the same
-folder, in turn, and wait for the disk; medians are compared. The compressed formats take Composer's
-way minutes to hours, so they are measured on a smaller state, both sides on the same one.
+folder, in turn, and wait for the disk; medians are compared. Composer's way takes minutes to hours
+for the compressed formats. So these are measured on a smaller state, the same for both sides.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["main"]
 FORMATS = tuple(usual_suffixes())
 _FAST = ".tar"  # Composer's way is quick enough here for the large state
 
-# How many times as fast as Composer's way, and as torch.save, pyckpt means to be on two cores.
+# Targets on two cores, as multiples of the speed of Composer's way and of torch.save.
 AGAINST_COMPOSER = {".tar": 6.0, ".tar.gz": 20.0, ".tar.bz2": 1.8, ".tar.lzma": 8.0}
 AGAINST_TORCH = {".tar": 2.0}
 
@@ -53,7 +53,7 @@ def _theirs(suffix: str) -> str:
 
 @dataclass
 class Contest:
-    """Some ways to write one state, and what came of it."""
+    """Some ways to write one state, and their results."""
 
     state: str
     nbytes: int
@@ -61,7 +61,7 @@ class Contest:
     results: dict[str, Result]
 
     def print_table(self) -> None:
-        """Every way that took part, in the order of the first round."""
+        """Prints every way that took part, in the order of the first round."""
         waits = "waiting for the disk" if self.fsync else "fsync=False: into the page cache"
         runs = len(next(iter(self.results.values())).seconds)
         _say(f"\n{self.state}, {self.nbytes:,} bytes of tensors, {waits}; {runs} runs each\n")
@@ -107,7 +107,7 @@ class Bench:
             path.unlink()
 
     def warm_up(self) -> None:
-        """Each way once, unmeasured, so that none pays for imports and first calls."""
+        """Runs each way once, unmeasured, so that none pays for imports and first calls."""
         names = [_TORCH, _RAW, *map(_ours, FORMATS), *map(_theirs, FORMATS)]
         for name in names:
             self._writer(name)({"few": torch.zeros(1000)}, self._path(name), False)
@@ -139,7 +139,7 @@ class Bench:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; 1 when a file does not hold what was saved."""
+    """Runs the benchmark; returns 1 if a file does not hold what was saved."""
     options = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="pyckpt-benchmark-", dir=options.folder) as folder:
         machine = describe_machine(Path(folder))

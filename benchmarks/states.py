@@ -1,11 +1,11 @@
 """The states that are saved: real ones, from a short training of a transformer.
 
-Compressors live off what the bytes look like, so nothing here is made up, tiled or repeated, but
-for ``REPETITIVE_STATES``, which show what becomes of such: every weight and every moment of AdamW
-comes out of training a character model, of the size that is asked for, on the sources of Python's
-standard library. Seeds are fixed, so two runs on one machine save the same bytes. A smaller state
-is a narrower model, trained in the same way. The training is short: weights are still near the
-normal noise that they start from, moments are those of real gradients.
+How well bytes compress depends on the bytes. So every weight and every moment of AdamW comes from
+training: a character model of the requested size learns the sources of Python's standard library.
+Only the noise in ``CODEC_STATES``, ``REPETITIVE_STATES`` and ``INCOMPRESSIBLE`` is not trained.
+Seeds are fixed, so two runs on one machine save the same bytes. A smaller state is a narrower
+model, trained in the same way. The training is short: weights are still near the normal noise that
+they start from, but moments are those of real gradients.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _BLOCKS = 8
 _HEADS = 4
 _WIDTH_STEP = 4 * _HEADS
 _CONTEXT = 64  # characters
-_CHARACTERS = 256  # one a byte
+_CHARACTERS = 256  # one for each byte value
 _TEXT_NBYTES = 2_000_000
 _LEARNING_RATE = 1e-3
 
 
 class CharacterModel(nn.Module):
-    """A transformer that foretells the next character."""
+    """A transformer that predicts the next character."""
 
     def __init__(self, width: int, blocks: int = _BLOCKS) -> None:
         super().__init__()
@@ -93,9 +93,9 @@ def train(
     steps: int,
     batch: int,
 ) -> Iterator[float]:
-    """Trains on random passages, where ``text`` lies; yields the loss of each step.
+    """Trains on random passages of ``text``, on its device; yields the loss of each step.
 
-    One thread, so that sums come out the same whatever the number of CPUs.
+    Uses one thread, so that sums do not depend on the number of CPUs.
     """
     torch.set_num_threads(1)
     for _ in range(steps):
@@ -127,7 +127,7 @@ class StateKind:
 
     Attributes:
         name: What it holds.
-        build: Makes one of about so many bytes.
+        build: Makes a state of about the given number of bytes.
     """
 
     name: str
@@ -137,8 +137,8 @@ class StateKind:
 def trained(
     parameters: int, *, steps: int, batch: int, device: str = "cpu"
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A model of about so many parameters, and its optimizer, after a few steps."""
-    # A block has 12 width^2 weights; all else counts little.
+    """A model of about ``parameters`` parameters, and its optimizer, after ``steps`` steps."""
+    # A block has about 12 width^2 weights; the rest of the model is small.
     width = math.sqrt(parameters / (12 * _BLOCKS))
     torch.manual_seed(0)
     model = CharacterModel(max(1, round(width / _WIDTH_STEP)) * _WIDTH_STEP).to(device)
@@ -203,7 +203,7 @@ def _tiled(tile_nbytes: int) -> Callable[[int], dict[str, Any]]:
 
 
 def _token_ids(nbytes: int) -> dict[str, Any]:
-    """Of a vocabulary of 50,257, as int64."""
+    """Random token ids of a vocabulary of 50,257, as int64."""
     generator = torch.Generator().manual_seed(0)
     return {"ids": torch.randint(50_257, (nbytes // 8,), generator=generator)}
 

@@ -37,7 +37,7 @@ struct Instruction {
 
 using Generator = void (*)(const Instruction& todo, std::vector<std::uint8_t>* out);
 
-// Adds the value's first width bytes, again and again, as next() gives them.
+// Calls next() again and again, and adds the first width bytes of each value.
 template <typename Next>
 void AddValues(std::size_t nbytes, std::size_t width, std::vector<std::uint8_t>* out, Next next) {
   const std::size_t end = out->size() + nbytes;
@@ -84,7 +84,7 @@ void AddFloats(const Instruction& todo, std::vector<std::uint8_t>* out) {
   }
 }
 
-// Symbols whose counts are Fibonacci numbers, or powers of two: no code is deeper.
+// Symbols whose counts are Fibonacci numbers, or powers of two: these give the deepest codes.
 void AddSteepCounts(const Instruction& todo, std::vector<std::uint8_t>* out) {
   const std::size_t begin = out->size();
   const bool powers = (todo.b & 1) != 0;
@@ -103,7 +103,7 @@ void AddSteepCounts(const Instruction& todo, std::vector<std::uint8_t>* out) {
   }
 }
 
-// Drawn from an alphabet of a + 1 symbols, evenly or not.
+// Symbols drawn from an alphabet of a + 1, evenly or not.
 void AddAlphabet(const Instruction& todo, std::vector<std::uint8_t>* out) {
   Random random(todo.b);
   AddValues(todo.nbytes, 1, out, [&] {
@@ -112,7 +112,7 @@ void AddAlphabet(const Instruction& todo, std::vector<std::uint8_t>* out) {
   });
 }
 
-// What lies 1 to 65,536 bytes before, again.
+// Repeats what is 1 to 65,536 bytes before.
 void AddAgain(const Instruction& todo, std::vector<std::uint8_t>* out) {
   const std::size_t distance = 1 + (std::size_t{todo.a} << 8 | todo.b);
   for (std::size_t i = 0; i < todo.nbytes; ++i) {
@@ -120,7 +120,7 @@ void AddAgain(const Instruction& todo, std::vector<std::uint8_t>* out) {
   }
 }
 
-// The same from far away, as where a large tensor is tiled.
+// Repeats what starts at a place near a limit, often far away, as in a large tiled tensor.
 void AddAllAgain(const Instruction& todo, std::vector<std::uint8_t>* out) {
   const std::size_t from = std::min(out->size(), SizeNearLimit(todo.a));
   for (std::size_t i = 0; i < todo.nbytes; ++i) {
@@ -147,7 +147,7 @@ void AddText(const Instruction& todo, std::vector<std::uint8_t>* out) {
   out->resize(begin + todo.nbytes);
 }
 
-// Noise of some bytes of each element; the others are nearly always the same.
+// Elements of 4 bytes: some bytes are noise, the others are zero in 199 of 200 elements.
 void AddSurprises(const Instruction& todo, std::vector<std::uint8_t>* out) {
   Random random(todo.b);
   const std::uint64_t noisy = todo.a * 0x0101010101010101U & 0xFFU << (todo.a % 8);
@@ -157,7 +157,7 @@ void AddSurprises(const Instruction& todo, std::vector<std::uint8_t>* out) {
   });
 }
 
-// Runs of lengths at which bzip2's first stage changes.
+// Runs of lengths at which bzip2's first stage changes its coding.
 void AddRuns(const Instruction& todo, std::vector<std::uint8_t>* out) {
   Random random(todo.b);
   const std::size_t end = out->size() + todo.nbytes;
@@ -169,8 +169,7 @@ void AddRuns(const Instruction& todo, std::vector<std::uint8_t>* out) {
   }
 }
 
-// Each of a string's bytes in its turn, and then the string that doubles it
-// (Fibonacci's and Thue and Morse's words): what is hard to sort.
+// The Fibonacci word of the bytes a and b, which is hard to sort.
 void AddWord(const Instruction& todo, std::vector<std::uint8_t>* out) {
   std::vector<std::uint8_t> before = {todo.a};
   std::vector<std::uint8_t> word = {todo.a, todo.b};
@@ -186,12 +185,12 @@ void AddWord(const Instruction& todo, std::vector<std::uint8_t>* out) {
 constexpr std::array<Generator, 13> kGenerators = {
     AddRun,   AddNoise, AddFloats, AddSteepCounts, AddAlphabet, AddAgain, AddAllAgain,
     AddCount, AddText,  AddRuns,   AddSurprises,   AddWord,     AddFloats};
-constexpr unsigned kSameElements = 16;  // of an operation: no new part begins
+constexpr unsigned kSameElements = 16;  // flag of an operation: it adds to the last part
 
 }  // namespace
 
 std::size_t SizeNearLimit(std::uint8_t byte) {
-  // Of matches, probes, lanes, windows, stored blocks, bzip2's blocks, chunks.
+  // Limits of matches, probes, lanes, windows, stored blocks, bzip2's blocks and chunks.
   constexpr std::array<std::size_t, 16> kLimits = {
       8,      16,     32,     64,     258,     512,     4096,    16'320,
       16'384, 32'768, 65'535, 99'981, 131'072, 261'120, 524'288, 899'981};

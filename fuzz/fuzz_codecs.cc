@@ -1,5 +1,5 @@
-// Any bytes through any codec: what it writes, other libraries and our own reader
-// turn back to the same bytes, and portable code writes the same stream.
+// Writes any bytes with any codec. Other libraries and our own reader have to decode
+// the stream to the same bytes, and portable code has to write the same stream.
 // Run by `make fuzz` with libFuzzer, AddressSanitizer and UBSan.
 #include <libdeflate.h>
 #include <lzma.h>
@@ -38,7 +38,7 @@ void Require(bool holds) {
   if (!holds) std::abort();
 }
 
-// What the input asks for in its first kHeadNbytes. The rest is a program.
+// What the first kHeadNbytes of the input ask for. The rest is the program that makes bytes.
 struct Task {
   const Format* format;
   int level;
@@ -51,17 +51,17 @@ Task TaskOf(Span input) {
   const std::size_t used = std::min(input.nbytes, head.size());
   std::copy_n(input.data, used, head.begin());
   Task task{};
-  constexpr std::size_t kFirst = 1;  // before it is .tar, which has no codec to speak of
+  constexpr std::size_t kFirst = 1;  // the one before is .tar, which is not compressed
   const std::vector<const Format*> formats = pyckpt::WritableFormats();
   task.format = formats[kFirst + head[0] % (formats.size() - kFirst)];
   const pyckpt::Levels& levels = task.format->levels.value();
   task.level = levels.lowest + head[1] % (levels.highest - levels.lowest + 1);
-  // In most cases the codec's own, which readers of a gzip's chunk index rely on.
+  // Mostly the codec's own size, which readers of gzip's chunk index rely on.
   task.chunk_nbytes = task.format->codec->chunk_nbytes();
   if (head[2] >= 128) {
     task.chunk_nbytes = std::min(task.chunk_nbytes, pyckpt::fuzz::SizeNearLimit(head[2]) + 1);
   }
-  // In most cases few, for speed.
+  // Mostly few bytes, for speed.
   const std::size_t most_nbytes = head[3] >= 240 ? kMostNbytes : std::size_t{4096} << head[3] % 6;
   task.bytes = pyckpt::fuzz::RunProgram({input.data + used, input.nbytes - used},
                                         std::min(most_nbytes, kMostChunks * task.chunk_nbytes));
@@ -145,7 +145,7 @@ void ReadByLiblzma(Span file, const Task& task) {
   Require(used == file.nbytes && got == task.bytes.raw.size() && StartsWith(out, got, task));
 }
 
-// A file without a name that holds the bytes.
+// The path of a file without a name that holds the bytes.
 std::string PathOf(Span file) {
   static const int fd = memfd_create("fuzz", 0);
   Require(fd >= 0 && ftruncate(fd, 0) == 0 &&

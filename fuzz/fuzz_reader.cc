@@ -1,5 +1,5 @@
-// Any bytes as an archive: whatever they are, the reader ends in an Error or in
-// what they hold, reads nothing outside of them and takes no memory for claims.
+// Reads any bytes as an archive. The reader has to return what they hold or throw an
+// Error. It must read nothing outside of them and allocate no memory for false claims.
 // Run by `make fuzz` with libFuzzer, AddressSanitizer and UBSan.
 #include <sys/mman.h>
 #include <unistd.h>
@@ -24,10 +24,10 @@ using pyckpt::Extent;
 using pyckpt::StreamImage;
 
 constexpr int kMostMembers = 100;
-// More is memory that the members honestly need, but not this test.
+// Larger members would really need the memory; this test skips them.
 constexpr std::uint64_t kMostNbytes = std::uint64_t{64} << 20;
 
-// A file without a name that holds the bytes.
+// The path of a file without a name that holds the bytes.
 std::string PathOf(const std::uint8_t* data, std::size_t nbytes) {
   static const int fd = memfd_create("fuzz", 0);
   if (fd < 0 || ftruncate(fd, 0) != 0 ||
@@ -81,12 +81,12 @@ void Read(const std::string& path, bool mapped, bool keep) {
   if (image->nbytes() <= kMostNbytes) image->Finish();
 }
 
-// Blocks that hold such code are too large for what is tried here.
+// Calls the decoder directly: blocks with such code are larger than the inputs here.
 void DecodeLiterals(const std::uint8_t* data, std::size_t nbytes) {
   constexpr std::size_t kOutNbytes = 2000;
   using Decoder = pyckpt::xz::Lzma2LiteralDecoder;
   if (nbytes < Decoder::kSlackNbytes) return;
-  const std::vector<std::uint8_t> code(data, data + nbytes);  // with nothing behind it
+  const std::vector<std::uint8_t> code(data, data + nbytes);  // no slack behind it
   std::vector<std::uint8_t> out(kOutNbytes);
   static Decoder decoder;
   for (const std::size_t out_nbytes : {std::size_t{3}, kOutNbytes}) {
@@ -95,10 +95,10 @@ void DecodeLiterals(const std::uint8_t* data, std::size_t nbytes) {
 }
 
 void CheckPickle(const std::uint8_t* data, std::size_t nbytes) {
-  const std::vector<std::uint8_t> pickle(data, data + nbytes);  // with nothing behind it
+  const std::vector<std::uint8_t> pickle(data, data + nbytes);  // no slack behind it
   try {
     pyckpt::CheckPickle({pickle.data(), nbytes});
-  } catch (const pyckpt::Error&) {  // the claims of most bytes are refused
+  } catch (const pyckpt::Error&) {  // most inputs are refused
   }
 }
 
@@ -112,7 +112,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbyt
     try {
       Read(path, mapped, /*keep=*/mapped);
     } catch (const pyckpt::Error& error) {
-      if (error.kind() == pyckpt::ErrorKind::kArgument) std::abort();  // a mistake of ours
+      if (error.kind() == pyckpt::ErrorKind::kArgument) std::abort();  // a wrong call
     }
   }
   return 0;

@@ -42,7 +42,7 @@ def main() -> None:
     (CORPUS / "blocks.xz").write_bytes(b"".join(blocks))
     floats = torch.randn(500, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
     settings = {"id": lzma.FILTER_LZMA2, "dict_size": 4096, "lc": 2, "lp": 2, "pb": 0}
-    # Of xz, what of a stream is its only block's code. Other programs write some matches too.
+    # The stream without its header and its block's header. xz writes some matches too.
     literals = lzma.compress(floats, filters=[settings])[24:]
     (CORPUS / "literals.lzma2").write_bytes(literals)
     (CORPUS / "foreign.lzma").write_bytes(lzma.compress(raw, format=lzma.FORMAT_ALONE))

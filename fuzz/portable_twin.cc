@@ -11,7 +11,7 @@
 namespace pyckpt::fuzz {
 namespace {
 
-// Both go on where a signal (libFuzzer's own clock) breaks in.
+// SendAll() and ReceiveAll() go on after a signal (libFuzzer's timer) interrupts a call.
 bool SendAll(int socket, const void* data, std::size_t nbytes) {
   const char* p = static_cast<const char*>(data);
   while (nbytes > 0) {

@@ -1,5 +1,5 @@
-// Another process that does the same with portable code. A process looks at
-// PYCKPT_PORTABLE once, so two ways to encode take two processes.
+// A second process that does the same work with portable code. A process reads
+// PYCKPT_PORTABLE only once, so encoding in both ways needs two processes.
 #ifndef PYCKPT_FUZZ_PORTABLE_TWIN_H_
 #define PYCKPT_FUZZ_PORTABLE_TWIN_H_
 
@@ -14,13 +14,13 @@ class PortableTwin {
  public:
   using Answer = std::function<std::string(const std::string& question)>;
 
-  // To be made before the process has threads, and before it encodes anything.
+  // Must be made before the process has threads, and before it encodes anything.
   // The twin ends with this process.
   explicit PortableTwin(const Answer& answer);
   PortableTwin(const PortableTwin&) = delete;
   PortableTwin& operator=(const PortableTwin&) = delete;
 
-  // What answer makes of the question over there. Aborts if the twin did.
+  // Returns answer(question), computed by the twin. Aborts if the twin has died.
   std::string Ask(const std::string& question) const;
 
  private:

@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("pyckpt")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A time limit from the command line replaces the tests' own: it is for slow, sanitized code."""
+    """A time limit from the command line replaces the tests' own: it is for slower code."""
     limit = config.getoption("timeout")
     if limit is not None:
         for item in items:

@@ -94,7 +94,7 @@ def with_rare_runs(nbytes: int) -> bytes:
 
 
 def quantized(nbytes: int) -> bytes:
-    """Eight-bit weights: many byte values are rare, so short codes for all of them cost too much."""
+    """Eight-bit weights: many byte values are rare, so short codes for all cost too much."""
     weights = torch.frombuffer(bytearray(floats(4 * nbytes)), dtype=torch.float32)
     return (weights * 16).round().clamp(-127, 127).to(torch.int8).numpy().tobytes()
 

@@ -85,7 +85,7 @@ def test_embeddings_that_forward_renormalizes_are_copied() -> None:
 
 
 class Compiled(torch.optim.SGD):
-    """Loses the hooks of its step, as torch's own optimizers do under torch.compile in some versions."""
+    """Loses the hooks of its step, as torch.compile in some versions does to torch's optimizers."""
 
 
 def test_hooks_that_torch_compile_takes_away_are_missed() -> None:

@@ -34,7 +34,7 @@ class Training:
         self.state = pyckpt.State(self.model, self.optimizer)
 
     def save(self, stage: str, *, times: int = 1, step: bool = True) -> None:
-        """Starts ``times`` saves. If ``step``, the optimizer steps before any of them is written."""
+        """Starts ``times`` saves. With ``step`` the optimizer steps before any is written."""
         gate = async_save_checkpoint._last_write = threading.Event()
         options = {"stage": stage, "max_pending": times, "num_threads": 1, "fsync": False}
         saves = [

@@ -1,7 +1,8 @@
 """One rank of a gloo run that saves asynchronously and trains on.
 
 Usage: torchrun ... async_ranks_worker.py SCENARIO OUT FOLDER [ZERO]
-It trains with DeepSpeed at ZeRO stage ZERO, or with DDP if that is not given. Every rank reports to OUT/SCENARIO-RANK.json.
+It trains with DeepSpeed at ZeRO stage ZERO, or with DDP if that is not given.
+Every rank reports to OUT/SCENARIO-RANK.json.
 """
 
 import gc
@@ -34,7 +35,7 @@ WIDTH = 64
 
 
 class Statistics(nn.Module):
-    """A module with a buffer that forward changes, as BatchNorm's do. It works in any float dtype."""
+    """A module with a buffer that forward changes, as BatchNorm's do, in any float dtype."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ def save(state: pyckpt.State, filename: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have set it to be ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may ignore SIGINT
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
     weights = torch.randn(NOISE_NUMEL).repeat(max(1, NBYTES // (4 * NOISE_NUMEL)))
     state = pyckpt.State(nn.Identity(), extra={"weights": weights})
