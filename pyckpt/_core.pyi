@@ -74,6 +74,9 @@ class ArchiveWriter:
     def restore(self) -> None: ...
     def abandon(self) -> None: ...
 
+def compression_of(raw: bytes, /) -> str:
+    """``"gzip"`` and so on for the first bytes of a file; ``""`` if it is not compressed."""
+
 def formats() -> list[Format]: ...
 def by_type(
     handlers: dict[type, Callable[[Any], T] | None], other: Callable[[Any], T] | None

@@ -91,9 +91,9 @@ std::vector<DamageTuple> Finish(StreamImage* image) {
   return ToTuples(damages);
 }
 
-const char* Compression(const StreamImage& image) {
-  return image.format() == nullptr ? "" : image.format()->compression;
-}
+const char* NameOf(const Format* format) { return format == nullptr ? "" : format->compression; }
+
+const char* Compression(const StreamImage& image) { return NameOf(image.format()); }
 
 bool IsIndex(const StreamImage& image, const py::bytes& raw) {
   return image.format() != nullptr && image.format()->decompressor->IsIndex(ToSpan(raw));
@@ -178,6 +178,7 @@ void BindReader(py::module_* m) {
       .def_property_readonly("offset", &TarReader::offset)
       .def("next", &Next);
 
+  m->def("compression_of", [](const py::bytes& raw) { return NameOf(FindFormat(ToSpan(raw))); });
   m->def("check_pickle", [](const py::bytes& pickle) { CheckPickle(ToSpan(pickle)); });
   m->def("read_zip_directory", &Directory);
   m->def("locate_zip_data", &Locate);

@@ -12,6 +12,7 @@ __all__ = [
     "TAR_SUFFIX",
     "add_tar_suffix",
     "archive_format",
+    "is_compressed",
     "match_suffix",
     "tar_suffixes",
     "usual_suffixes",
@@ -21,6 +22,7 @@ STATES_MEMBER = "composer_states.pt"
 """The name of the member that holds the object. Composer uses the same."""
 
 TAR_SUFFIX = ".tar"
+_START_NBYTES = 64  # enough to recognize every format
 
 
 def tar_suffixes() -> list[str]:
@@ -44,6 +46,16 @@ def archive_format(path: Path) -> _core.Format | None:
         if suffix in row.suffixes:
             return row
     return None
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the first bytes of the file are those of a compressed format.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return _core.compression_of(file.read(_START_NBYTES)) != ""
 
 
 def match_suffix(name: str, suffixes: list[str]) -> str | None:

@@ -1,10 +1,10 @@
-"""Reading what several ranks want: decompressed once per machine, handed on through a file.
+"""Reads what several ranks want: decompressed once per machine, handed on through a file.
 
-A file without compression is read by every rank for itself: it lies in the page cache, and no other
-way is shorter. Decompression costs CPU time, so the first rank of each machine that wants a
-member does it and writes the object, uncompressed, to a temporary folder (``TMPDIR``), from which
-the others read. Where that folder is too small, they decompress too. The folder holds at most what
-is shared, and is empty again when the call returns.
+Every rank reads a file without compression for itself, because the page cache is the shortest way.
+Decompression costs CPU time. So on each machine the first rank that wants a member decompresses it
+and writes the object, uncompressed, to a temporary folder (``TMPDIR``). The others read it there.
+If the folder has no room, the others decompress too. The folder holds at most what is shared, and
+is empty again when the call returns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyckpt.archive.formats import is_compressed
 from pyckpt.archive.load import load
 from pyckpt.archive.save import save
 from pyckpt.errors import CheckpointError
@@ -24,12 +25,10 @@ from pyckpt.ranks.file_identity import file_identity, machine
 
 __all__ = ["Source", "read_shared"]
 
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # gzip, bzip2, xz
-
 
 @dataclass(frozen=True)
 class Source:
-    """A member of an archive; a file of torch.save is its only member, whatever its name."""
+    """A member of an archive. A file of torch.save is its own only member, of any name."""
 
     path: Path
     member: str
@@ -42,7 +41,7 @@ def read_shared(sources: Sequence[Source], ranks: Ranks, **options: Any) -> list
         options: Those of ``pyckpt.load``.
 
     Raises:
-        CheckpointError: Some rank could not read something (see ``pyckpt.load``); on all ranks.
+        CheckpointError: A rank could not read something (see ``pyckpt.load``). All ranks raise it.
     """
     keys = together("looking at the checkpoint", lambda: [_key(one) for one in sources])
     first_to_want: dict[str, int] = {}
@@ -82,10 +81,9 @@ def read_shared(sources: Sequence[Source], ranks: Ranks, **options: Any) -> list
 
 
 def _key(source: Source) -> str | None:
-    """What ranks that can share the source have in common; None if it is read by each."""
-    with source.path.open("rb") as file:
-        if not file.read(6).startswith(_COMPRESSED):
-            return None
+    """A text that is equal on ranks that can share the source; None if each reads for itself."""
+    if not is_compressed(source.path):
+        return None
     return f"{machine()}\0{file_identity(source.path)}\0{source.member}"
 
 
@@ -94,7 +92,7 @@ def _load(source: Source, options: dict[str, Any]) -> Any:
 
 
 def _hand_on(obj: Any, cleanup: ExitStack) -> Path | None:
-    """A file with the object that only this user can read, or None if there is no room for it."""
+    """Writes the object to a file that only this user can read; None if there is no room."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="pyckpt-")
         cleanup.enter_context(folder)
