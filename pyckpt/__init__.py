@@ -1,4 +1,4 @@
-"""Training checkpoints as standard archives, fast, and all or nothing."""
+"""Saves training checkpoints as standard archives, fast, and all or nothing."""
 
 from pyckpt.archive.inspect import ArchiveInfo, inspect
 from pyckpt.archive.load import load

@@ -1,4 +1,4 @@
-"""``python -m pyckpt``: the command of the same name."""
+"""``python -m pyckpt`` runs the command ``pyckpt``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command ``pyckpt``: thin over the API, for people and for scripts."""
+"""The command ``pyckpt``: a thin layer over the API, for people and for scripts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["main"]
 
 _DAMAGED = 1
 _FAILED = 2
-_STOPPED = 130  # by Ctrl-C, as shells have it
-_UNREAD = 141  # as of a program that SIGPIPE ends
+_STOPPED = 130  # by Ctrl-C; shells use the same code
+_UNREAD = 141  # nobody reads the output; shells report this code after SIGPIPE
 
 _EPILOG = """\
 exit codes:
-  0    all went well
-  1    a file is damaged, or holds something else than it should
-  2    anything else: wrong arguments, a missing file, a full disk
+  0    success
+  1    a file is damaged or of the wrong kind
+  2    any other error: wrong arguments, a missing file, a full disk
   130  stopped by Ctrl-C
-  141  whoever reads the output wants no more of it
+  141  the program that reads the output has closed it
 
 examples:
   pyckpt ls -t ckpts/ba000042-rank0.tar.gz
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Or Python would try again to write what is left, and complain.
+        # Otherwise Python would write the rest again at exit, fail, and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _UNREAD
     except CorruptArchiveError as error:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, _FAILED)
     except KeyboardInterrupt:
         return _complain("stopped", _STOPPED)
-    except Exception as error:  # or Python would leave with the code of a damaged file
+    except Exception as error:  # otherwise Python would exit with 1, the code for a damaged file
         return _complain(f"{type(error).__name__}: {error}", _FAILED)
     return code
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         sub.set_defaults(run=run)
-        sub.add_argument("--threads", type=int, help="default: the CPUs that it may use")
+        sub.add_argument("--threads", type=int, help="default: all CPUs that it may use")
         return sub.add_argument
 
     add = command("save", _save, "pack a file of torch.save, or a folder, into an archive")
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("archives", type=Path, nargs="+")
     add("--json", action="store_true")
 
-    add = command("extract", _extract, "write members as files, never over others")
+    add = command("extract", _extract, "write members as files, never overwrite files")
     add("archive", type=Path)
     add("members", nargs="*", help="default: all")
     add("-C", "--folder", type=Path, default=Path())
@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--level", type=int, help="compression level of the format")
 
     add = command("bench", _bench, "time every format on this machine")
-    add("--nbytes", type=int, default=100_000_000, help="of float32 noise (%(default)s)")
-    add("--folder", type=Path, default=Path(), help="where to write (the current one)")
+    add("--nbytes", type=int, default=100_000_000, help="of float32 noise (default: %(default)s)")
+    add("--folder", type=Path, default=Path(), help="where to write (default: the current folder)")
     add("--json", action="store_true")
     return parser
 
@@ -164,7 +164,7 @@ def _print_tensors(member: MemberInfo) -> None:
 
 
 def _printable(name: str) -> str:
-    """A name out of a file: what would steer the terminal, or cannot be encoded, is escaped."""
+    """Escapes what could steer the terminal, or cannot be encoded, in a name from a file."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
@@ -204,7 +204,7 @@ def _verify(options: argparse.Namespace) -> int:
     for path in options.archives:
         try:
             report = verify(path, num_threads=options.threads, progress=_bar())
-        except OSError as error:  # the other files are worth a look all the same
+        except OSError as error:  # the other files are still checked
             code = _complain(error, _FAILED)
             continue
         reports.append(report)

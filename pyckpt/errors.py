@@ -27,13 +27,13 @@ __all__ = [
 class CheckpointError(RuntimeError):
     """A checkpoint could not be saved or read.
 
-    After a failed save or load every rank raises one with the same message. On the rank that
-    failed, ``__cause__`` is the original exception.
+    After a failed save or load every rank raises an error of the same type, with the same message.
+    On the rank that failed, ``__cause__`` is the original exception.
 
     Attributes:
-        rank: The global rank that failed, or None when that is not known.
-        path: The file concerned, or None.
-        errno: The system's error number, or None when no system call failed.
+        rank: The global rank that failed, or None if it is not known.
+        path: The file, or None.
+        errno: The system's error number, or None if no system call failed.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CheckpointError(RuntimeError):
 
 
 class FilenameError(CheckpointError, ValueError):
-    """A file name that cannot be rendered, or that may not be written to."""
+    """A file name cannot be rendered, or must not be written to."""
 
 
 class DuplicateFileError(FilenameError):
@@ -59,20 +59,20 @@ class DuplicateFileError(FilenameError):
 
 
 class OptionError(CheckpointError, ValueError):
-    """An argument out of its range, or arguments that exclude each other."""
+    """An argument is out of range, or arguments exclude each other."""
 
 
 class CorruptArchiveError(CheckpointError):
-    """A file that is not, or no longer, what pyckpt or Composer wrote."""
+    """A file is damaged, or is not of a format that pyckpt reads."""
 
 
 class StateMismatchError(CheckpointError, ValueError):
-    """A whole checkpoint that does not fit the state it is loaded into; the state is unchanged."""
+    """A checkpoint is whole, but does not fit the state. The state is unchanged."""
 
 
 class SaveInProgressError(CheckpointError):
-    """As many asynchronous saves are under way as may be."""
+    """``max_pending`` asynchronous saves are under way already."""
 
 
 class TornSaveError(CheckpointError):
-    """A state that was changed while it was saved; nothing was committed."""
+    """The state was changed while it was saved. Nothing was committed."""

@@ -1,4 +1,4 @@
-"""Paths through nested dicts and lists (``state/model/fc.weight``), and choice by glob."""
+"""Paths through nested dicts and lists (``state/model/fc.weight``), and globs over them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ IgnoreKeys = str | Sequence[str] | Callable[[dict[str, Any]], Any] | None
 
 
 def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, Any]:
-    """``tree`` less what ``ignore_keys`` names. ``tree`` itself stays as it is.
+    """A copy of ``tree`` without what ``ignore_keys`` names.
 
-    Dicts and lists are copied, what they hold is not.
+    Dicts and lists are copied; their contents are not.
 
     Args:
-        ignore_keys: Globs over key paths: ``*`` also matches across ``/``, list items are numbers
-            as they are in ``tree``, and a match takes all that lies below. Or a callable that edits
-            the dict it is given.
+        ignore_keys: Globs over key paths. ``*`` also matches ``/``. Items of lists have their index
+            in ``tree``. A match includes everything below it. Or a callable that edits the dict
+            that it gets.
 
     Raises:
-        OptionError: ``ignore_keys`` is something else.
+        OptionError: ``ignore_keys`` is neither globs nor a callable.
     """
     if ignore_keys is None:
         return tree
@@ -43,7 +43,7 @@ def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, 
     for glob in globs:
         matches = fnmatch.filter(paths, glob)
         if not matches:
-            # As Composer does: a glob may be meant for another kind of run.
+            # A warning, as in Composer: the glob may be meant for a different kind of run.
             warnings.warn(f"ignore_keys: nothing matches {glob!r}", stacklevel=3)
         removed.update(matches)
     left: dict[str, Any] = _copy_without(tree, removed)
@@ -51,7 +51,7 @@ def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, 
 
 
 def join_path(path: str, key: Any) -> str:
-    """The path of what lies at ``key`` in what lies at ``path``, which is empty for the root."""
+    """The path of the item ``key`` of the object at ``path``. The root's path is empty."""
     name = key.decode() if isinstance(key, bytes) else str(key)
     return f"{path}/{name}" if path else name
 
@@ -61,24 +61,23 @@ class Globs:
 
     def __init__(self, globs: Sequence[str]) -> None:
         self._match = [re.compile(fnmatch.translate(glob)).match for glob in globs]
-        # What each begins with before anything can stand for something else.
+        # The text of each before its first wildcard.
         self._starts = [re.split(r"[*?[]", glob, maxsplit=1)[0] for glob in globs]
 
     def match(self, path: str) -> bool:
-        """Whether one matches the path."""
+        """Whether a glob matches the path."""
         return any(match(path) for match in self._match)
 
     def may_match_below(self, path: str) -> bool:
-        """Whether one might match something that lies below the path."""
+        """Whether a glob may match something below the path."""
         below = f"{path}/" if path else ""
         return any(start.startswith(below) or below.startswith(start) for start in self._starts)
 
 
 def only(tree: Any, globs: Sequence[str]) -> Any:
-    """What globs name of ``tree``, in the dicts, lists and tuples that hold it.
+    """A copy of ``tree`` with only what the globs name, and the containers around it.
 
-    ``tree`` stays as it is. Globs are as in :func:`without_ignored`; lists lose what is not named,
-    and so do tuples.
+    Globs are as in :func:`without_ignored`. Lists and tuples become shorter.
 
     Raises:
         OptionError: A glob matches nothing.
@@ -100,7 +99,7 @@ def only(tree: Any, globs: Sequence[str]) -> Any:
 def _left_out(
     node: Any, kept: Container[str], holding: Container[str], prefix: str = ""
 ) -> Iterator[str]:
-    """Of all that lies below ``node`` what neither is kept nor holds what is."""
+    """The paths below ``node`` that are not kept and hold nothing that is kept."""
     for key, value in _items(node, _LISTS_AND_TUPLES):
         path = f"{prefix}{key}"
         if path in kept:
@@ -111,12 +110,12 @@ def _left_out(
             yield path
 
 
-_LISTS = (list,)  # what globs look into besides dicts
+_LISTS = (list,)  # what globs look into, besides dicts
 _LISTS_AND_TUPLES = (list, tuple)
 
 
 def _paths(node: Any, kinds: tuple[type, ...] = _LISTS, prefix: str = "") -> Iterator[str]:
-    """Of all that lies below ``node``."""
+    """The paths of everything below ``node``."""
     for key, value in _items(node, kinds):
         path = f"{prefix}{key}"
         yield path
@@ -134,7 +133,7 @@ def _items(node: Any, kinds: tuple[type, ...]) -> Iterable[tuple[Any, Any]]:
 def _copy_without(
     node: Any, removed: Container[str], kinds: tuple[type, ...] = _LISTS, prefix: str = ""
 ) -> Any:
-    """Copies dicts and what is of ``kinds``, less the paths that are removed."""
+    """Copies dicts and containers of ``kinds``, without the removed paths."""
     if isinstance(node, dict):
         out = copy.copy(node)  # keeps the class and its attributes
         for key, value in node.items():

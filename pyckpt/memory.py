@@ -1,4 +1,4 @@
-"""How much memory this process can still have, so that no file makes it ask for more."""
+"""How much memory this process can still get. No file may make it ask for more."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def require_memory(nbytes: int, path: Path) -> None:
-    """Refuses what would end in the system killing the process.
+    """Refuses a request for memory that would make the system kill the process.
 
     Raises:
-        CheckpointError: ``path`` needs ``nbytes`` of memory, and there are fewer.
+        CheckpointError: ``path`` needs ``nbytes`` of memory, and less is available.
     """
     available = _available()
     if available is not None and nbytes > available:
         raise CheckpointError(
-            f"{path} asks for {nbytes} bytes of memory, and {available} are available",
+            f"{path} needs {nbytes} bytes of memory, and {available} are available",
             path=str(path),
         )
 
 
 def _available() -> int | None:
-    """What the machine and the process's cgroup leave; None where nobody tells."""
+    """The memory that the machine and the cgroup leave, in bytes; None if neither tells."""
     left = []
     try:
         for line in _MEMINFO.read_text().splitlines():

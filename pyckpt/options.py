@@ -20,10 +20,10 @@ class WriteOptions:
     """How an archive is written.
 
     Attributes:
-        compression_level: The format's level, or None for its standard one. What a level means is
-            each format's own: see docs/format.md.
+        compression_level: The format's level, or None for its standard level. Each format has its
+            own meaning: see docs/format.md.
         num_threads: Worker threads, at least 1, or None for :func:`default_threads`.
-        fsync: Whether the save returns only when file and name are on the disk.
+        fsync: Whether the save waits until the file and its name are on the disk.
         progress: See pyckpt.progress.
 
     Raises:
@@ -48,7 +48,7 @@ class WriteOptions:
             raise OptionError(f"num_threads must be at least 1, not {self.num_threads}")
 
     def threads(self, writers_on_node: int = 1) -> int:
-        """How many threads a writer takes where others write as well."""
+        """How many threads a writer uses if ``writers_on_node`` processes write."""
         return self.num_threads or default_threads(writers_on_node)
 
 
@@ -57,8 +57,8 @@ class BackgroundOptions(WriteOptions):
     """How an archive is written while training goes on.
 
     Attributes:
-        num_threads: Or None for half of what a save that blocks takes.
-        nice: By how much the threads' priority is lowered, 0 to 19: see nice(2).
+        num_threads: As above; None takes half as many as a blocking save.
+        nice: How much the threads' priority is lowered, 0 to 19: see nice(2).
 
     Raises:
         OptionError: A value is out of range or of the wrong type.
@@ -74,15 +74,15 @@ class BackgroundOptions(WriteOptions):
             raise OptionError(f"nice must be 0 to {_HIGHEST_NICE}, not {self.nice}")
 
     def threads(self, writers_on_node: int = 1) -> int:
-        """How many threads a writer takes where others write as well."""
+        """How many threads a writer uses if ``writers_on_node`` processes write."""
         return self.num_threads or max(1, default_threads(writers_on_node) // 2)
 
 
 def available_cpus() -> int:
-    """The CPUs that this process may use: its affinity, cut by a cgroup's quota."""
+    """How many CPUs this process may use: its affinity, limited by a cgroup's quota."""
     try:
         cpus = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
+    except AttributeError:  # this system has no affinity
         cpus = os.cpu_count() or 1
     try:
         quota, period = _CGROUP_QUOTA.read_text().split()

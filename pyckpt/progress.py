@@ -1,4 +1,4 @@
-"""How far a save or a load has come, told to people or to a function."""
+"""How far a save or a load has come: a bar, or calls of a function."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pyckpt.ranks.exchange import current_ranks
 __all__ = ["ProgressHook", "Report", "reporting"]
 
 Report = Callable[[int, int | None], None]
-"""Takes the bytes that are done, and how many there are in all, or None where nobody knows."""
+"""Takes the bytes done, and the bytes in total, or None if that is not known."""
 
 ProgressHook = bool | Report
 """True for a bar (tqdm, on standard error), or a function that is called some 20 times a second.
 
-It takes the bytes done and those in all, before compression. What it raises ends the work. On rank
-0 alone.
+It takes the bytes done and in total, before compression. If it raises, the work ends with its
+exception. Only on rank 0.
 """
 
 
 @contextmanager
 def reporting(hook: ProgressHook, doing: str) -> Iterator[Report | None]:
-    """What to call with the progress, if anything. ``doing`` stands before the bar."""
+    """Gives the function to call with the progress, or None. ``doing`` stands before the bar."""
     if hook is False or current_ranks().rank != 0:
         yield None
     elif hook is not True:

@@ -1,4 +1,4 @@
-"""What is saved and restored: two small protocols, and a State for those without Composer."""
+"""What is saved and restored: two protocols, and a State for training without Composer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class TrainingTime(Protocol):
-    """How far the training has come. Counts are convertible by ``int()``."""
+    """How far the training has come. ``int()`` converts the counts."""
 
     epoch: Any
     batch: Any
@@ -41,9 +41,9 @@ class TrainingTime(Protocol):
 
 @runtime_checkable
 class TrainingState(Protocol):
-    """What save_checkpoint needs of a state. Composer's ``State`` has it all.
+    """What save_checkpoint needs of a state. Composer's ``State`` has it.
 
-    A state may also have ``get_model_state_dict()``; it is then asked for the weights alone.
+    A state may also have ``get_model_state_dict()``. It gives the weights for ``weights_only``.
     """
 
     model: Any
@@ -51,16 +51,16 @@ class TrainingState(Protocol):
     timestamp: Any
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training needs to go on."""
+        """Everything that training needs to go on."""
         ...
 
 
 @runtime_checkable
 class RestorableState(TrainingState, Protocol):
-    """What load_checkpoint needs of a state. Composer's ``State`` has it as well."""
+    """What load_checkpoint needs of a state. Composer's ``State`` has it too."""
 
     def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool) -> Any:
-        """Takes over what ``state_dict`` has; what it lacks stays as it is.
+        """Restores what ``state_dict`` has. What it lacks stays as it is.
 
         ``strict``: whether the weights must be exactly those of the model.
         """
@@ -69,7 +69,7 @@ class RestorableState(TrainingState, Protocol):
 
 @dataclass
 class Timestamp:
-    """How far the training has come; times are wall-clock."""
+    """How far the training has come. Times are wall-clock times."""
 
     epoch: int = 0
     batch: int = 0
@@ -87,7 +87,7 @@ class Timestamp:
         return asdict(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over the fields that ``state_dict`` has."""
+        """Sets the fields that ``state_dict`` has."""
         for name in self.__dataclass_fields__:
             if name in state_dict:
                 setattr(self, name, state_dict[name])
@@ -95,12 +95,12 @@ class Timestamp:
 
 @dataclass
 class State:
-    """A training state for those who do not use Composer; saved in Composer's shape.
+    """A training state for training without Composer. It is saved in the structure of Composer's.
 
     Attributes:
         model: The module that is trained, or a DeepSpeedEngine.
-        optimizers: One optimizer or several; saved by class name, as Composer does.
-        schedulers: One learning-rate scheduler or several; likewise. None is none.
+        optimizers: One optimizer or several; saved by class name, as in Composer.
+        schedulers: One learning-rate scheduler or several, saved likewise. None means no scheduler.
         run_name: What ``{run_name}`` stands for.
         timestamp: How far the training has come.
         extra: Anything else to save, under the key ``extra``.
@@ -114,14 +114,14 @@ class State:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def get_model_state_dict(self) -> dict[str, Any]:
-        """The weights, under the names that the unwrapped model gives them."""
+        """The weights, by the names of the unwrapped model."""
         state_dict: dict[str, Any] = _unwrapped(self.model).state_dict()
         return state_dict
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training needs to go on.
+        """Everything that training needs to go on.
 
-        Under DeepSpeed the engine saves model, optimizer and its scheduler in files of its own.
+        With DeepSpeed, the engine saves model, optimizer and its scheduler in files of its own.
         """
         engine_saved: dict[str, Any] = {}
         if not is_deepspeed_engine(self.model):
@@ -138,15 +138,15 @@ class State:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Takes over what ``state_dict`` has; what it lacks stays as it is.
+        """Restores what ``state_dict`` has. What it lacks stays as it is.
 
-        An optimizer or scheduler that it lacks is named in a warning, if it has any others.
+        If it has optimizers or schedulers, but lacks one of this state, a warning names that one.
 
         Args:
             strict: Whether the weights must be exactly those of the model.
 
         Raises:
-            StateMismatchError: Weights or optimizers differ; nothing was changed.
+            StateMismatchError: Weights or optimizers do not fit. Nothing was changed.
         """
         module = _unwrapped(self.model)
         engine_saved = is_deepspeed_engine(self.model)
@@ -167,12 +167,12 @@ class State:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The module inside what parallelism and torch.compile put around it."""
+    """The module inside the wrappers of parallelism and torch.compile."""
     while True:
         if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(model, torch.nn.Module) and hasattr(model, "_orig_mod"):
-            # torch.compile's, whose class cannot be named without importing it.
+            # torch.compile's wrapper. To name its class would import it.
             model = model._orig_mod
         else:
             return model
@@ -184,7 +184,7 @@ def _by_class(objects: Any) -> dict[str, Any]:
 
 
 def _named(objects: Any) -> Iterator[tuple[str, Any]]:
-    """Objects by class name; a second object of a class gets a number."""
+    """Objects by class name. A second object of a class gets a number."""
     if objects is None:
         return
     several = objects if isinstance(objects, Sequence) else (objects,)
@@ -197,17 +197,17 @@ def _named(objects: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tuple[Any, Any]]:
-    """Each object with what was saved of it."""
+    """Each object with its saved state."""
     saved = state_dict.get(key, {})
     for name, one in _named(objects):
         if name in saved:
             yield one, saved[name]
-        elif saved:  # nothing at all is meant to be so
+        elif saved:  # with no saved objects at all, that is intended
             warnings.warn(f"the checkpoint has no {key}/{name}: it stays as it is", stacklevel=3)
 
 
 def _check_weights(module: Any, weights: Mapping[str, Any], strict: bool) -> None:
-    """Finds out what load_state_dict would only find out half way through."""
+    """Finds the errors that load_state_dict would find half way through."""
     own = module.state_dict()
     complaints = []
     if strict:
@@ -225,10 +225,10 @@ def _check_weights(module: Any, weights: Mapping[str, Any], strict: bool) -> Non
 
 
 def _by_position(module: Any, optimizer: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``saved`` as the optimizer saves itself; Composer's calls parameters by their names.
+    """``saved`` with parameters by position, as torch saves them. Composer saves them by name.
 
     Raises:
-        StateMismatchError: The optimizer has other parameters.
+        StateMismatchError: The optimizer's parameters are not those of ``saved``.
     """
     groups, own = saved["param_groups"], optimizer.param_groups
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in own]:
@@ -257,7 +257,7 @@ def _by_position(module: Any, optimizer: Any, saved: Mapping[str, Any]) -> Mappi
 
 
 def is_deepspeed_engine(model: Any) -> bool:
-    """Whether ``model`` is a DeepSpeedEngine; never imports deepspeed."""
+    """Whether ``model`` is a DeepSpeedEngine. Does not import deepspeed."""
     deepspeed = sys.modules.get("deepspeed")
     return deepspeed is not None and isinstance(model, deepspeed.DeepSpeedEngine)
 
@@ -269,7 +269,7 @@ def model_state_dict(state: TrainingState) -> Any:
 
 
 def restore(state: Any, state_dict: dict[str, Any], *, strict: bool) -> None:
-    """``state.load_state_dict``; Composer's also wants a logger."""
+    """Calls ``state.load_state_dict``. Composer's needs a logger too."""
     composer = sys.modules.get("composer.core")
     if composer is not None and isinstance(state, composer.State):
         from composer.loggers import Logger

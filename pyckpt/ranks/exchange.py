@@ -1,6 +1,6 @@
-"""Ranks, and how they tell each other what became of a step.
+"""Ranks, and how they tell each other whether a step succeeded.
 
-The only module that talks to torch.distributed.
+No other module uses torch.distributed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands among all that train together."""
+    """The place of this process among all that train together."""
 
     rank: int = 0
     local_rank: int = 0
@@ -47,11 +47,11 @@ class Ranks:
 def current_ranks() -> Ranks:
     """The ranks from torch.distributed when it is initialised, else the environment, else 0 of 1.
 
-    A launcher that does not name the local ranks is taken to run on one node. The node's rank is
+    If the launcher does not set local ranks, all ranks count as one node. The node's rank is
     NODE_RANK (Composer's launcher, Slurm scripts) or GROUP_RANK (torchrun).
 
     Raises:
-        OptionError: A variable of the environment is not a number.
+        OptionError: An environment variable is not a number.
     """
     if _initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -72,7 +72,7 @@ def _initialized() -> bool:
 
 
 def _alone() -> bool:
-    # In a group of one, an exchange would be a wait for gloo's thread and nothing else.
+    # In a group of one, an exchange would only wait for gloo's thread.
     return not _initialized() or dist.get_world_size() == 1
 
 
@@ -90,7 +90,7 @@ def _from_environment(*names: str, default: int) -> int:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What one rank tells the others about its exception; plain data, so it always pickles."""
+    """What one rank tells the others about its exception. Plain data, so it always pickles."""
 
     rank: int
     kind: str
@@ -112,17 +112,18 @@ _KINDS: dict[str, type[CheckpointError]] = {
         TornSaveError,
     )
 }
-# Their messages tell of one rank's files or tensors, not of the arguments that all were given.
+# Their messages are about one rank's files or tensors, not about arguments that all ranks got.
 _NAME_THE_RANK = (CorruptArchiveError, StateMismatchError, TornSaveError)
 
 
 @dataclass(frozen=True)
 class Channel:
-    """How the ranks hear of each other.
+    """A way for ranks to exchange outcomes.
 
     Attributes:
-        rank: This process's.
-        gather: Collective: gives the outcomes of all ranks; None where there is but one.
+        rank: The rank of this process.
+        gather: Takes this rank's outcome and returns those of all ranks. Collective. None if there
+            is only one rank.
     """
 
     rank: int = 0
@@ -130,7 +131,7 @@ class Channel:
 
 
 def users_channel() -> Channel:
-    """The process group that training uses: between its collectives, in the thread that has them.
+    """The process group that training uses. To be used in the training thread only.
 
     Without torch.distributed, and in a group of one, there is one rank.
     """
@@ -140,9 +141,9 @@ def users_channel() -> Channel:
 
 
 def own_channels(count: int) -> list[Channel]:
-    """So many channels that nobody else uses, each for one thread at a time.
+    """``count`` channels that nothing else uses. Each is for one thread at a time.
 
-    Made by the first call, which is collective. They work on when the process groups have been
+    The first call makes them and is collective. They still work after the process groups have been
     destroyed, as long as the processes live.
     """
     if _alone():
@@ -153,7 +154,7 @@ def own_channels(count: int) -> list[Channel]:
     return [Channel(dist.get_rank(), partial(_gather_in_group, group)) for group in groups[:count]]
 
 
-# A background thread waits for other ranks' writes; a rank that has died is noticed at once.
+# A background thread waits for the writes of other ranks. A dead rank is noticed at once.
 _OWN_TIMEOUT = datetime.timedelta(days=1)
 _own_groups: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # by the default group
 
@@ -165,7 +166,7 @@ def _gather_in_default_group(outcome: Any) -> list[Any]:
 
 
 def _gather_in_group(group: Any, outcome: Any) -> list[Any]:
-    # By the group's own methods: torch.distributed's functions forget a destroyed group.
+    # The group's own methods: torch.distributed's functions do not accept a destroyed group.
     data = torch.frombuffer(bytearray(pickle.dumps(outcome)), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
     group.allgather([sizes], [torch.tensor([len(data)])]).wait()
@@ -183,9 +184,9 @@ def _gather_in_group(group: Any, outcome: Any) -> list[Any]:
 
 
 def together(doing: str, step: Callable[[], T], channel: Channel | None = None) -> list[T]:
-    """Runs ``step`` on every rank, and lets every rank know how it went on all of them.
+    """Runs ``step`` on every rank, and tells every rank the outcomes of all.
 
-    What ``step`` returns must pickle.
+    The result of ``step`` must pickle.
 
     Args:
         doing: What the step does, for messages: "writing the checkpoint".
@@ -195,9 +196,9 @@ def together(doing: str, step: Callable[[], T], channel: Channel | None = None) 
         What ``step`` returned, indexed by rank.
 
     Raises:
-        CheckpointError: ``step`` raised on some rank. All ranks raise the same type with the same
-            message; on the failing rank the original exception is the cause. With one rank, what
-            is no Exception (KeyboardInterrupt, SystemExit) passes unchanged.
+        CheckpointError: ``step`` raised on a rank. All ranks raise the same type with the same
+            message. On the failing rank the original exception is the cause. With one rank,
+            KeyboardInterrupt, SystemExit and the like pass unchanged.
     """
     channel = channel or users_channel()
     cause: BaseException | None = None

@@ -1,4 +1,4 @@
-"""Whether two processes, perhaps on two machines, mean the same file."""
+"""Whether the paths of two processes, perhaps on two machines, are the same file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SHARED_TYPES = frozenset(
 
 
 def file_identity(path: Path) -> str:
-    """A text that is equal for equal files: per machine, or per shared file system if it is one.
+    """A text that is equal for the same file: on one machine, or on one shared file system.
 
-    The file need not exist. Where a shared file system cannot be told from a local one, files on
-    different machines count as different.
+    The file need not exist. If a shared file system is not recognized as shared, files on different
+    machines count as different.
     """
     real = os.path.realpath(path)
     mount = _mount_of(real)
@@ -33,8 +33,8 @@ def file_identity(path: Path) -> str:
 
 
 def machine() -> str:
-    """A text that is equal for processes of one machine, or of one container on it."""
-    # Containers share the boot id but not the host's name, machines may share the name.
+    """A text that is equal for processes on one machine, or in one container on it."""
+    # Containers on one machine share the boot id, not the host name. Machines may share the name.
     try:
         boot_id = _BOOT_ID.read_text().strip()
     except OSError:
@@ -45,7 +45,7 @@ def machine() -> str:
 def _mount_of(path: str) -> tuple[str, str, str, str] | None:
     """(mount point, type, source, root) of the file system that holds ``path``: proc(5)."""
     try:
-        # Not splitlines() and split(): a name may hold every blank that is not escaped here.
+        # Not splitlines() and split(): they also split at characters that are not escaped here.
         lines = os.fsdecode(_MOUNTS.read_bytes()).rstrip("\n").split("\n")
     except OSError:
         return None
@@ -61,7 +61,7 @@ def _mount_of(path: str) -> tuple[str, str, str, str] | None:
 
 
 def _unescape(text: str) -> str:
-    """Blanks and the like stand as octal escapes."""
+    """Replaces the octal escapes, which stand for blanks and the like."""
     if "\\" not in text:
         return text
     return text.encode("latin-1", "backslashreplace").decode("unicode_escape")

@@ -17,9 +17,10 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 
 
 class HostBuffer:
-    """Host memory, pinned if asked.
+    """Host memory, pinned if asked for.
 
-    Pinned by registration, for torch's own allocator of pinned memory rounds up to powers of two.
+    It is pinned by registration, because torch's allocator of pinned memory rounds up to powers of
+    two.
     """
 
     def __init__(self, nbytes: int, pinned: bool) -> None:
@@ -27,7 +28,7 @@ class HostBuffer:
         self.pinned = pinned
         if pinned and nbytes:
             _register(self.bytes)
-            # The memory lives as long as this call needs it: the tensor is an argument too.
+            # The tensor is an argument, so the memory lives until it is unregistered.
             weakref.finalize(self, _unregister, self.bytes).atexit = False
 
 
@@ -37,7 +38,8 @@ def _register(memory: torch.Tensor) -> None:
         address, nbytes = memory.data_ptr(), memory.nbytes
         torch.cuda.check_error(cudart.cudaHostRegister(address, nbytes, _PORTABLE))
     except RuntimeError:
-        # CUDA would report this again, after the next kernel: that is not to be one of training's.
+        # CUDA would report this error again after the next kernel. Provoke that here, so that no
+        # kernel of training gets it.
         with suppress(RuntimeError):
             torch.zeros(1, device="cuda")
         raise
@@ -48,21 +50,21 @@ def _unregister(memory: torch.Tensor) -> None:
 
 
 class BufferPool:
-    """Buffers that are used again. Holds as many as were in use at one time, and no more."""
+    """Buffers that are used again. Holds at most as many as were in use at the same time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: list[HostBuffer] = []
 
     def take(self, nbytes: int, *, pinned: bool) -> HostBuffer:
-        """At least so many bytes; the smallest buffer that fits, else a new one for the largest."""
+        """A buffer of at least ``nbytes``: the smallest free one that fits, else a new one."""
         with self._lock:
             alike = sorted(
                 (buffer for buffer in self._free if buffer.pinned == pinned),
                 key=lambda buffer: buffer.bytes.nbytes,
             )
             chosen = next((b for b in alike if b.bytes.nbytes >= nbytes), None)
-            # One that is too small makes room for its successor.
+            # If none fits, the largest free one is released in favour of the new one.
             gone = chosen or (alike[-1] if alike else None)
             if gone is not None:
                 self._free.remove(gone)
@@ -70,6 +72,6 @@ class BufferPool:
         return chosen or HostBuffer(nbytes, pinned)
 
     def give_back(self, buffer: HostBuffer) -> None:
-        """Nobody uses the buffer any more."""
+        """Takes back a buffer that is no longer used."""
         with self._lock:
             self._free.append(buffer)

@@ -19,9 +19,9 @@ _ALIGNMENT = 64
 class Copies:
     """Records whose bytes are copied to the host at once.
 
-    Host memory is copied by several threads before the constructor returns. CUDA memory is copied
-    on a side stream: whatever the calling thread queues later on its current stream waits for that,
-    and so does ``wait()``. The copies need the bytes of all records, each rounded up to 64.
+    Several threads copy host memory before the constructor returns. CUDA memory is copied on a side
+    stream. Work that the calling thread queues later on its current stream waits for it, and so
+    does ``wait()``. Memory: the bytes of all records, each rounded up to 64.
 
     Attributes:
         records: The same records, read from the copies; valid until ``close()``.
@@ -50,17 +50,17 @@ class Copies:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether all bytes are copied already, so that ``wait()`` does not wait."""
         return not self._events
 
     def wait(self) -> None:
-        """Returns when all bytes are copied."""
+        """Waits until all bytes are copied."""
         for event in self._events:
             event.synchronize()
         self._sources.clear()
 
     def close(self) -> None:
-        """Gives the memory back; nobody reads the copies any more."""
+        """Gives the memory back. The copies must not be read any more."""
         self.wait()
         self.records.clear()
         if self._buffer is not None:
@@ -101,7 +101,7 @@ class Copies:
                     start = copy.address - copy.owner.data_ptr()
                     out = copy.owner[start : start + copy.nbytes]
                     out.copy_(source.reader.bytes[: source.nbytes], non_blocking=True)
-        finally:  # neither end of a copy that has begun may be used again before it has ended
+        finally:  # a copy that has begun must end before its source or target is used again
             event = mark(side)
             self._events.append(event)
         current.wait_event(event)

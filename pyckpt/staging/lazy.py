@@ -1,12 +1,12 @@
 """Tensors that are saved in place, and copied only before an optimizer changes them.
 
 Forward and backward leave parameters and the optimizers' state alone; ``optimizer.step()`` changes
-them. So a save in the background may read them where they lie. A hook before each step copies what
-has not been read yet. Everything else is copied when the save begins.
+them. So a save in the background may read them in place. A hook before each step copies what has
+not been read yet. Everything else is copied when the save begins.
 
-The hooks are torch's for all optimizers of the process, and one around ``engine.step()`` of a
-DeepSpeed engine that is saved. Once there they stay, and do nothing while nothing is saved: to be
-taken away by another thread could hit them in the middle of a step.
+There is one hook for all torch optimizers of the process, and one around ``engine.step()`` of each
+DeepSpeed engine that was saved. Hooks are never removed, because another thread could do so in the
+middle of a step. They do nothing while nothing is saved.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ __all__ = ["LiveRecords", "check_lazy", "is_lazy_safe"]
 
 
 def check_lazy(state: TrainingState) -> None:
-    """Whether a step of every optimizer of ``state`` can be noticed in time.
+    """Checks that a step of every optimizer of ``state`` calls our hook first.
 
     Raises:
-        OptionError: One does not call torch's hooks, or the model is no module.
+        OptionError: An optimizer does not call torch's hooks, or the model is not a module.
     """
     if not isinstance(state.model, torch.nn.Module):
         raise OptionError("stage='lazy' is for models that are torch.nn.Module")
-    if is_deepspeed_engine(state.model):  # its own step is noticed
+    if is_deepspeed_engine(state.model):  # its step is hooked
         return
     for optimizer in _optimizers(state):
         if not _is_hooked(optimizer):
             raise OptionError(
                 f"stage='lazy' is not possible with {type(optimizer).__qualname__}, which does not "
-                "call the hooks of torch.optim.Optimizer before a step (torch.compile of some "
-                "versions takes them away): use stage='copy'"
+                "call the hooks of torch.optim.Optimizer before a step (some versions of "
+                "torch.compile remove them): use stage='copy'"
             )
 
 
 def is_lazy_safe(state: TrainingState) -> bool:
-    """Whether nothing is known that changes what is trained except the steps of noticed optimizers.
+    """Whether only steps of hooked optimizers are known to change what is trained.
 
-    No for DeepSpeed, whose engines have many ways to move weights about; for Composer's algorithms,
-    some of which swap weights; for embeddings that forward renormalizes; and for parameters that
-    are trained by an optimizer that ``state`` does not name. Whatever changes a frozen parameter,
-    such as the average of others, is not known: see ``LiveRecords``.
+    False for DeepSpeed, whose engines have many ways to move weights; for Composer's algorithms,
+    some of which swap weights; for embeddings that are renormalized in forward; and for parameters
+    that are trained by an optimizer that ``state`` does not name. What changes frozen parameters,
+    such as averaging, cannot be known: see ``LiveRecords``.
     """
     if not isinstance(state.model, torch.nn.Module) or is_deepspeed_engine(state.model):
         return False
@@ -71,19 +71,19 @@ def is_lazy_safe(state: TrainingState) -> bool:
 
 
 class LiveRecords:
-    """Records that are read in place as long as that is possible.
+    """Records that are read in place as long as possible.
 
-    The training thread makes it; another reads the records and calls ``settle()``.
+    The training thread makes it. Another thread reads the records and calls ``settle()``.
 
-    Memory: what lies in other tensors than parameters and optimizer state, at once; and what is
-    unread when the first step comes.
+    Memory: at once the bytes of all tensors that are neither parameters nor optimizer state; at the
+    first step the bytes that are unread then.
 
     Args:
-        frozen: Whether parameters that no optimizer of ``state`` has are read in place too.
+        frozen: Whether to read parameters in place too that no optimizer of ``state`` has.
 
     Attributes:
         records: The same records, in the same order; valid until ``close()``.
-        staged: Set when nothing is read in place any more.
+        staged: Set once nothing is read in place any more.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class LiveRecords:
         storages = [record.owner._cdata for record in records]
         self._marks = _marks(state, frozen, set(storages))
         live = {storage._cdata for _, _, _, storage, _ in self._marks}
-        # In a pool of its own, which goes with it: this is little, the copy before a step much.
+        # A pool of its own, released with it: these copies are small, those before a step large.
         elsewhere = [r for r, at in zip(records, storages, strict=True) if at not in live]
         self._copies = Copies(elsewhere, BufferPool(), threads)
         copied = iter(self._copies.records)
@@ -121,7 +121,8 @@ class LiveRecords:
     def stage(self) -> None:
         """Copies what is unread, so that the state may change.
 
-        An error is ``settle()``'s to raise; what is none of ours, such as Ctrl-C, is raised here.
+        Errors are kept and raised by ``settle()``. KeyboardInterrupt and SystemExit are raised at
+        once.
         """
         with self._lock:
             if self.staged.is_set():
@@ -144,15 +145,15 @@ class LiveRecords:
                 self._let_go()
 
     def wait(self) -> None:
-        """Returns when all bytes that are not read in place are copied."""
+        """Waits until all bytes that are not read in place are copied."""
         self._copies.wait()
 
     def settle(self) -> None:
-        """Call it when the records are written.
+        """Raises what went wrong. Call it when the records are written.
 
         Raises:
             TornSaveError: A tensor was changed while it was read in place.
-            Exception: What a copy before a step came to grief on.
+            Exception: A copy before a step failed.
         """
         with self._lock:
             if not self.staged.is_set():
@@ -164,7 +165,7 @@ class LiveRecords:
                 raise self._error
 
     def close(self) -> None:
-        """Gives the memory back; nobody reads the records any more."""
+        """Gives the memory back. The records must not be read any more."""
         with self._lock:
             self._let_go()
             self._copies.close()
@@ -186,12 +187,12 @@ class LiveRecords:
                     f"{name} was changed while it was saved, and not by an optimizer's step: "
                     "use stage='copy', or call wait_staged() first"
                 )
-        # Fused optimizers do not keep count, so it must be certain that they still call the hook.
+        # Fused optimizers do not count versions, so check that they still call the hook.
         for optimizer in self._stepping:
             if not _is_hooked(optimizer):
                 raise TornSaveError(
-                    f"{type(optimizer).__qualname__} ceased to call the hooks of "
-                    "torch.optim.Optimizer while its parameters were saved: use stage='copy'"
+                    f"{type(optimizer).__qualname__} no longer calls the hooks of "
+                    "torch.optim.Optimizer, and its parameters were being saved: use stage='copy'"
                 )
 
     def _let_go(self) -> None:
@@ -201,9 +202,9 @@ class LiveRecords:
         self.staged.set()
 
 
-# What a tensor looks like as long as nobody has changed it: its name, the tensor, its version, its
-# storage, and where that lies and its size. A tensor that is given other memory leaves the storage
-# as it was; memory that is resized moves. No class: training waits until all are made.
+# What shows that a tensor is unchanged: its name, the tensor, its version, its storage, and the
+# address and size of that. If a tensor gets other memory, the old storage is unchanged and still
+# read. If memory is resized, it moves. A tuple, because training waits until all are made.
 _Mark = tuple[str, torch.Tensor, int, torch.UntypedStorage, tuple[int, int]]
 
 
@@ -213,9 +214,9 @@ def _is_untouched(mark: _Mark) -> bool:
 
 
 def _marks(state: TrainingState, frozen: bool, saved: set[int]) -> list[_Mark]:
-    """Of parameters and optimizer state that lie in the ``saved`` storages, by their ``_cdata``.
+    """Marks of parameters and optimizer state in the ``saved`` storages (their ``_cdata``).
 
-    A parameter comes twice, from the model and from its optimizer.
+    A parameter appears twice, from the model and from its optimizer.
     """
     buffers = {
         buffer.untyped_storage()._cdata
@@ -225,7 +226,7 @@ def _marks(state: TrainingState, frozen: bool, saved: set[int]) -> list[_Mark]:
     live = saved - buffers
     marks: list[_Mark] = []
     for name, tensor in _named_tensors(state, frozen):
-        # Those of inference have no version.
+        # Inference tensors have no version.
         if tensor.layout is not torch.strided or tensor.is_inference():
             continue
         storage = tensor.untyped_storage()
@@ -246,7 +247,7 @@ def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, to
         for parameter in _parameters(optimizer):
             yield name, parameter
         for of_parameter in optimizer.state.values():
-            # Whatever an optimizer of somebody's own keeps there besides is copied.
+            # Anything else that an optimizer keeps there is copied.
             if isinstance(of_parameter, Mapping):
                 for key, value in of_parameter.items():
                     if isinstance(value, torch.Tensor):
@@ -260,7 +261,7 @@ def _parameters(optimizer: Any) -> Iterator[torch.Tensor]:
 
 def _optimizers(state: TrainingState) -> Iterator[Any]:
     if is_deepspeed_engine(state.model):
-        # Inside its own, which hold what they shard: torch's, or one derived from torch's.
+        # The optimizer inside DeepSpeed's own: torch's, or one that derives from torch's.
         if state.model.basic_optimizer is not None:
             yield state.model.basic_optimizer
         return
@@ -268,15 +269,15 @@ def _optimizers(state: TrainingState) -> Iterator[Any]:
     yield from optimizers if isinstance(optimizers, Sequence) else (optimizers,)
 
 
-# What torch puts around every optimizer's step, and calls the hooks.
+# The code of torch's wrapper around every optimizer's step, which calls the hooks.
 _HOOKING = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 
 
 def _is_hooked(optimizer: Any) -> bool:
     """Whether a step calls torch's hooks.
 
-    The mark that torch leaves on a hooked step does not tell: it stays when torch.compile takes the
-    hooks away, as that of some versions does, or when ``optimizer.step`` is replaced.
+    Torch's own mark on a hooked step is not reliable: it stays when torch.compile removes the
+    hooks, as some versions do, and when ``optimizer.step`` is replaced.
     """
     step = optimizer.step if isinstance(optimizer, torch.optim.Optimizer) else None
     while step is not None and getattr(step, "__code__", None) is not _HOOKING:
@@ -284,7 +285,7 @@ def _is_hooked(optimizer: Any) -> bool:
     return step is not None
 
 
-# The hooks, and whom they call.
+# The hooks, and the records that they stage.
 
 _lock = threading.Lock()
 _watching: tuple[LiveRecords, ...] = ()  # replaced under the lock, never changed
@@ -310,7 +311,7 @@ def _unwatch(records: LiveRecords) -> None:
 
 
 def _forget() -> None:
-    """The threads that read did not come along to a forked process: nobody is to wait for them."""
+    """A forked process does not have the reading threads, so it must not wait for them."""
     global _lock, _watching
     _lock = threading.Lock()
     _watching = ()

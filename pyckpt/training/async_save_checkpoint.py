@@ -1,12 +1,12 @@
-"""async_save_checkpoint: a save that goes on while training does.
+"""async_save_checkpoint: saves while training goes on.
 
     training thread   collect ─▶ stage ─▶ return ─▶ forward, backward, step ...
                                    │                               │ lazy: copies what is unread
     background thread              └─▶ write ─▶ commit ─▶ result ◀─┘
 
-One background thread a save; they write one after the other. They are no daemons, so the
-interpreter ends when they have. On each of several ranks, the two threads have a process group
-each.
+Each save has a background thread. These threads write one after another. They are not daemons, so
+the interpreter waits for them. With several ranks, the training thread and the background thread
+have a process group each.
 """
 
 from __future__ import annotations
@@ -53,39 +53,40 @@ def async_save_checkpoint(
 ) -> PendingSave:
     """Starts to save the training state as it is now, and returns while the file is written.
 
-    What is saved, where, and what becomes of it when some rank fails are those of
-    ``save_checkpoint``. Call it on every rank, in the thread that trains.
+    It saves the same contents to the same file as ``save_checkpoint``, and handles failed ranks in
+    the same way. Call it on every rank, in the thread that trains.
 
     ``stage`` says how the state is kept while training goes on:
 
-    - ``"copy"``: everything is copied to host memory before the call returns (CUDA memory: before
-      whatever is queued on the current stream afterwards). Holds one state on the host, and keeps
-      the memory for the next save.
-    - ``"lazy"``: parameters and optimizer state are read in place, and what is still unread is
-      copied when an optimizer steps; all else is copied at once. Between the call and the next
-      step, nothing but an optimizer of torch's kind or DeepSpeed's engine may change them. In-place
-      changes that torch keeps count of raise TornSaveError; those through ``tensor.data`` or by
-      other libraries go unseen.
-    - ``None``: lazy where ``state`` names torch optimizers for all that is trained, and nothing is
-      known that changes parameters besides (frozen ones are then copied at once); else copy.
+    - ``"copy"``: everything is copied to host memory before the call returns. CUDA memory is copied
+      before all work that is queued on the current stream after the call. Holds one state on the
+      host, and keeps the memory for the next save.
+    - ``"lazy"``: parameters and optimizer state are read in place. What is unread when an optimizer
+      steps is copied then. Everything else is copied at once. Between the call and the next step,
+      only a torch.optim.Optimizer or DeepSpeed's engine may change parameters and optimizer state.
+      Other in-place changes raise TornSaveError if torch counts them. Changes through
+      ``tensor.data`` or by other libraries are not detected.
+    - ``None``: lazy if ``state`` names torch optimizers for everything that is trained and nothing
+      else is known to change parameters; frozen parameters are then copied at once. Else copy.
 
     Args:
         state, filename, weights_only, ignore_keys, compression_level, fsync: As in
             ``save_checkpoint``.
-        num_threads: Worker threads of each rank that writes; None takes half of what
-            ``save_checkpoint`` takes, and one at least.
-        nice: By how much their priority is lowered, 0 to 19.
+        num_threads: Worker threads of each rank that writes; None takes half as many as
+            ``save_checkpoint``, at least one.
+        nice: By how much the priority of these threads is lowered, 0 to 19.
         max_pending: How many saves may be under way, this one included. They are written one after
-            the other.
-        when_busy: Whether to wait when there are so many, or raise SaveInProgressError.
+            another.
+        when_busy: What to do if max_pending saves are under way: wait, or raise
+            SaveInProgressError.
 
     Returns:
         A Future of what ``save_checkpoint`` returns.
 
     Raises:
-        CheckpointError: As in ``save_checkpoint``, for all that comes before the write; the rest
-            comes from the Future. SaveInProgressError: see ``when_busy``. The error of an earlier
-            save that nobody has collected: this one is then not begun.
+        CheckpointError: As in ``save_checkpoint``, for all steps before the write. The Future has
+            later errors. SaveInProgressError: see ``when_busy``. Also the error of an earlier save
+            that has not been collected; then this save does not begin.
     """
     global _last_write
     if when_busy == "wait":
@@ -128,7 +129,7 @@ def async_save_checkpoint(
         _last_write = written
         begun.set_result(True)
     except BaseException:
-        # Ctrl-C may come at any time; once the thread is let go, it does all there is to do.
+        # Ctrl-C may come at any time. Once begun is set, the thread does everything else.
         if not begun.done():
             pending.forget()
             written.set()
@@ -143,7 +144,7 @@ class _Staging:
     """What this rank keeps of the state as it was at the call.
 
     Attributes:
-        staged: Set when the state may be changed in whatever way.
+        staged: Set when the state may be changed in any way.
     """
 
     def __init__(self) -> None:
@@ -154,7 +155,7 @@ class _Staging:
     def begin(
         self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool, *, frozen: bool
     ) -> None:
-        """Copies what has to be copied now; ``frozen`` is LiveRecords' own."""
+        """Copies what has to be copied now. ``frozen`` is passed to LiveRecords."""
         if writer is None:
             self.staged.set()
             return
@@ -171,11 +172,11 @@ class _Staging:
         self._writer = writer
 
     def progress(self) -> tuple[int, int]:
-        """As PendingSave has it."""
+        """Bytes written and in total; see PendingSave.progress."""
         return (0, 0) if self._writer is None else self._writer.progress
 
     def stage(self) -> None:
-        """Copies what has not been copied; any thread."""
+        """Copies what has not been copied. Any thread."""
         kept = self._kept
         if isinstance(kept, LiveRecords):
             kept.stage()
@@ -183,7 +184,7 @@ class _Staging:
             self.wait()
 
     def wait(self) -> None:
-        """Until what is being copied is there. For the background thread, before it reads."""
+        """Waits for copies that are being made. For the background thread, before it reads."""
         kept = self._kept
         if kept is not None:
             kept.wait()
@@ -191,7 +192,7 @@ class _Staging:
             self.staged.set()
 
     def settle(self) -> None:
-        """Raises what tore the state apart. For the background thread, when it has read."""
+        """Raises TornSaveError if the state was changed. For the background thread, at the end."""
         if isinstance(self._kept, LiveRecords):
             self._kept.settle()
 
@@ -219,8 +220,8 @@ def _run(
         with closing(save), closing(staging):
             # The threads that this one starts inherit its priority.
             _lower_priority(nice)
-            # So that ``staged`` is set even while an earlier save is being written. An error comes
-            # again when all ranks can hear of it.
+            # So ``staged`` is set even while an earlier save is being written. An error is raised
+            # again by save.write, which tells all ranks.
             with suppress(Exception):
                 staging.wait()
             if earlier is not None:
@@ -233,17 +234,17 @@ def _run(
 
 
 def _lower_priority(nice: int) -> None:
-    """Of the calling thread alone, where the system has priorities of threads."""
+    """Lowers the priority of the calling thread, if the system has priorities of threads."""
     if nice and sys.platform == "linux":
         thread = threading.get_native_id()
-        with suppress(OSError):  # forbidden here: training is slower then, and the save still right
+        with suppress(OSError):  # not permitted: training is slower, the save is still right
             os.setpriority(
                 os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
             )
 
 
 def _forget() -> None:
-    """A forked process has neither the threads nor what they hold."""
+    """A forked process has neither the threads nor their buffers."""
     global _pool, _last_write
     _pool = BufferPool()
     _last_write = None

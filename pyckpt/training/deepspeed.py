@@ -1,12 +1,13 @@
-"""DeepSpeed: its checkpoint, with every state streamed into this rank's archive.
+"""DeepSpeed: its states go into this rank's archive, and back.
 
-DeepSpeed hands each state dict to ``engine.checkpoint_engine.save(state_dict, path)``. For the
-length of one save that engine is ours, which adds the state as a member ``deepspeed/<file>``. What
-DeepSpeed writes on its own (the script that merges ZeRO states, tensors offloaded to NVMe) goes to
-a temporary folder and is added as files.
+DeepSpeed passes each state dict to ``engine.checkpoint_engine.save(state_dict, path)``. During a
+save, that checkpoint engine is replaced by ours, which adds the state as a member
+``deepspeed/<file>``. Files that DeepSpeed writes itself (the script that merges ZeRO states,
+tensors offloaded to NVMe) go to a temporary folder and are added from there.
 
-Loading goes the same way back. DeepSpeed looks for its files by name before it asks the checkpoint
-engine for what they hold, so it is shown a folder of empty files that are called as the members.
+Loading replaces the checkpoint engine in the same way. DeepSpeed looks for files by name before it
+asks the engine for their contents. So it gets a folder of empty files with the names of the
+members.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ TAG = "deepspeed"
 
 @contextmanager
 def collect_engine_states(engine: Any, writer: ArchiveWriter) -> Iterator[None]:
-    """Adds all that this rank saves of ``engine`` to ``writer``; call it on every rank.
+    """Adds to ``writer`` all that this rank saves of ``engine``. Call it on every rank.
 
-    The files that were added exist until the context is left, so write the archive inside it.
+    The added files exist until the context is left, so write the archive inside it.
 
     Raises:
-        Exception: What went wrong with a state, once DeepSpeed has come through its barriers: a
-            rank that left early would leave the others waiting.
+        Exception: A state could not be added. Raised only after DeepSpeed's barriers: if one rank
+            left early, the others would wait for it.
     """
     with tempfile.TemporaryDirectory(prefix="pyckpt-") as name:
         folder = Path(name)
@@ -57,7 +58,7 @@ def collect_engine_states(engine: Any, writer: ArchiveWriter) -> Iterator[None]:
         collector.raise_error()
         for path in sorted(folder.rglob("*")):
             member = path.relative_to(folder).as_posix()
-            if path.is_dir():  # even when empty: loading from NVMe looks for one
+            if path.is_dir():  # empty ones too: loading from NVMe looks for one
                 writer.add_directory(member)
             else:
                 writer.add_file(member, path)
@@ -76,7 +77,7 @@ class _CollectingEngine(CheckpointEngine):  # type: ignore[misc]
         self._error: BaseException | None = None
 
     def create(self, info: Any) -> None:
-        """Nothing is to be prepared. A tag up to DeepSpeed 0.18.3, then a CheckpointCommitInfo."""
+        """Does nothing. ``info`` is a tag up to DeepSpeed 0.18.3, then a CheckpointCommitInfo."""
 
     def save(self, state_dict: Any, path: str) -> None:
         """Adds a member; keeps the first error, since raising here would hang the other ranks."""
@@ -84,13 +85,13 @@ class _CollectingEngine(CheckpointEngine):  # type: ignore[misc]
             return
         try:
             name = Path(path).relative_to(self._folder).as_posix()
-            # ZeRO's states are views of flat buffers that hold much else.
+            # ZeRO's states are views of flat buffers that hold other data too.
             self._writer.add_object(name, state_dict, compact_views=True)
         except BaseException as error:
             self._error = error
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """As the engine that was there before."""
+        """As the replaced engine."""
         return self._replaced.load(path, map_location=map_location)
 
     def commit(self, info: Any) -> bool:
@@ -98,24 +99,24 @@ class _CollectingEngine(CheckpointEngine):  # type: ignore[misc]
         return True
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Makes a folder for what DeepSpeed writes on its own."""
+        """Makes a folder for files that DeepSpeed writes itself."""
         Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def preserves_storage_sharing(self) -> bool:
-        """No: so DeepSpeed need not clone the views that it saves."""
+        """False, so that DeepSpeed does not clone the views that it saves."""
         return False
 
     def raise_error(self) -> None:
-        """Raises what ``save`` kept."""
+        """Raises the error that ``save`` kept."""
         if self._error is not None:
             raise self._error
 
 
 def check_can_load(engine: Any, load_weights_only: bool) -> None:
-    """Whether archives can be loaded into ``engine`` at all.
+    """Checks that archives can be loaded into ``engine``.
 
     Raises:
-        OptionError: They cannot, and why.
+        OptionError: They cannot; the message says why.
     """
     if engine.zero_nvme_offload_optimizer():
         raise OptionError(
@@ -130,9 +131,9 @@ def check_can_load(engine: Any, load_weights_only: bool) -> None:
 
 
 class EngineStates:
-    """What one rank needs of the ranks' archives to restore its engine.
+    """What one rank needs from the archives of all ranks to restore its engine.
 
-    Call ``read()`` and then ``check()``, which leave the engine alone, and then ``restore()``.
+    Call ``read()`` and ``check()``, which do not change the engine, and then ``restore()``.
 
     Args:
         path: This rank's archive.
@@ -147,17 +148,17 @@ class EngineStates:
         self._states: dict[str, Any] = {}
 
     def read(self, engine: Any) -> Any:
-        """Reads this rank's states; returns what rank 0's archive holds beside them.
+        """Reads the states that this rank needs. Returns the contents of the states file.
 
-        Collective. In memory are then the states of this rank's archive, and the model's.
+        Collective. Keeps the states of this rank's archive and of the model in memory.
 
         Raises:
-            CheckpointError: Some rank could not read something; on all ranks.
+            CheckpointError: A rank could not read something. All ranks raise it.
         """
         listings = together(
             "looking at the checkpoint", lambda: (self._path, _state_members(self._path))
         )
-        # Own members first, then those of the lowest rank: all that have one have the same.
+        # This rank's members first, then those of the lowest rank. Equal names have equal contents.
         for path, members in (listings[self._ranks.rank], *listings):
             for member in members:
                 self._holders.setdefault(member, path)
@@ -174,19 +175,19 @@ class EngineStates:
         return self._states.pop(STATES_MEMBER)
 
     def check(self, engine: Any, random_states: Any, load_weights_only: bool) -> None:
-        """Whether the states are those of this engine.
+        """Checks that the states fit this engine.
 
         Raises:
             CorruptArchiveError: This rank's shard is in no archive.
-            StateMismatchError: ZeRO sharded the optimizer for another number of ranks.
+            StateMismatchError: ZeRO sharded the optimizer for a different number of ranks.
         """
         sharded = engine.zero_optimization_stage() > 0 and not load_weights_only
         saved_by = len(random_states) if isinstance(random_states, list) else None
         if sharded and saved_by not in (None, self._ranks.world_size):
             raise StateMismatchError(
                 f"{self._path} was saved by {saved_by} ranks, and there are "
-                f"{self._ranks.world_size}: ZeRO's shards fit the number of ranks alone that "
-                "saved them",
+                f"{self._ranks.world_size}: ZeRO's shards can only be loaded by the number of "
+                "ranks that saved them",
                 path=str(self._path),
             )
         for member in _needed(engine, load_weights_only):
@@ -196,7 +197,7 @@ class EngineStates:
         """Lets DeepSpeed load the states. Collective.
 
         Raises:
-            Exception: What DeepSpeed raises; the engine may then be restored in part.
+            Exception: DeepSpeed failed. The engine may then be restored in part.
         """
         with tempfile.TemporaryDirectory(prefix="pyckpt-") as name:
             folder = Path(name)
@@ -219,7 +220,7 @@ class EngineStates:
     def _state(self, member: str) -> Any:
         if member in self._states:
             return self._states[member]
-        # Of another rank: experts, or a model's part that DeepSpeed takes a look at.
+        # A state of another rank: experts, or a part of the model that DeepSpeed looks at.
         with _admitted_types():
             return load(self._holder(member), **self._options, member=member)
 
@@ -244,23 +245,23 @@ class _ArchiveEngine(CheckpointEngine):  # type: ignore[misc]
         self._state = state
 
     def create(self, info: Any) -> None:
-        """Of saving alone."""
+        """Not used when loading."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Of saving alone."""
+        """Not used when loading."""
         raise NotImplementedError("this engine loads")
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """The state, on the CPU, whence DeepSpeed copies it."""
+        """The state, on the CPU. DeepSpeed copies it from there."""
         return self._state(Path(path).relative_to(self._folder).as_posix())
 
     def commit(self, info: Any) -> bool:
-        """Of saving alone."""
+        """Not used when loading."""
         return True
 
 
 def _needed(engine: Any, load_weights_only: bool) -> list[str]:
-    """The members without which this rank cannot go on."""
+    """The members that this rank cannot do without."""
     names = [engine._get_ckpt_name("", TAG)]
     if engine.zero_optimization_stage() > 0 and not load_weights_only:
         names.append(engine._get_zero_ckpt_name("", TAG))
@@ -268,10 +269,11 @@ def _needed(engine: Any, load_weights_only: bool) -> list[str]:
 
 
 def _state_members(path: Path) -> list[str]:
-    """The states in an archive.
+    """The names of the states in an archive.
 
     Raises:
-        CorruptArchiveError: It is no tar, is damaged, or has a name that leads elsewhere.
+        CorruptArchiveError: The file is not a tar, is damaged, or has a member whose name leads out
+            of the archive.
         OSError: The file cannot be read.
     """
     folder = f"{TAG}/"
@@ -281,7 +283,7 @@ def _state_members(path: Path) -> list[str]:
 
 @contextmanager
 def _admitted_types() -> Iterator[None]:
-    """Lets torch's ``weights_only`` loader build what DeepSpeed's states hold."""
+    """Allows torch's ``weights_only`` loader the types in DeepSpeed's states."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

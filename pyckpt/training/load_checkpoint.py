@@ -1,4 +1,4 @@
-"""load_checkpoint: the files of a save_checkpoint in, the training state as it was."""
+"""load_checkpoint: restores a training state from the files of save_checkpoint."""
 
 from __future__ import annotations
 
@@ -35,44 +35,44 @@ def load_checkpoint(
 ) -> list[dict[str, Any]] | None:
     """Restores a training state; the counterpart of ``composer.utils.load_checkpoint``.
 
-    Call it on every rank. All ranks read first; only when all could, the state is changed. What
-    the checkpoint lacks stays as it is; if that is all but the weights, a warning says so.
+    Call it on every rank. All ranks read first. The state changes only if all ranks could read.
+    What the checkpoint lacks stays as it is. If it holds weights alone, a warning says so.
 
-    With DeepSpeed every rank reads its own archive, and of the others' what data parallelism saved
-    only once, so rank 0's archive must be readable on every machine. DeepSpeed is given the states
-    from memory, nothing is extracted.
+    With DeepSpeed every rank reads its own archive. What data parallelism saved only once is read
+    from other ranks' archives, so rank 0's archive must be readable on every machine. DeepSpeed
+    gets the states from memory; nothing is extracted.
 
     Args:
         path: The file. May contain ``{rank}``, ``{local_rank}``, ``{world_size}``,
-            ``{local_world_size}`` and ``{node_rank}``; other variables of save_checkpoint are of
-            the time of saving and must be written out. With DeepSpeed ``.tar`` is appended as by
-            save_checkpoint.
+            ``{local_world_size}`` and ``{node_rank}``. Other variables of save_checkpoint have the
+            values of the time of saving, so write these values out. With DeepSpeed ``.tar`` is
+            appended as in save_checkpoint.
         state: Anything that follows the RestorableState protocol, such as Composer's State.
-        load_weights_only: Restore the model alone, not the random states either. Not with ZeRO 3,
-            whose weights lie in the optimizer's shards.
+        load_weights_only: Restore only the model, and no random states. Not with ZeRO 3, whose
+            weights are in the optimizer's shards.
         strict_model_weights: Whether the weights must be exactly those of the model.
         ignore_keys: What not to restore: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the loaded dict. DeepSpeed's own states are not in it.
-        weights_only: As in ``pyckpt.load``: False unpickles whatever the files hold, and runs it.
+        weights_only: As in ``pyckpt.load``. False unpickles anything, and runs code of the files.
         num_threads: Decoding threads of each rank; None takes an equal share of the CPUs that the
             process may use.
         progress: As in ``pyckpt.load``; for each file that rank 0 reads.
 
     Returns:
-        The random states of all ranks, as saved. This rank's generators are restored by then; who
-        draws from them before training goes on can restore them again by
-        ``pyckpt.training.rng.set_rng_state(states[rank])``. None if the file has none or with
-        ``load_weights_only``. If it has those of another number of ranks, a warning says so, and
-        ranks without one leave their generators as they are.
+        The saved random states of all ranks. This rank's generators are restored already. If you
+        draw from them before training goes on, restore them again with
+        ``pyckpt.training.rng.set_rng_state(states[rank])``. None if the file has none, or with
+        ``load_weights_only``. If it has the states of a different number of ranks, a warning says
+        so, and ranks without a state leave their generators as they are.
 
     Raises:
         FilenameError: ``path`` cannot be rendered.
-        OptionError: Arguments that exclude each other, or a state without ``load_state_dict``.
+        OptionError: Arguments exclude each other, or ``state`` has no ``load_state_dict``.
         CorruptArchiveError: A file is damaged, or has no such member.
-        StateMismatchError: The checkpoint is of other weights or another number of ranks.
-        CheckpointError: Anything else, such as a missing file. As with all of them, every rank
-            raises it, and its attributes and message name the rank, the file and the cause. The
-            state is unchanged unless the message begins with "restoring the state failed".
+        StateMismatchError: The checkpoint has other weights, or is of a different number of ranks.
+        CheckpointError: Anything else, such as a missing file. Every rank raises each of these
+            errors; attributes and message name the rank, the file and the cause. The state is
+            unchanged unless the message begins with "restoring the state failed".
     """
     options = {"weights_only": weights_only, "num_threads": num_threads, "progress": progress}
     loading = _Load(path, state, load_weights_only, strict_model_weights, options)
@@ -84,7 +84,7 @@ def load_checkpoint(
 
 
 class _Load:
-    """One call of load_checkpoint on one rank: the steps between which ranks exchange outcomes."""
+    """One call of load_checkpoint on one rank. Ranks exchange outcomes between its steps."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class _Load:
         self._engine_states: Any = None
 
     def prepare(self) -> None:
-        """Everything that can be known to be wrong before a byte is read."""
+        """Finds every error that can be found before a byte is read."""
         self._ranks = current_ranks()
         if self._options["num_threads"] is None:
             self._options["num_threads"] = default_threads(self._ranks.local_world_size)
@@ -122,7 +122,7 @@ class _Load:
             self._path = add_tar_suffix(self._path, tar_suffixes())
 
     def read(self) -> Any:
-        """All that this rank needs, but for DeepSpeed's states the contents of the states file."""
+        """Reads all that this rank needs. Returns the contents of the states file."""
         if not self._is_deepspeed:
             source = Source(self._path, STATES_MEMBER)
             [contents] = read_shared([source], self._ranks, **self._options)
@@ -133,7 +133,7 @@ class _Load:
         return self._engine_states.read(self._state.model)
 
     def choose(self, contents: Any, ignore_keys: IgnoreKeys) -> None:
-        """What of ``contents`` is to be restored; the last step that leaves the state alone."""
+        """Chooses what to restore of ``contents``. The last step that does not change the state."""
         if not isinstance(contents, dict) or not isinstance(contents.get("state"), dict):
             raise StateMismatchError(
                 f"{self._path} holds no training state: no dict with a 'state'",
@@ -159,7 +159,7 @@ class _Load:
             self.random_states = contents.get("rng")
 
     def restore(self) -> None:
-        """Changes the state, and the random states last: whatever else draws comes before."""
+        """Changes the state. Random states come last, because other steps may draw from them."""
         if self._is_deepspeed:
             self._engine_states.restore(
                 self._state.model,

@@ -1,4 +1,4 @@
-"""File names: the format variables, and the suffix that decides the format."""
+"""File names: what the variables in braces stand for."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ VARIABLES = ("run_name", *RANK_VARIABLES, *_COUNT_NAMES, *_TIME_NAMES)
 def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path:
     """The path that ``filename`` stands for, now and on this rank.
 
-    Ranks and counts are integers, the three wall-clock times are seconds as floats; Python's
+    Ranks and counts are integers. The three wall-clock times are seconds, as floats. Python's
     format specs apply (``{batch:06d}``).
 
     Raises:
-        FilenameError: An unknown variable, a format error, a value that leads out of the folder
-            which the caller wrote literally, a name that is empty or names a folder, or one that
-            the system cannot spell.
+        FilenameError: A variable is unknown, a format is wrong, a value leads out of the folder
+            that stands before the first variable, the name is empty or names a folder, or the
+            system cannot encode it.
     """
     return _render(filename, _lookups(state, ranks))
 
 
 def render_ranks(filename: str | PurePath, ranks: Ranks) -> Path:
-    """The path of a checkpoint that exists: only what tells ranks apart is filled in.
+    """The path of a checkpoint that exists. Only RANK_VARIABLES are filled in.
 
-    The counts that :func:`render` fills in are those of the run that saved; write them out.
+    The counts that :func:`render` fills in were those of the run that saved. Write them out.
 
     Raises:
-        FilenameError: As by ``render``; every variable but RANK_VARIABLES is unknown.
+        FilenameError: As in ``render``. Variables other than RANK_VARIABLES are unknown.
     """
     return _render(filename, _rank_lookups(ranks))
 
@@ -108,7 +108,7 @@ def _seconds(state: TrainingState, name: str) -> float:
 
 
 def _substitute(template: str, lookups: Mapping[str, Callable[[], Any]]) -> tuple[str, str]:
-    """The text in front of the first variable, and the whole with values filled in."""
+    """The text before the first variable, and the whole text with values filled in."""
     available = "available are " + ", ".join(f"{{{name}}}" for name in lookups)
     literal: str | None = None
     rendered = ""
@@ -136,10 +136,10 @@ def _substitute(template: str, lookups: Mapping[str, Callable[[], Any]]) -> tupl
 
 
 def _check_inside(literal: str, rendered: str, template: str) -> None:
-    """``literal`` is the text before the first variable; values may not lead out of its folder."""
+    """Values may not lead out of the folder of ``literal``, the text before the first variable."""
     folder = os.path.abspath(os.path.dirname(literal))
     path = os.path.abspath(rendered)
-    # Not commonpath: it takes the two slashes for one that a path may begin with.
+    # Not commonpath: a path may begin with two slashes, and it takes them for one.
     if path == folder or not path.startswith(folder.rstrip("/") + "/"):
         raise FilenameError(
             f"{rendered!r} (from {template!r}) leads out of {folder!r}, the folder that the "

@@ -1,4 +1,4 @@
-"""Asynchronous saves that are under way, and errors of those that failed unheard."""
+"""Asynchronous saves that are under way, and the errors of saves that nobody has asked about."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _LOGGER = logging.getLogger("pyckpt")
 
 _changed = threading.Condition()  # guards the lists
 _running: list[PendingSave] = []
-_uncollected: list[PendingSave] = []  # failed, and nobody has asked them yet
+_uncollected: list[PendingSave] = []  # failed, and nobody has asked for the result yet
 
 
 class PendingSave(Future[list[Path]]):
-    """A save that goes on in the background; its result is what ``save_checkpoint`` returns.
+    """A save in the background. Its result is what ``save_checkpoint`` returns.
 
-    A Future that cannot be cancelled: other ranks take part. An error is logged when it happens.
-    Whoever asks for ``result()`` or ``exception()`` has collected it; the next save raises those
-    that nobody has collected.
+    A Future that cannot be cancelled, because other ranks take part. An error is logged when it
+    happens. ``result()`` and ``exception()`` collect it. The next save raises an error that has not
+    been collected.
 
     Attributes:
-        staged: Set when the state may be changed in whatever way. ``optimizer.step()`` need not
-            wait for it.
+        staged: Set when the state may be changed in any way. ``optimizer.step()`` need not wait
+            for it.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class PendingSave(Future[list[Path]]):
         return self._progress()
 
     def wait_staged(self) -> None:
-        """Returns as soon as the state may be changed in whatever way: ``staged`` is set.
+        """Returns when the state may be changed in any way, that is, when ``staged`` is set.
 
-        With ``stage="lazy"`` that means copying what has not been written yet.
+        With ``stage="lazy"`` this copies what has not been written yet.
         """
         self._stage()
         self.staged.wait()
@@ -74,12 +74,12 @@ class PendingSave(Future[list[Path]]):
             self._collect()
 
     def begin(self) -> None:
-        """Counts among the saves that are under way, until it ends."""
+        """Counts this save as under way, until it ends."""
         with _changed:
             _running.append(self)
 
     def forget(self) -> None:
-        """It comes to nothing: whoever has called for it knows."""
+        """The save did not begin. Its caller has got the error."""
         with _changed:
             if self in _running:
                 _running.remove(self)
@@ -87,7 +87,7 @@ class PendingSave(Future[list[Path]]):
 
     def finish(self, outcome: list[Path] | BaseException, progress: tuple[int, int]) -> None:
         """Ends the save. For the thread that runs it."""
-        # Nothing of the state is kept.
+        # Release the state.
         self._stage = lambda: None
         self._progress = lambda: progress
         self.staged.set()
@@ -99,7 +99,7 @@ class PendingSave(Future[list[Path]]):
             if failed:
                 _uncollected.append(self)
             _changed.notify_all()
-        # Last, so that whoever waits for the result finds room for the next save.
+        # Last, so that there is room for the next save once the result is there.
         if isinstance(outcome, BaseException):
             self.set_exception(outcome)
         else:
@@ -119,10 +119,10 @@ def wait_for_room(max_pending: int) -> None:
 
 
 def check_room(max_pending: int) -> None:
-    """Makes sure of the same without waiting.
+    """Checks that fewer than ``max_pending`` saves are under way, without waiting.
 
     Raises:
-        SaveInProgressError: There are as many.
+        SaveInProgressError: There are ``max_pending`` or more.
     """
     with _changed:
         running = len(_running)
@@ -133,10 +133,10 @@ def check_room(max_pending: int) -> None:
 
 
 def raise_uncollected() -> None:
-    """Raises the error of a save that failed and that nobody has asked for its result.
+    """Raises the error of a failed save whose result nobody has asked for.
 
     Raises:
-        CheckpointError: Of the same type as the error, which is its cause.
+        CheckpointError: Of the type of that error, which is its cause.
     """
     with _changed:
         failed = list(_uncollected)
@@ -152,7 +152,7 @@ def raise_uncollected() -> None:
 
 
 def _forget() -> None:
-    """A forked process does not have the threads: the saves are its parent's."""
+    """A forked process does not have the threads: the saves belong to its parent."""
     global _changed
     _changed = threading.Condition()
     _running.clear()

@@ -12,11 +12,11 @@ __all__ = ["rng_state", "set_rng_state"]
 
 
 def rng_state() -> dict[str, Any]:
-    """``python``, ``numpy``, ``torch`` and, once CUDA is in use, ``cuda``; in this order."""
+    """The states of ``python``, ``numpy``, ``torch`` and, if CUDA is in use, ``cuda``."""
     state: dict[str, Any] = {"python": random.getstate()}
     try:
         import numpy as np
-    except ImportError:  # then there is no state to lose
+    except ImportError:  # without numpy it has no state
         pass
     else:
         state["numpy"] = np.random.get_state()
@@ -27,17 +27,16 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Puts the generators that ``state`` names back where :func:`rng_state` found them.
+    """Restores the generators that ``state`` names, as :func:`rng_state` found them.
 
-    CUDA's state is left out where there is no CUDA; where it is not in use yet, it is set once it
-    is.
+    Without CUDA, its state is ignored. If CUDA is not in use yet, the state is set when it is.
     """
     if "python" in state:
         random.setstate(state["python"])
     if "numpy" in state:
         try:
             import numpy as np
-        except ImportError:  # then nobody draws from it
+        except ImportError:  # without numpy nothing draws from it
             pass
         else:
             np.random.set_state(state["numpy"])

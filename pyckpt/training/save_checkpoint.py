@@ -1,6 +1,6 @@
-"""save_checkpoint: a training state in, the paths of all ranks out.
+"""save_checkpoint: saves a training state, returns the paths of all ranks.
 
-Save is one such call in its two halves: collecting the state, and writing it.
+The class Save is one such save in two halves: collecting the state, and writing it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def save_checkpoint(
     """Saves the training state; the counterpart of ``composer.utils.save_checkpoint``.
 
     Call it on every rank. Without DeepSpeed rank 0 writes one file; with DeepSpeed every rank
-    writes an archive of its own. Either the files of all ranks are there in the end, or all ranks
-    raise and every earlier file is as it was.
+    writes an archive of its own. Either all ranks have their files in the end, or all ranks raise
+    and every earlier file is as it was.
 
     The file holds ``{"state": state.state_dict(), "rng": [random states by rank]}``. Tensors are
-    written from where they lie and must not change meanwhile. Asynchronous saves that are under way
-    are finished first.
+    read in place and must not change during the call. Asynchronous saves that are under way are
+    finished first.
 
     Args:
         state: Anything that follows the TrainingState protocol, such as Composer's State.
@@ -56,26 +56,26 @@ def save_checkpoint(
             torch's own file.
             With DeepSpeed ``.tar`` is appended unless there is such a suffix.
         weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
-        ignore_keys: What not to save: globs over key paths such as ``state/optimizers/*``, or a
+        ignore_keys: What to leave out: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the dict before it is saved.
-        compression_level: The format's level; None takes its standard one.
+        compression_level: The format's level; None takes its standard level.
         num_threads: Worker threads of each rank that writes; None takes an equal share of the CPUs
             that the process may use.
         fsync: Whether to wait until the disks have the files.
-        progress: True shows a bar, and a function is called with the bytes done and in all, some 20
-            times a second; both on rank 0 alone, of what it writes.
+        progress: True shows a bar. A function is called some 20 times a second, with the bytes done
+            and in total. Only on rank 0, and only for what it writes.
 
     Returns:
         The path that rank 0 wrote, on every rank; with DeepSpeed the paths of all ranks, by rank,
         each valid on its rank's machine.
 
     Raises:
-        CheckpointError: Some rank failed; its attributes and message name rank and cause, and every
-            rank raises it. FilenameError, DuplicateFileError and OptionError, which are
-            ValueErrors, come before anything is written. So does the error of an earlier
-            asynchronous save that nobody has asked for.
+        CheckpointError: A rank failed. Every rank raises it; attributes and message name the rank
+            and the cause. FilenameError, DuplicateFileError and OptionError, which are ValueErrors,
+            are raised before anything is written. So is the error of an earlier asynchronous save
+            whose result has not been asked for.
     """
-    # An asynchronous save of the same name would else replace this, which is newer.
+    # Else an older asynchronous save of the same name could replace this newer file.
     wait_for_room(1)
     save = Save(state, filename, weights_only, ignore_keys)
     channel = users_channel()
@@ -93,7 +93,7 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class _Target:
-    """What a rank is going to write; all ranks know that of all."""
+    """What a rank is going to write. Every rank knows the targets of all ranks."""
 
     path: Path
     writes: bool
@@ -116,9 +116,9 @@ def _check_distinct(targets: list[_Target]) -> None:
 
 
 class Save:
-    """One save of a training state on one rank: steps, between which ranks exchange outcomes.
+    """One save of a training state on one rank. Ranks exchange outcomes between its steps.
 
-    First ``collect``, then ``write``, and ``close`` in the end, all on every rank.
+    Call ``collect``, then ``write``, then ``close``, on every rank.
     """
 
     def __init__(
@@ -140,14 +140,14 @@ class Save:
 
     @property
     def writer(self) -> ArchiveWriter | None:
-        """What this rank writes with, if it writes."""
+        """The writer of this rank's archive; None if this rank writes nothing."""
         return self._writer
 
     def collect(self, make_options: Callable[[], WriteOptions], channel: Channel) -> None:
-        """Gathers all that will be written, without copying tensors.
+        """Collects all that will be written, without copying tensors.
 
         Args:
-            make_options: What it raises is raised on all ranks, before anything is looked at.
+            make_options: Called first. Its errors are raised on all ranks.
         """
         self._targets = together(
             "preparing the checkpoint", lambda: self._prepare(make_options()), channel
@@ -169,8 +169,8 @@ class Save:
         """Writes and commits; returns the paths of all ranks that write.
 
         Args:
-            before, after: Called before the bytes are read, and when they are written but have no
-                name yet. If one raises, they get none.
+            before: Called before the bytes are read. If it raises, no file gets its name.
+            after: Called when the bytes are written and the file has no name yet. Likewise.
         """
         several = self.is_deepspeed
         together("writing the checkpoint", lambda: self._write(before, after), channel)
@@ -180,11 +180,11 @@ class Save:
         return [target.path for target in (self._targets if several else self._targets[:1])]
 
     def close(self) -> None:
-        """Removes what was not kept, and lets go of the state."""
+        """Removes what was not kept, and releases the state."""
         self._cleanup.close()
 
     def _prepare(self, options: WriteOptions) -> _Target:
-        """Everything that can be known to be wrong before a byte is written."""
+        """Finds every error that can be found before a byte is written."""
         self._ranks = current_ranks()
         if self._weights_only and self.is_deepspeed:
             raise OptionError("weights_only=True is not possible with DeepSpeed")
@@ -202,7 +202,7 @@ class Save:
         return _Target(path, writes, file_identity(path))
 
     def _collect_state(self, random_states: list[dict[str, Any]]) -> None:
-        """Gathers the state on every rank: its state_dict() may itself be collective."""
+        """Collects the state on every rank, because its state_dict() may be collective."""
         state = (
             {"model": model_state_dict(self._state)}
             if self._weights_only
@@ -220,13 +220,13 @@ class Save:
         self._cleanup.enter_context(collect_engine_states(self._state.model, self._writer))
 
     def _write(self, before: Callable[[], None], after: Callable[[], None]) -> None:
-        """The bytes, under a name that nobody sees."""
+        """Writes the bytes, to a file that has no name yet."""
         before()
         if self._writer is not None:
             self._writer.write()
         after()
 
     def _commit(self, several: bool) -> None:
-        """The name. Where several ranks commit, each can go back until all have."""
+        """Gives the file its name. If several ranks commit, each can go back until all have."""
         if self._writer is not None:
             self._writer.commit(keep_previous=several)
