@@ -17,14 +17,14 @@ IgnoreKeys = str | Sequence[str] | Callable[[dict[str, Any]], Any] | None
 
 
 def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, Any]:
-    """A copy of ``tree`` without what ``ignore_keys`` names.
+    """A copy of ``tree`` without what ``ignore_keys`` names; ``tree`` itself if that is None.
 
-    Dicts and lists are copied; their contents are not.
+    Dicts and lists are copied. Other values, such as tensors, are not. ``tree`` does not change.
 
     Args:
-        ignore_keys: Globs over key paths. ``*`` also matches ``/``. Items of lists have their index
-            in ``tree``. A match includes everything below it. Or a callable that edits the dict
-            that it gets.
+        ignore_keys: Globs over key paths. ``*`` also matches ``/``. The key of a list item is its
+            index in ``tree``. A match includes everything below it. Or a callable that edits the
+            dict that it gets.
 
     Raises:
         OptionError: ``ignore_keys`` is neither globs nor a callable.
@@ -77,7 +77,8 @@ class Globs:
 def only(tree: Any, globs: Sequence[str]) -> Any:
     """A copy of ``tree`` with only what the globs name, and the containers around it.
 
-    Globs are as in :func:`without_ignored`. Lists and tuples become shorter.
+    Globs are as in :func:`without_ignored`, but look into tuples too. Lists and tuples lose the
+    items that no glob names. ``tree`` does not change.
 
     Raises:
         OptionError: A glob matches nothing.

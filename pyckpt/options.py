@@ -20,8 +20,8 @@ class WriteOptions:
     """How an archive is written.
 
     Attributes:
-        compression_level: The format's level, or None for its standard level. Each format has its
-            own meaning: see docs/format.md.
+        compression_level: The format's level, or None for its standard level. What a level does
+            depends on the format: see docs/format.md.
         num_threads: Worker threads, at least 1, or None for :func:`default_threads`.
         fsync: Whether the save waits until the file and its name are on the disk.
         progress: See pyckpt.progress.
@@ -57,7 +57,7 @@ class BackgroundOptions(WriteOptions):
     """How an archive is written while training goes on.
 
     Attributes:
-        num_threads: As above; None takes half as many as a blocking save.
+        num_threads: As in WriteOptions, but None takes half as many, at least one.
         nice: How much the threads' priority is lowered, 0 to 19: see nice(2).
 
     Raises:

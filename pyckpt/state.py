@@ -43,7 +43,7 @@ class TrainingTime(Protocol):
 class TrainingState(Protocol):
     """What save_checkpoint needs of a state. Composer's ``State`` has it.
 
-    A state may also have ``get_model_state_dict()``. It gives the weights for ``weights_only``.
+    A state may also have ``get_model_state_dict()``. ``weights_only`` then saves its result.
     """
 
     model: Any
@@ -95,7 +95,7 @@ class Timestamp:
 
 @dataclass
 class State:
-    """A training state for training without Composer. It is saved in the structure of Composer's.
+    """A training state for training without Composer. It is saved in the layout of Composer's.
 
     Attributes:
         model: The module that is trained, or a DeepSpeedEngine.
@@ -172,7 +172,7 @@ def _unwrapped(model: Any) -> Any:
         if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(model, torch.nn.Module) and hasattr(model, "_orig_mod"):
-            # torch.compile's wrapper. To name its class would import it.
+            # The wrapper of torch.compile. Its class cannot be named without importing it.
             model = model._orig_mod
         else:
             return model
@@ -202,7 +202,7 @@ def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tu
     for name, one in _named(objects):
         if name in saved:
             yield one, saved[name]
-        elif saved:  # with no saved objects at all, that is intended
+        elif saved:  # no warning if none were saved: that is intended
             warnings.warn(f"the checkpoint has no {key}/{name}: it stays as it is", stacklevel=3)
 
 

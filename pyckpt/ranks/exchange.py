@@ -131,8 +131,9 @@ class Channel:
 
 
 def users_channel() -> Channel:
-    """The process group that training uses. To be used in the training thread only.
+    """The process group that training uses.
 
+    Use it only in the thread that calls training's collectives, and between them.
     Without torch.distributed, and in a group of one, there is one rank.
     """
     if _alone():
@@ -154,9 +155,9 @@ def own_channels(count: int) -> list[Channel]:
     return [Channel(dist.get_rank(), partial(_gather_in_group, group)) for group in groups[:count]]
 
 
-# A background thread waits for the writes of other ranks. A dead rank is noticed at once.
+# Long, because a background thread waits while other ranks write. A dead rank is noticed at once.
 _OWN_TIMEOUT = datetime.timedelta(days=1)
-_own_groups: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # by the default group
+_own_groups: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # key: the default group
 
 
 def _gather_in_default_group(outcome: Any) -> list[Any]:

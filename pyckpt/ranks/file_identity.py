@@ -1,4 +1,4 @@
-"""Whether the paths of two processes, perhaps on two machines, are the same file."""
+"""Whether the paths of two processes, perhaps on two machines, name the same file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def machine() -> str:
 def _mount_of(path: str) -> tuple[str, str, str, str] | None:
     """(mount point, type, source, root) of the file system that holds ``path``: proc(5)."""
     try:
-        # Not splitlines() and split(): they also split at characters that are not escaped here.
+        # Not splitlines() and split(): they also split at white space that is not escaped here.
         lines = os.fsdecode(_MOUNTS.read_bytes()).rstrip("\n").split("\n")
     except OSError:
         return None
@@ -61,7 +61,7 @@ def _mount_of(path: str) -> tuple[str, str, str, str] | None:
 
 
 def _unescape(text: str) -> str:
-    """Replaces the octal escapes, which stand for blanks and the like."""
+    """Decodes octal escapes, which stand for spaces and similar characters."""
     if "\\" not in text:
         return text
     return text.encode("latin-1", "backslashreplace").decode("unicode_escape")

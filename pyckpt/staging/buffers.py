@@ -50,7 +50,10 @@ def _unregister(memory: torch.Tensor) -> None:
 
 
 class BufferPool:
-    """Buffers that are used again. Holds at most as many as were in use at the same time."""
+    """Buffers that are used again. Thread-safe.
+
+    Of each kind, pinned or not, it holds at most as many as were in use at the same time.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,7 +67,7 @@ class BufferPool:
                 key=lambda buffer: buffer.bytes.nbytes,
             )
             chosen = next((b for b in alike if b.bytes.nbytes >= nbytes), None)
-            # If none fits, the largest free one is released in favour of the new one.
+            # If none fits, the largest free one is freed before the new one is allocated.
             gone = chosen or (alike[-1] if alike else None)
             if gone is not None:
                 self._free.remove(gone)

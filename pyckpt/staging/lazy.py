@@ -5,8 +5,8 @@ them. So a save in the background may read them in place. A hook before each ste
 not been read yet. Everything else is copied when the save begins.
 
 There is one hook for all torch optimizers of the process, and one around ``engine.step()`` of each
-DeepSpeed engine that was saved. Hooks are never removed, because another thread could do so in the
-middle of a step. They do nothing while nothing is saved.
+DeepSpeed engine that was saved lazily. Hooks are never removed, because the background thread could
+do so in the middle of a step. They do nothing while nothing is saved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check_lazy(state: TrainingState) -> None:
         OptionError: An optimizer does not call torch's hooks, or the model is not a module.
     """
     if not isinstance(state.model, torch.nn.Module):
-        raise OptionError("stage='lazy' is for models that are torch.nn.Module")
+        raise OptionError("stage='lazy' needs a model that is a torch.nn.Module")
     if is_deepspeed_engine(state.model):  # its step is hooked
         return
     for optimizer in _optimizers(state):
@@ -50,12 +50,12 @@ def check_lazy(state: TrainingState) -> None:
 
 
 def is_lazy_safe(state: TrainingState) -> bool:
-    """Whether only steps of hooked optimizers are known to change what is trained.
+    """Whether, as far as is known, only steps of hooked optimizers change what is trained.
 
     False for DeepSpeed, whose engines have many ways to move weights; for Composer's algorithms,
     some of which swap weights; for embeddings that are renormalized in forward; and for parameters
     that are trained by an optimizer that ``state`` does not name. What changes frozen parameters,
-    such as averaging, cannot be known: see ``LiveRecords``.
+    such as averaging, is not known: see ``frozen`` of ``LiveRecords``.
     """
     if not isinstance(state.model, torch.nn.Module) or is_deepspeed_engine(state.model):
         return False
@@ -73,13 +73,14 @@ def is_lazy_safe(state: TrainingState) -> bool:
 class LiveRecords:
     """Records that are read in place as long as possible.
 
-    The training thread makes it. Another thread reads the records and calls ``settle()``.
+    The training thread makes it. Another thread reads the records and calls ``settle()``. Any
+    thread may call ``stage()``.
 
     Memory: at once the bytes of all tensors that are neither parameters nor optimizer state; at the
     first step the bytes that are unread then.
 
     Args:
-        frozen: Whether to read parameters in place too that no optimizer of ``state`` has.
+        frozen: Whether parameters that no optimizer of ``state`` has are read in place too.
 
     Attributes:
         records: The same records, in the same order; valid until ``close()``.
@@ -122,7 +123,7 @@ class LiveRecords:
         """Copies what is unread, so that the state may change.
 
         Errors are kept and raised by ``settle()``. KeyboardInterrupt and SystemExit are raised at
-        once.
+        once, and ``settle()`` then raises a CheckpointError.
         """
         with self._lock:
             if self.staged.is_set():
@@ -149,11 +150,11 @@ class LiveRecords:
         self._copies.wait()
 
     def settle(self) -> None:
-        """Raises what went wrong. Call it when the records are written.
+        """Raises what went wrong. Call it when the records are written. Ends the reading in place.
 
         Raises:
             TornSaveError: A tensor was changed while it was read in place.
-            Exception: A copy before a step failed.
+            Exception: The error of a copy before a step.
         """
         with self._lock:
             if not self.staged.is_set():
@@ -191,8 +192,8 @@ class LiveRecords:
         for optimizer in self._stepping:
             if not _is_hooked(optimizer):
                 raise TornSaveError(
-                    f"{type(optimizer).__qualname__} no longer calls the hooks of "
-                    "torch.optim.Optimizer, and its parameters were being saved: use stage='copy'"
+                    f"{type(optimizer).__qualname__} stopped calling the hooks of "
+                    "torch.optim.Optimizer while its parameters were saved: use stage='copy'"
                 )
 
     def _let_go(self) -> None:
@@ -203,8 +204,8 @@ class LiveRecords:
 
 
 # What shows that a tensor is unchanged: its name, the tensor, its version, its storage, and the
-# address and size of that. If a tensor gets other memory, the old storage is unchanged and still
-# read. If memory is resized, it moves. A tuple, because training waits until all are made.
+# storage's address and size. If a tensor gets other memory, the old storage is unchanged and still
+# read. If memory is resized, it moves. Not a class, because training waits until all are made.
 _Mark = tuple[str, torch.Tensor, int, torch.UntypedStorage, tuple[int, int]]
 
 
@@ -247,7 +248,7 @@ def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, to
         for parameter in _parameters(optimizer):
             yield name, parameter
         for of_parameter in optimizer.state.values():
-            # Anything else that an optimizer keeps there is copied.
+            # Anything else that an optimizer of your own keeps there is copied.
             if isinstance(of_parameter, Mapping):
                 for key, value in of_parameter.items():
                     if isinstance(value, torch.Tensor):
@@ -261,7 +262,8 @@ def _parameters(optimizer: Any) -> Iterator[torch.Tensor]:
 
 def _optimizers(state: TrainingState) -> Iterator[Any]:
     if is_deepspeed_engine(state.model):
-        # The optimizer inside DeepSpeed's own: torch's, or one that derives from torch's.
+        # The optimizer inside DeepSpeed's own, which has the sharded tensors. It is torch's, or
+        # derives from torch's.
         if state.model.basic_optimizer is not None:
             yield state.model.basic_optimizer
         return

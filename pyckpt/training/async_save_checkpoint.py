@@ -77,7 +77,7 @@ def async_save_checkpoint(
         nice: By how much the priority of these threads is lowered, 0 to 19.
         max_pending: How many saves may be under way, this one included. They are written one after
             another.
-        when_busy: What to do if max_pending saves are under way: wait, or raise
+        when_busy: What to do if ``max_pending`` saves are under way already: wait, or raise
             SaveInProgressError.
 
     Returns:
@@ -184,7 +184,7 @@ class _Staging:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for copies that are being made. For the background thread, before it reads."""
+        """Waits for copies that are being made. The background thread calls it before it reads."""
         kept = self._kept
         if kept is not None:
             kept.wait()
@@ -192,7 +192,7 @@ class _Staging:
             self.staged.set()
 
     def settle(self) -> None:
-        """Raises TornSaveError if the state was changed. For the background thread, at the end."""
+        """Raises TornSaveError or the error of a copy. For the background thread, at the end."""
         if isinstance(self._kept, LiveRecords):
             self._kept.settle()
 

@@ -120,7 +120,7 @@ def check_can_load(engine: Any, load_weights_only: bool) -> None:
     """
     if engine.zero_nvme_offload_optimizer():
         raise OptionError(
-            "an optimizer that lies on NVMe is loaded from files: extract the archives into one "
+            "an optimizer on NVMe can only be loaded from files: extract the archives into one "
             f"folder and call engine.load_checkpoint(folder, tag={TAG!r})"
         )
     if load_weights_only and engine.zero_optimization_stage() == 3:
@@ -249,7 +249,7 @@ class _ArchiveEngine(CheckpointEngine):  # type: ignore[misc]
 
     def save(self, state_dict: Any, path: str) -> None:
         """Not used when loading."""
-        raise NotImplementedError("this engine loads")
+        raise NotImplementedError("this engine only loads")
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """The state, on the CPU. DeepSpeed copies it from there."""

@@ -71,8 +71,9 @@ def load_checkpoint(
         CorruptArchiveError: A file is damaged, or has no such member.
         StateMismatchError: The checkpoint has other weights, or is of a different number of ranks.
         CheckpointError: Anything else, such as a missing file. Every rank raises each of these
-            errors; attributes and message name the rank, the file and the cause. The state is
-            unchanged unless the message begins with "restoring the state failed".
+            errors. The message names the cause, and attributes the rank and the file. The state is
+            unchanged unless the message begins with "restoring the state failed". With DeepSpeed it
+            may also be changed if DeepSpeed did not load the file, or if memory is short.
     """
     options = {"weights_only": weights_only, "num_threads": num_threads, "progress": progress}
     loading = _Load(path, state, load_weights_only, strict_model_weights, options)
@@ -145,7 +146,7 @@ class _Load:
             )
         if not self._load_weights_only and contents["state"].keys() <= _WITH_WEIGHTS_ONLY:
             warnings.warn(
-                f"{self._path} holds weights alone: all else stays as it is", stacklevel=5
+                f"{self._path} holds only weights: everything else stays as it is", stacklevel=5
             )
         contents = without_ignored(contents, ignore_keys)
         training_state = contents.get("state", {})

@@ -76,7 +76,7 @@ def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) 
         os.fsencode(rendered)
     except UnicodeEncodeError as error:
         raise FilenameError(
-            f"{rendered!r} (from {template!r}) cannot be spelled in the system's encoding: {error}",
+            f"{rendered!r} (from {template!r}) cannot be encoded for the file system: {error}",
             path=rendered,
         ) from error
     if not PurePath(rendered).name or rendered.endswith("/"):
@@ -139,7 +139,7 @@ def _check_inside(literal: str, rendered: str, template: str) -> None:
     """Values may not lead out of the folder of ``literal``, the text before the first variable."""
     folder = os.path.abspath(os.path.dirname(literal))
     path = os.path.abspath(rendered)
-    # Not commonpath: a path may begin with two slashes, and it takes them for one.
+    # Not commonpath: a path may begin with two slashes, which commonpath treats as one.
     if path == folder or not path.startswith(folder.rstrip("/") + "/"):
         raise FilenameError(
             f"{rendered!r} (from {template!r}) leads out of {folder!r}, the folder that the "

@@ -52,9 +52,9 @@ def save_checkpoint(
         state: Anything that follows the TrainingState protocol, such as Composer's State.
         filename: May contain the variables of pyckpt.training.names.VARIABLES with format specs,
             in its folders too, which are created. The suffix decides the format: ``.tar``,
-            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma`` and their short forms; any other name gets
-            torch's own file.
-            With DeepSpeed ``.tar`` is appended unless there is such a suffix.
+            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma`` and their short forms. An unknown suffix after
+            ``.tar`` is an error; any other name gets torch's own file. With DeepSpeed
+            ``.tar`` is appended unless there is such a suffix.
         weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
         ignore_keys: What to leave out: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the dict before it is saved.
@@ -70,10 +70,10 @@ def save_checkpoint(
         each valid on its rank's machine.
 
     Raises:
-        CheckpointError: A rank failed. Every rank raises it; attributes and message name the rank
-            and the cause. FilenameError, DuplicateFileError and OptionError, which are ValueErrors,
-            are raised before anything is written. So is the error of an earlier asynchronous save
-            whose result has not been asked for.
+        CheckpointError: A rank failed. Every rank raises it. The message names the cause, and the
+            attribute ``rank`` the rank. FilenameError, DuplicateFileError and OptionError, which
+            are ValueErrors, are raised before anything is written. So is the error of an earlier
+            asynchronous save whose result has not been asked for.
     """
     # Else an older asynchronous save of the same name could replace this newer file.
     wait_for_room(1)

@@ -1,6 +1,6 @@
 """Reads what several ranks want: decompressed once per machine, handed on through a file.
 
-Every rank reads a file without compression for itself, because the page cache is the shortest way.
+Every rank reads a file without compression for itself, because it comes from the page cache.
 Decompression costs CPU time. So on each machine the first rank that wants a member decompresses it
 and writes the object, uncompressed, to a temporary folder (``TMPDIR``). The others read it there.
 If the folder has no room, the others decompress too. The folder holds at most what is shared, and
@@ -28,7 +28,7 @@ __all__ = ["Source", "read_shared"]
 
 @dataclass(frozen=True)
 class Source:
-    """A member of an archive. A file of torch.save is its own only member, of any name."""
+    """A member of an archive. A file of torch.save has no members, so ``member`` is ignored."""
 
     path: Path
     member: str

@@ -102,7 +102,7 @@ def test_hooks_that_torch_compile_takes_away_are_missed() -> None:
     for parameter in state.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizers.step()
-    with pytest.raises(pyckpt.TornSaveError, match="Compiled ceased to call the hooks"):
+    with pytest.raises(pyckpt.TornSaveError, match="Compiled stopped calling the hooks"):
         live.settle()
     live.close()
 

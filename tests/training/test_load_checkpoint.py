@@ -100,7 +100,7 @@ def test_weights_only_restores_nothing_else(saved: Path) -> None:
 def test_a_checkpoint_of_weights_says_what_stays_as_it_is(tmp_path: Path) -> None:
     other, state = build(seed=1), build(seed=2)
     [path] = pyckpt.save_checkpoint(other, tmp_path / "x.tar", weights_only=True)
-    with pytest.warns(UserWarning, match=r"x\.tar holds weights alone: all else stays as it is"):
+    with pytest.warns(UserWarning, match=r"x\.tar holds only weights: everything else stays"):
         pyckpt.load_checkpoint(path, state)
     assert torch.equal(state.model[0].weight, other.model[0].weight)
 

@@ -179,7 +179,7 @@ def test_a_value_may_name_folders_below() -> None:
 
 
 def test_names_that_the_system_cannot_spell() -> None:
-    with pytest.raises(pyckpt.FilenameError, match="cannot be spelled"):
+    with pytest.raises(pyckpt.FilenameError, match="cannot be encoded"):
         rendered("{run_name}.tar", "\ud800")
 
 
