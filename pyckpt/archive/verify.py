@@ -61,10 +61,9 @@ class Report:
         members: Number of members.
         records: Number of records in torch's zip files, including those in ``unchecked``.
         nbytes: Size of these records, decompressed.
-        unchecked: Records without a checksum that can be compared: torch was told to compute
-            none, or the record is compressed by a method other than deflate. Also files from before
-            torch 1.6, which have no checksums. Damage in them is found only by the checksums of
-            the compression, if there are any.
+        unchecked: Records without a checksum, because torch was told to compute none. Also files
+            from before torch 1.6, which have no checksums. Damage in them is found only by the
+            checksums of the compression, if there are any.
     """
 
     path: Path
@@ -187,7 +186,7 @@ def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) ->
     report.unchecked += [
         f"{member.name}:{record.name}"
         for record in file.records.values()
-        if not record.has_checksum or not (record.stored or record.deflated)
+        if not record.has_checksum
     ]
     found: list[tuple[str, str, int | None]] = [
         (name, message, None) for name, message in wrong.items()
@@ -207,7 +206,7 @@ def _compressed_problem(
     TorchScript writes such records.
     """
     if not record.deflated:
-        return None  # no checkpoint writer does this; the report lists it as unchecked
+        return "torch cannot read it: it is encrypted, or compressed by an unknown method"
     offset, left = place
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     crc = nbytes = 0
