@@ -1,5 +1,5 @@
-// Address space for a whole stream. Only pages that are written to take memory, so a stream
-// of which parts are decoded costs those parts.
+// Address space for a whole stream. A page takes memory only after it is written to. So a stream
+// that is decoded in part costs only the memory of that part.
 #ifndef PYCKPT_BASE_ANONYMOUS_MAP_H_
 #define PYCKPT_BASE_ANONYMOUS_MAP_H_
 
@@ -8,11 +8,11 @@
 
 namespace pyckpt {
 
-// Gives back the memory of all whole pages in [data, data + nbytes). When read again, they are
+// Gives back the memory of all whole pages in [data, data + nbytes). Reading them again gives
 // zeros, or the bytes of the mapped file.
 void DropPages(std::uint8_t* data, std::size_t nbytes);
 
-// Asks for huge pages in [data, data + nbytes). Call it where all bytes will be written.
+// Asks for huge pages in [data, data + nbytes). Call it only if all bytes will be written.
 void PreferHugePages(std::uint8_t* data, std::size_t nbytes);
 
 class AnonymousMap {
@@ -23,7 +23,7 @@ class AnonymousMap {
   ~AnonymousMap();
 
   // Makes room for at least nbytes. The contents stay; the address may change.
-  // Returns false when the system has not so much address space.
+  // Returns false if the system does not have enough address space.
   bool Grow(std::size_t nbytes);
 
   std::uint8_t* data() const { return data_; }

@@ -1,4 +1,4 @@
-// Bytes in memory, and loads and stores in little and big endian. Every other file uses these.
+// Bytes in memory, and loads and stores in little and big endian.
 #ifndef PYCKPT_BASE_BYTES_H_
 #define PYCKPT_BASE_BYTES_H_
 
@@ -22,8 +22,8 @@ inline Span AsSpan(const std::string& bytes) {
   return {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
 }
 
-// A reusable byte buffer. It grows when it must and never shrinks, so a worker allocates in
-// its first chunk only. New memory is not touched until it is written.
+// A reusable byte buffer. It grows when needed and never shrinks, so a worker seldom allocates
+// after its first chunk. New memory is not touched until it is written.
 class Buffer {
  public:
   Buffer() = default;
@@ -31,7 +31,8 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() = default;
 
-  // Makes room for nbytes and returns the start. Old contents stay; new bytes are unspecified.
+  // Makes room for nbytes and returns the start, which may have moved. Old contents stay. New bytes
+  // are unspecified.
   std::uint8_t* Reserve(std::size_t nbytes) {
     if (nbytes > capacity_) {
       void* grown = std::realloc(bytes_.get(), nbytes);

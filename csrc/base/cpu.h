@@ -1,11 +1,12 @@
-// Which of the CPU's instruction sets kernels may use. Nothing else asks the CPU.
+// The CPU instruction sets that kernels may use. No other code in this project asks the CPU.
 #ifndef PYCKPT_BASE_CPU_H_
 #define PYCKPT_BASE_CPU_H_
 
 namespace pyckpt {
 
-// False if the CPU lacks it, or if the environment variable PYCKPT_PORTABLE is 1, so that one
-// machine can test every path. CPU and variable are read once per process. Thread-safe.
+// False if the CPU does not have the instruction set, or if the environment variable
+// PYCKPT_PORTABLE is 1. The variable lets one machine test every path. Both are read once per
+// process. Thread-safe.
 bool UseAvx2();
 bool UseBmi2();  // and BMI1
 

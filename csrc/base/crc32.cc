@@ -18,7 +18,8 @@ std::uint8_t ReverseBits(std::uint8_t byte) {
 }  // namespace
 
 std::uint32_t Crc32(Span bytes, std::uint32_t before) {
-  // The bytes are mostly in no cache yet. Each page is fetched while the page before it is summed.
+  // Most of the bytes are not in a cache yet. Each page is fetched while the page before it is
+  // summed.
   constexpr std::size_t kPage = 4096;
   constexpr std::size_t kCacheLine = 64;
   std::uint32_t crc = before;

@@ -1,5 +1,4 @@
-// CRC-32 as zip and gzip use it (polynomial 0xEDB88320, RFC 1952 section 8), and
-// as bzip2 does.
+// CRC-32 as zip and gzip use it (polynomial 0xEDB88320, RFC 1952 section 8), and as bzip2 uses it.
 #ifndef PYCKPT_BASE_CRC32_H_
 #define PYCKPT_BASE_CRC32_H_
 
@@ -9,8 +8,8 @@
 
 namespace pyckpt {
 
-// The checksum of the bytes that have the checksum before, followed by bytes. Thread-safe. The
-// kernel is chosen at run time.
+// Continues a checksum. If before is Crc32(A), returns the checksum of A followed by bytes. Without
+// before, returns the checksum of bytes. Thread-safe. The kernel is chosen at run time.
 std::uint32_t Crc32(Span bytes, std::uint32_t before = 0);
 
 // bzip2's checksum: the same polynomial, with the highest bit of each byte first. Thread-safe.

@@ -12,21 +12,21 @@ namespace pyckpt {
 enum class ErrorKind {
   kSystem,    // a system call failed: error_number() is its errno
   kArgument,  // the caller asked for something that cannot be written
-  kCodec,     // a compression library refused
-  kCorrupt,   // a file holds what no writer writes: offset() is where
+  kCodec,     // a compression library failed
+  kCorrupt,   // a file has bytes that no writer writes, at offset()
 };
 
 class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message) : Error(kind, message, 0, "") {}
 
-  // A system call failed: what was being done, with which errno, on which file. As a Python
-  // OSError it shows errno and path.
+  // A system call failed. doing says what it was for: "cannot open". path is the file. In Python it
+  // is an OSError with errno and path.
   static Error System(int error_number, const std::string& doing, const std::string& path) {
     return {ErrorKind::kSystem, doing + ": " + std::strerror(error_number), error_number, path};
   }
 
-  // What is wrong with a file's bytes, and where they begin to be wrong.
+  // The bytes at offset are wrong. message says what is wrong with them.
   static Error Corrupt(const std::string& message, std::uint64_t offset) {
     Error error(ErrorKind::kCorrupt, message);
     error.offset_ = offset;
@@ -36,7 +36,9 @@ class Error : public std::runtime_error {
   ErrorKind kind() const { return kind_; }
   int error_number() const { return error_number_; }
   const std::string& path() const { return path_; }
-  std::uint64_t offset() const { return offset_; }  // in bytes from the file's start
+  // In bytes. Decoders count from the start of the file. The readers of tar and zip count from the
+  // start of the decompressed stream, and CheckPickle() from the start of the pickle.
+  std::uint64_t offset() const { return offset_; }
 
  private:
   Error(ErrorKind kind, const std::string& message, int error_number, std::string path)

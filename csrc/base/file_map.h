@@ -14,10 +14,10 @@ namespace pyckpt {
 // pyckpt does, are safe.
 class FileMap {
  public:
-  // What happens to writes. The file itself is never written to.
+  // Whether the memory may be written to. Writes go to a copy of the page, never to the file.
   enum class Writes { kForbidden, kToCopy };
 
-  // Throws Error::System: no such file, a folder, no right to read it.
+  // Throws Error::System if the file does not exist, is no regular file, or cannot be read.
   FileMap(const std::string& path, Writes writes);
   FileMap(const FileMap&) = delete;
   FileMap& operator=(const FileMap&) = delete;

@@ -1,4 +1,4 @@
-// A file on disk as a source of the stream.
+// A file on disk as a Source.
 #ifndef PYCKPT_BASE_FILE_SOURCE_H_
 #define PYCKPT_BASE_FILE_SOURCE_H_
 
@@ -11,7 +11,7 @@ namespace pyckpt {
 
 class FileSource final : public Source {
  public:
-  // Opens the file and learns its size. Throws Error::System.
+  // Opens the file and asks for its size. Throws Error::System.
   explicit FileSource(std::string path);
   FileSource(const FileSource&) = delete;
   FileSource& operator=(const FileSource&) = delete;

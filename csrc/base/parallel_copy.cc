@@ -9,7 +9,7 @@
 namespace pyckpt {
 namespace {
 
-// The size of a task, about: a piece of one large copy, or many small copies.
+// The size of every task except the last. A task is a piece of a large copy, or many small copies.
 constexpr std::size_t kTaskNbytes = std::size_t{4} << 20;
 
 }  // namespace

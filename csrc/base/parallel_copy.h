@@ -1,4 +1,4 @@
-// Copies of host memory on several threads.
+// Copies host memory on several threads.
 #ifndef PYCKPT_BASE_PARALLEL_COPY_H_
 #define PYCKPT_BASE_PARALLEL_COPY_H_
 
@@ -14,7 +14,7 @@ struct Copy {
   Span from;
 };
 
-// Makes all copies. Several threads share a large one. Returns when all are made.
+// Makes all copies and returns when they are done. Several threads share a large copy.
 void ParallelCopy(const std::vector<Copy>& copies, int threads);
 
 }  // namespace pyckpt

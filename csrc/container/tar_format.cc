@@ -60,7 +60,7 @@ std::string UstarBlock(const TarEntry& entry, char type) {
   constexpr std::array<char, 8> kMagicBytes{'u', 's', 't', 'a', 'r', '\0', '0', '0'};
   std::copy(kMagicBytes.begin(), kMagicBytes.end(), block.data() + kMagic.offset);
 
-  // The sum is taken while its own field holds blanks. It is stored as six digits, NUL, blank.
+  // While the sum is computed, its own field holds blanks. It is stored as six digits, NUL, blank.
   std::fill_n(block.data() + kChecksum.offset, kChecksum.width, ' ');
   std::uint32_t sum = 0;
   for (const char c : block) sum += static_cast<std::uint8_t>(c);

@@ -17,19 +17,19 @@ inline constexpr std::uint64_t kTarEndNbytes = 2 * kTarBlockNbytes;
 enum class TarType : char { kFile = '0', kDirectory = '5' };
 
 struct TarEntry {
-  std::string name;  // UTF-8, without leading "./"; TarHeader() adds the "/" of a folder, so
-                     // the root folder has an empty name
+  std::string name;  // UTF-8, without leading "./" and without the "/" that ends a folder's name,
+                     // which TarHeader() adds; empty for the root folder
   TarType type = TarType::kFile;
   std::uint32_t mode = 0644;
   std::uint64_t nbytes = 0;
-  std::int64_t mtime = 0;  // seconds since the epoch
+  std::int64_t mtime = 0;  // seconds since the epoch; a negative time is written as 0
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
 };
 
 // The header blocks of one member: 512 bytes, or more if it needs pax records (a name of more
-// than 100 bytes or not in ASCII, a size of 8 GiB or more, large ids). A size of 8 GiB or more is
-// also written in base-256, for readers that skip pax records.
+// than 100 bytes or not in ASCII, a size of 8 GiB or more, an id of 2 Mi or more). Large sizes and
+// ids are also written in base-256, for readers that skip pax records.
 std::string TarHeader(const TarEntry& entry);
 
 }  // namespace pyckpt

@@ -23,7 +23,7 @@ constexpr std::uint16_t kZip64Id = 0x0001;
 constexpr std::uint16_t kPaddingId = 0x4246;  // "FB"
 constexpr char kPaddingByte = 'Z';
 
-// Values from here on are in the zip64 fields, and the field itself has this value.
+// A value of this size or more is written to a zip64 field. The usual field then holds this value.
 constexpr std::uint32_t kMax32 = 0xFFFFFFFF;
 constexpr std::uint16_t kMax16 = 0xFFFF;
 

@@ -1,8 +1,7 @@
-// The zip container exactly as torch.save lays it out (torch's
-// PyTorchStreamWriter on miniz; APPNOTE.TXT for the fields): stored records,
-// data aligned to 64 bytes, checksum behind the data. torch.load(mmap=True)
-// computes record offsets from these rules instead of reading them, so every
-// byte must be where torch puts it. Pure layout, no I/O.
+// The zip container exactly as torch.save lays it out (torch's PyTorchStreamWriter on miniz;
+// APPNOTE.TXT explains the fields): records are stored, data is aligned to 64 bytes, the checksum
+// follows the data. torch.load(mmap=True) computes record offsets from these rules instead of
+// reading them, so every byte must be where torch puts it. Pure layout, no I/O.
 #ifndef PYCKPT_CONTAINER_ZIP_FORMAT_H_
 #define PYCKPT_CONTAINER_ZIP_FORMAT_H_
 
@@ -15,7 +14,7 @@ namespace pyckpt {
 // The value of the record .storage_alignment.
 inline constexpr std::uint64_t kZipAlignment = 64;
 
-// One record and its place; offsets count from the start of the zip file.
+// One record and its place. Offsets count from the start of the zip file.
 struct ZipRecord {
   std::string name;
   std::uint64_t nbytes = 0;
@@ -32,12 +31,12 @@ ZipRecord PlaceZipRecord(std::string name, std::uint64_t nbytes, std::uint64_t h
 // The bytes from header_offset up to data_offset.
 std::string ZipLocalHeader(const ZipRecord& record);
 
-// The bytes behind the data: 16, in zip64 24, for an empty record 0.
+// The descriptor that follows the data: 16 bytes, 24 in zip64, none if the record is empty.
 std::uint64_t ZipDescriptorNbytes(const ZipRecord& record);
 std::string ZipDescriptor(const ZipRecord& record, std::uint32_t crc);
 
-// All that follows the last record: central directory, zip64 end record and
-// locator, end record. Its size depends on the records alone.
+// Everything after the last record: central directory, zip64 end record and locator, end record.
+// crcs has the checksum of each record. The size does not depend on crcs.
 std::uint64_t ZipDirectoryNbytes(const std::vector<ZipRecord>& records);
 std::string ZipDirectory(const std::vector<ZipRecord>& records,
                          const std::vector<std::uint32_t>& crcs);

@@ -1,5 +1,5 @@
-// The extension module: converts arguments, releases the GIL, turns errors into
-// Python's. No policy and no loops over data.
+// The extension module: converts arguments, releases the GIL, turns errors into Python exceptions.
+// It makes no decisions and loops over no data.
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -40,7 +40,7 @@ class PythonSource final : public Source {
 // NOLINTNEXTLINE(performance-no-int-to-ptr): torch hands out addresses as integers.
 std::uint8_t* ToPointer(std::uintptr_t address) { return reinterpret_cast<std::uint8_t*>(address); }
 
-// A Source of the core, or a Python object with read(), as a Source.
+// A Source of the core is returned as it is. Any other object must have read(), and is wrapped.
 std::shared_ptr<Source> ToSource(const py::object& reader) {
   if (py::isinstance<Source>(reader)) return reader.cast<std::shared_ptr<Source>>();
   return std::make_shared<PythonSource>(reader);
@@ -151,7 +151,7 @@ void ToPython(std::exception_ptr thrown) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
         break;
       case ErrorKind::kCorrupt: {
-        // Names in a file may be any bytes.
+        // The message may quote a name from the file, which may not be UTF-8.
         const std::string message = error.what() + (", at byte " + std::to_string(error.offset()));
         const auto text = py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
             message.data(), static_cast<py::ssize_t>(message.size()), "replace"));

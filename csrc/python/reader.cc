@@ -33,7 +33,7 @@ Span ToSpan(const py::bytes& bytes) {
   return {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
 }
 
-// A part of an image's memory that Python owns. It is given back with the last reference.
+// A part of an image's memory that Python owns. The last reference gives the memory back.
 struct ImageBytes {
   std::shared_ptr<std::uint8_t> bytes;
   std::size_t nbytes = 0;
@@ -53,7 +53,7 @@ std::shared_ptr<StreamImage> Open(const std::string& path, int threads, bool map
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (progress) (*progress)(nbytes);
   };
-  // progress is a Python object: it is copied and released with the GIL held.
+  // progress is a Python object, so the GIL must be held while it is copied and released.
   return OpenImage(path, options);
 }
 

@@ -1,4 +1,4 @@
-// The reader's part of the extension module.
+// The part of the extension module that reads files.
 #ifndef PYCKPT_PYTHON_READER_H_
 #define PYCKPT_PYTHON_READER_H_
 

@@ -1,4 +1,5 @@
-// Files whose blocks tell where their bytes belong: each is decoded on its own, in parallel.
+// Files that say the place and size of every decoded block. Blocks are decoded on their own, in
+// parallel.
 #ifndef PYCKPT_READ_BLOCK_IMAGE_H_
 #define PYCKPT_READ_BLOCK_IMAGE_H_
 
@@ -11,8 +12,8 @@
 
 namespace pyckpt {
 
-// stream is file's, and tells the places of all its blocks. Throws Corrupt if they do not
-// follow one another, or claim more bytes than there is room for.
+// stream was opened on file, and its blocks all have a place and a size. Throws Corrupt if the
+// blocks do not follow one another, or if they claim more bytes than there is room for.
 std::shared_ptr<StreamImage> NewBlockImage(std::unique_ptr<FileMap> file,
                                            std::unique_ptr<BlockStream> stream,
                                            const Format& format, const ReadOptions& options);

@@ -1,4 +1,4 @@
-// Which image serves a file.
+// Chooses the kind of image for a file.
 #ifndef PYCKPT_READ_OPEN_IMAGE_H_
 #define PYCKPT_READ_OPEN_IMAGE_H_
 
@@ -9,8 +9,7 @@
 
 namespace pyckpt {
 
-// Opens any file. Throws Error::System for files that cannot be read, Error::Corrupt for broken
-// ones.
+// Opens any file. Throws Error::System if it cannot be read, Error::Corrupt if it is broken.
 std::shared_ptr<StreamImage> OpenImage(const std::string& path, const ReadOptions& options);
 
 }  // namespace pyckpt

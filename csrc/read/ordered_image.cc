@@ -32,19 +32,19 @@ bool OrderedImage::Reach(std::uint64_t end) {
     failure_ = error;
     throw;
   } catch (...) {
-    // The exception of poll is not kept: it may refer to the user of the image.
-    failure_ = Error(ErrorKind::kArgument, "decoding was stopped before");
+    // An exception of poll is not kept, because it may hold a reference to the user of the image.
+    failure_ = Error(ErrorKind::kArgument, "an earlier call stopped the decoding");
     throw;
   }
   return end <= nbytes_;
 }
 
 std::uint8_t* OrderedImage::Room(std::size_t nbytes) {
-  // Untouched pages cost nothing, so the room may double.
+  // Pages that are not written cost nothing, so the room may double.
   const std::size_t needed = nbytes_ + nbytes;
   if (needed > map_->capacity()) {
     if (map_.use_count() != 1) {  // growing would move bytes that were taken
-      throw Error(ErrorKind::kArgument, "bytes were taken before all that are wanted were there");
+      throw Error(ErrorKind::kArgument, "cannot decode more: bytes are taken and must stay");
     }
     if (!map_->Grow(std::max(needed, 2 * map_->capacity()))) {
       throw Error::Corrupt(

@@ -1,4 +1,5 @@
-// Streams whose size only decoding tells: they are decoded from the start, as far as is asked.
+// Streams whose size is not known before they are decoded. They are decoded from the start, as far
+// as needed.
 #ifndef PYCKPT_READ_ORDERED_IMAGE_H_
 #define PYCKPT_READ_ORDERED_IMAGE_H_
 
@@ -18,7 +19,7 @@
 
 namespace pyckpt {
 
-// What such images have in common. Derived classes decode.
+// The common part of these images. Derived classes decode.
 class OrderedImage : public StreamImage {
  public:
   OrderedImage(std::unique_ptr<FileMap> file, const Format& format, const ReadOptions& options)
@@ -48,7 +49,8 @@ class OrderedImage : public StreamImage {
   // Decodes a little more; false at the end.
   virtual bool Advance() = 0;
 
-  // Room for nbytes more bytes. Call Grew() when they are decoded.
+  // Room for nbytes more bytes. Call Grew() when they are decoded. Throws kArgument if room is
+  // missing while bytes are taken, and Corrupt if the system has no more address space.
   std::uint8_t* Room(std::size_t nbytes);
   void Grew(std::size_t nbytes) {
     nbytes_ += nbytes;

@@ -14,18 +14,18 @@ namespace {
 enum class Argument : std::uint8_t {
   kNoOpcode,
   kNone,
-  kBytes1,  // as many bytes
+  kBytes1,  // kBytesN: N bytes
   kBytes2,
   kBytes4,
   kBytes8,
-  kCounted1,  // a count in as many bytes, then as many bytes as it says
+  kCounted1,  // kCountedN: a count of N bytes, then that many bytes
   kCounted4,
   kCounted8,
   kLine,
   kTwoLines,
-  kMemo1,  // an index to store under
+  kMemo1,  // kMemoN: the memo index to store under, of N bytes
   kMemo4,
-  kMemoLine,
+  kMemoLine,  // the same in decimal digits, on a line
 };
 
 constexpr char kStop = '.';
@@ -71,7 +71,7 @@ class Check {
   void CheckArgument(Argument argument) {
     switch (argument) {
       case Argument::kNoOpcode:
-        throw Error::Corrupt("a pickle has no such opcode", at_ - 1);
+        throw Error::Corrupt("a pickle has an unknown opcode", at_ - 1);
       case Argument::kNone:
         return;
       case Argument::kBytes1:
@@ -137,11 +137,12 @@ class Check {
     return {reinterpret_cast<const char*>(begin), nbytes};
   }
 
-  // A number in a line, as picklers write it. Python also reads signs, blanks and underscores.
+  // The number on a line, as picklers write it. Python also accepts signs, blanks and underscores.
+  // Here they are refused.
   std::uint64_t Decimal(std::string_view line) const {
     std::uint64_t number = 0;
     for (const char digit : line) {
-      if (digit < '0' || digit > '9') throw Error::Corrupt("a memo index is no number", at_);
+      if (digit < '0' || digit > '9') throw Error::Corrupt("a memo index is not a number", at_);
       number = std::min<std::uint64_t>(number * 10 + static_cast<unsigned>(digit - '0'),
                                        pickle_.nbytes + 1);
     }

@@ -1,5 +1,5 @@
-// Checks what a pickle claims against its size. Python's C unpickler trusts a memo index, and
-// allocates room for all indexes below it.
+// Compares the numbers in a pickle with its size. Python's C unpickler does not: it trusts a memo
+// index, and allocates room for all indexes below it.
 #ifndef PYCKPT_READ_PICKLE_CHECK_H_
 #define PYCKPT_READ_PICKLE_CHECK_H_
 
@@ -7,9 +7,11 @@
 
 namespace pyckpt {
 
-// Throws Error::Corrupt, with the offset in the pickle, for an opcode that does not exist or that
-// uses the process's registry of extensions, for an argument that leads beyond the end, for a memo
-// index larger than the pickle, and for a pickle without an end.
+// Throws Error::Corrupt, with the offset in the pickle, if
+// - an opcode does not exist, or uses the process's registry of extensions,
+// - an argument reaches beyond the end,
+// - a memo index is not a number, or is larger than the size of the pickle in bytes,
+// - the pickle has no STOP opcode.
 void CheckPickle(Span pickle);
 
 }  // namespace pyckpt

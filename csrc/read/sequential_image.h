@@ -10,7 +10,7 @@
 
 namespace pyckpt {
 
-// format is file's.
+// format is the format of file.
 std::shared_ptr<StreamImage> NewSequentialImage(std::unique_ptr<FileMap> file, const Format& format,
                                                 const ReadOptions& options);
 

@@ -16,7 +16,7 @@ std::shared_ptr<AnonymousMap> StreamImage::NewMap(std::uint64_t nbytes) {
   auto map = std::make_shared<AnonymousMap>();
   if (nbytes != 0 && !map->Grow(nbytes)) {
     throw Error::Corrupt(
-        "it claims " + std::to_string(nbytes) + " decompressed bytes, for which there is no room",
+        "it claims " + std::to_string(nbytes) + " decompressed bytes, more than there is room for",
         0);
   }
   return map;
@@ -114,7 +114,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
 const std::uint8_t* StreamImage::Bytes(Extent extent) const {
   const std::uint64_t placed = placed_nbytes();
   if (extent.offset > placed || extent.nbytes > placed - extent.offset) {
-    throw Error(ErrorKind::kArgument, "bytes were asked for that are not there");
+    throw Error(ErrorKind::kArgument, "the requested bytes are not there");
   }
   return Address(extent.offset);
 }

@@ -1,15 +1,15 @@
 // The decompressed bytes of a file, addressed as if all of them were in memory. They are decoded
-// when they are asked for, each block straight to its place. Tensors are made of these places, so
-// nothing is copied afterwards.
+// when they are asked for, each block straight to its place. Tensors use this memory, so nothing is
+// copied afterwards.
 //
 //   a file that is not compressed    mapped, or read in units of 1 MiB
 //   blocks whose sizes are known     decoded on their own, in parallel
 //   any other                        decoded from the start, as far as needed
 //
 // Memory: the kept bytes, in whole blocks, and a decoder for each thread. Blocks that are only
-// checked go through one buffer a thread. Of blocks of unknown size (bzip2), 8 a thread wait
-// decoded for their place, each of at most 2 MiB. A larger one (of equal bytes, rare) is decoded
-// again in its turn.
+// checked are decoded to one buffer per thread. If block sizes are unknown (bzip2), up to 8 decoded
+// blocks per thread wait for their place, each of at most 2 MiB. A larger block (rare, of equal
+// bytes) does not wait: it is decoded again when its place is known.
 #ifndef PYCKPT_READ_STREAM_IMAGE_H_
 #define PYCKPT_READ_STREAM_IMAGE_H_
 
@@ -55,8 +55,9 @@ struct ReadOptions {
   std::function<void(std::uint64_t)> poll;
 };
 
-// Made by OpenImage(). All methods throw Error::System and Error::Corrupt unless they say
-// otherwise. One thread at a time. What Take() returns may be used and released on any thread.
+// Made by OpenImage(). Methods that read or decode throw Error::System and Error::Corrupt unless
+// they say otherwise. Only one thread may use an image at a time. What Take() returns may be used
+// and released on any thread.
 class StreamImage {
  public:
   StreamImage(const StreamImage&) = delete;
@@ -66,74 +67,75 @@ class StreamImage {
   // Null when the file is not compressed.
   virtual const Format* format() const { return nullptr; }
 
-  // About how many bytes of the file hold the bytes of extent; 0 if that is not known, because
-  // blocks have no places.
+  // About how many bytes of the file contain the code of extent. 0 if this is not known: the file
+  // does not say the places of its blocks.
   virtual std::uint64_t CodeNbytes(Extent extent) const { return extent.nbytes; }
 
-  // Of the stream; kUnknownNbytes until a stream of unknown size is decoded.
+  // The size of the stream. kUnknownNbytes if only decoding can tell, until it reaches the end.
   virtual std::uint64_t nbytes() const = 0;
 
   // How many bytes have a place. For a stream of unknown size: as many as are decoded.
   virtual std::uint64_t placed_nbytes() const { return nbytes(); }
 
-  // Makes the bytes readable. False if the stream ends before they do.
+  // Makes the bytes readable. Returns false if the stream ends before the extent does.
   bool Require(Extent extent);
-  // The same for many at once; throws Corrupt if the stream ends before one does.
+  // The same for many extents at once. Throws Corrupt if the stream ends before one of them does.
   void RequireAll(const std::vector<Extent>& extents);
 
-  // Promises that bytes below offset will not be asked for, except those asked for before.
+  // The caller promises not to ask for bytes below offset, except those it has asked for before.
   virtual void Skip(std::uint64_t offset) { (void)offset; }
 
-  // Decodes the extents, and takes their checksums if checksums is true. Without keep, the bytes
+  // Decodes the extents, and computes their checksums if checksums is true. Without keep, the bytes
   // may be unreadable afterwards. Damage is returned, not thrown.
   FillResult Fill(const std::vector<Extent>& extents, bool keep, bool checksums);
 
-  // Decodes what has not been decoded, keeps nothing of it, and compares the checksums of the
-  // whole stream.
+  // Decodes what has not been decoded, without keeping it, and compares the checksums of the whole
+  // stream. Damage is returned, not thrown.
   virtual std::vector<Damage> Finish() { return {}; }
 
-  // The extent's bytes, once they are readable. Throws kArgument if a stream of unknown size is
-  // not decoded so far. Valid as long as what Address() returns.
+  // The extent's bytes, which must be readable. Throws kArgument if the extent reaches beyond
+  // placed_nbytes(). Valid as long as what Address() returns.
   const std::uint8_t* Bytes(Extent extent) const;
 
-  // The same, to keep. The bytes stay in place as long as the result lives; it keeps their memory
-  // and nothing else of the image. When the result goes, the bytes are lost, so take each extent
-  // once. While something is taken, a stream of unknown size throws kArgument when it needs more
-  // room.
+  // Like Bytes(), but the bytes stay in place as long as the result lives, even without the image.
+  // The result keeps their memory and no other part of the image. When it is released, the bytes
+  // are lost, so take each extent only once. While something is taken, a stream of unknown size
+  // throws kArgument when it needs more room.
   std::shared_ptr<std::uint8_t> Take(Extent extent);
 
-  // Gives back the extent's memory. It must not be asked for again.
+  // Gives back the extent's memory. Do not ask for this extent again.
   void Forget(Extent extent);
 
-  // Where the byte at offset is, once it is readable. Valid until more is required.
+  // The address of the byte at offset, which must be readable. Valid until more bytes are required.
   std::uint8_t* Address(std::uint64_t offset) const { return base() + offset; }
 
  protected:
-  // Brings one unit to its place, or without keep to memory that is valid until the next call.
-  // Each thread has its own.
+  // Brings one unit into memory and returns its address: its place, or without keep possibly a
+  // buffer that is valid until the next call. Each thread has its own loader.
   using Loader = std::function<const std::uint8_t*(std::size_t unit, bool keep)>;
 
-  // What is read or decoded at once where the file itself has no units.
+  // The size of a unit, unless units are the file's blocks.
   static constexpr std::uint64_t kUnitNbytes = std::uint64_t{1} << 20;
 
   explicit StreamImage(ReadOptions options) : options_(std::move(options)) {}
 
-  // Address space for a stream that claims so many bytes; throws Corrupt if there is none.
+  // Address space for a stream that claims nbytes. Throws Corrupt if there is not enough.
   static std::shared_ptr<AnonymousMap> NewMap(std::uint64_t nbytes);
 
   virtual std::uint8_t* base() const = 0;
   // What owns the memory at base().
   virtual std::shared_ptr<const void> memory() const = 0;
-  // Whether the stream has at least end bytes. A stream of unknown size is decoded that far.
+  // Whether the stream has at least end bytes. A stream of unknown size is decoded up to end.
   virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
-  // The whole extent is about to be brought to its place.
+  // Called before the whole extent is brought to its place.
   virtual void Expect(Extent extent) { (void)extent; }
-  // A unit is what is decoded at once: its number, its place, and its loader.
+  // A unit is what a loader brings in one call. These give the unit at an offset, a unit's place,
+  // and a loader.
   virtual std::size_t UnitAt(std::uint64_t offset) const;
   virtual Extent UnitExtent(std::size_t unit) const;
   virtual Loader NewLoader();
 
-  // Whether Fill() counts the bytes done. If not, decoding before Fill() does.
+  // Whether Fill() counts the bytes done. If not, Reach() counts them.
   virtual bool counts_fill() const { return true; }
   void Count(std::uint64_t nbytes) { done_nbytes_ += nbytes; }
   void Poll();

@@ -23,7 +23,8 @@ constexpr Field kPrefix{345, 155};
 constexpr std::size_t kTypeOffset = 156;
 constexpr std::size_t kBinary = 0x80;
 
-// The most bytes of a long name or of pax records. More is an attack.
+// The largest size of a long name or of pax records, in bytes. Larger ones are refused as an
+// attack.
 constexpr std::uint64_t kMostTextNbytes = std::uint64_t{1} << 20;
 
 std::string Text(const std::uint8_t* header, Field field) {
@@ -31,7 +32,8 @@ std::string Text(const std::uint8_t* header, Field field) {
   return {begin, std::find(begin, begin + field.nbytes, 0)};
 }
 
-// A number in octal digits, with blanks or NULs around them, or in base-256.
+// A number in octal digits, after any blanks and before a blank, NUL or the field's end, or a
+// number in base-256.
 std::uint64_t Number(const std::uint8_t* header, Field field, std::uint64_t at) {
   const std::uint8_t* p = header + field.offset;
   const std::uint8_t* end = p + field.nbytes;
@@ -39,7 +41,7 @@ std::uint64_t Number(const std::uint8_t* header, Field field, std::uint64_t at) 
   if ((*p & kBinary) != 0) {
     for (; p != end; ++p) {
       const std::uint64_t digit = value == 0 && p == header + field.offset ? *p & 0x7FU : *p;
-      if (value >> 55 != 0) throw Error::Corrupt("a tar header has an absurd number", at);
+      if (value >> 55 != 0) throw Error::Corrupt("a number in a tar header is too large", at);
       value = value << 8 | digit;
     }
     return value;
@@ -49,7 +51,7 @@ std::uint64_t Number(const std::uint8_t* header, Field field, std::uint64_t at) 
     value = value << 3 | static_cast<std::uint64_t>(*p - '0');
   }
   if (p != end && *p != ' ' && *p != 0) {
-    throw Error::Corrupt("a tar header has a number with other than octal digits", at);
+    throw Error::Corrupt("a number in a tar header is not octal", at);
   }
   return value;
 }
@@ -97,10 +99,10 @@ void ReadPaxRecords(const std::string& text, std::uint64_t at, Overrides* overri
     if (key == "path") overrides->name = value;
     if (key == "size") {
       overrides->nbytes = Decimal(value);
-      if (!overrides->nbytes) throw Error::Corrupt("a pax header has an absurd size", at);
+      if (!overrides->nbytes) throw Error::Corrupt("the size in a pax header is invalid", at);
     }
     if (key.rfind("GNU.sparse", 0) == 0) {
-      throw Error::Corrupt("a member is a sparse file, which no checkpoint is", at);
+      throw Error::Corrupt("a member is a sparse file, which is not supported", at);
     }
     begin += *nbytes;
   }
@@ -119,7 +121,7 @@ bool TarReader::Next(TarMember* member) {
   while (!ended_) {
     image_->Skip(offset_);
     if (!image_->Require({offset_, kTarBlockNbytes})) {
-      throw Error::Corrupt(offset_ == 0 ? "it is too short for a tar" : "the tar has no end",
+      throw Error::Corrupt(offset_ == 0 ? "it is too short for a tar" : "the tar has no end mark",
                            offset_);
     }
     const std::uint64_t at = offset_;
@@ -143,7 +145,7 @@ bool TarReader::Next(TarMember* member) {
       const std::string prefix = Text(header, kPrefix);
       if (!prefix.empty()) name.insert(0, 1, '/').insert(0, prefix);
     }
-    if (type == 'S') throw Error::Corrupt("a member is a sparse file, which no checkpoint is", at);
+    if (type == 'S') throw Error::Corrupt("a member is a sparse file, which is not supported", at);
     const bool describes_next = type == 'x' || type == 'g' || type == 'L' || type == 'K';
     std::uint64_t nbytes = HasData(type) ? Number(header, kSize, at) : 0;
     if (!describes_next && overrides.nbytes && HasData(type)) nbytes = *overrides.nbytes;
@@ -158,8 +160,8 @@ bool TarReader::Next(TarMember* member) {
       const std::string text = ReadText({data, nbytes}, at);
       if (type == 'x') ReadPaxRecords(text, at, &overrides);
       if (type == 'L') overrides.name = text.substr(0, text.find('\0'));
-      // Ignored: 'g', which holds for all later members but gives no names or sizes, and 'K', a
-      // link's target.
+      // The others are ignored. 'g' applies to all later members, and gives no names or sizes.
+      // 'K' is a link's target.
       continue;
     }
     if (overrides.name) name = *overrides.name;
@@ -174,7 +176,7 @@ bool TarReader::Next(TarMember* member) {
 
 std::string TarReader::ReadText(Extent data, std::uint64_t header_offset) {
   if (data.nbytes > kMostTextNbytes || !image_->Require(data)) {
-    throw Error::Corrupt("a tar header that describes the next is too long", header_offset);
+    throw Error::Corrupt("a long name or a pax header is too long or cut off", header_offset);
   }
   const std::uint8_t* text = image_->Address(data.offset);
   return {text, text + data.nbytes};

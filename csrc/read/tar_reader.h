@@ -1,5 +1,5 @@
-// The members of any tar: ustar, pax and GNU headers, and headers from before POSIX
-// (container/tar_format.h has those that pyckpt writes).
+// The members of any tar: ustar, pax and GNU headers, and headers from before POSIX.
+// container/tar_format.h has the headers that pyckpt writes.
 #ifndef PYCKPT_READ_TAR_READER_H_
 #define PYCKPT_READ_TAR_READER_H_
 
@@ -10,6 +10,7 @@
 
 namespace pyckpt {
 
+// Offsets are in bytes of the decompressed stream.
 struct TarMember {
   std::string name;                 // as written: check it before using it as a file name
   char type = '0';                  // '5': a folder; see POSIX, "ustar Interchange Format"
@@ -23,8 +24,9 @@ class TarReader {
   // image must outlive the reader.
   explicit TarReader(StreamImage* image) : image_(image) {}
 
-  // The next member; false at the end of the tar. Throws Corrupt if a header's checksum does not
-  // match, if a header makes no sense, if a member is cut off, or if the tar has no end.
+  // Sets member to the next one. Returns false at the end of the tar. Throws Corrupt if a header is
+  // invalid or its checksum does not match, if a member is cut off or is a sparse file, or if no
+  // block of zeros ends the tar.
   bool Next(TarMember* member);
 
   // Where the next header is. After the end: behind the first block of zeros.

@@ -9,10 +9,10 @@
 
 namespace pyckpt {
 
-// The bytes stay in the file, which is mapped. What is written to them goes to a copy.
+// The file is mapped, and its bytes stay there. Writes to the memory go to a copy.
 std::shared_ptr<StreamImage> OpenMappedImage(const std::string& path, const ReadOptions& options);
 
-// The bytes are read unit by unit.
+// The bytes are read into memory, one unit at a time per thread.
 std::shared_ptr<StreamImage> OpenReadImage(const std::string& path, const ReadOptions& options);
 
 }  // namespace pyckpt

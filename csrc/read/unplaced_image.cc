@@ -39,15 +39,15 @@ class UnplacedImage final : public OrderedImage {
   }
 
  private:
-  // So many that threads seldom wait for the last block of a wave.
+  // Blocks of a wave per thread: so many that threads seldom wait for the last block.
   static constexpr std::size_t kWaveOfThread = 8;
-  // A block holds 900 kB, but of equal bytes it can hold 46 MB.
+  // A block holds about 900 kB. If most bytes are equal to their neighbours, it can hold 46 MB.
   static constexpr std::uint64_t kMostWaitingNbytes = std::uint64_t{2} << 20;
 
   struct Slot {
     mutable Buffer raw;
     DecodedBlock decoded;
-    bool is_large = false;     // then it was not decoded
+    bool is_large = false;     // if true, it was not decoded
     std::exception_ptr error;  // ignored unless the block is accepted
   };
 
@@ -96,7 +96,7 @@ class UnplacedImage final : public OrderedImage {
   std::unique_ptr<StreamChecker> checker_;
   std::unique_ptr<BlockDecoder> large_block_decoder_;
   std::vector<Slot> wave_;
-  std::size_t next_ = 0;  // the next block; slots hold blocks wave_begin_ to wave_end_
+  std::size_t next_ = 0;  // the next block; slots hold blocks [wave_begin_, wave_end_)
   std::size_t wave_begin_ = 0;
   std::size_t wave_end_ = 0;
 };

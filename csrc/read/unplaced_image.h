@@ -1,4 +1,4 @@
-// Files whose blocks are decoded in parallel, although only decoding tells their sizes.
+// Files whose blocks are decoded in parallel, although their sizes are not known before (bzip2).
 #ifndef PYCKPT_READ_UNPLACED_IMAGE_H_
 #define PYCKPT_READ_UNPLACED_IMAGE_H_
 
@@ -11,7 +11,7 @@
 
 namespace pyckpt {
 
-// stream is file's, and has at least one block.
+// stream was opened on file, and has at least one block.
 std::shared_ptr<StreamImage> NewUnplacedImage(std::unique_ptr<FileMap> file,
                                               std::unique_ptr<BlockStream> stream,
                                               const Format& format, const ReadOptions& options);

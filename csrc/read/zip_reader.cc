@@ -22,7 +22,8 @@ constexpr std::uint64_t kEndNbytes = 22;
 constexpr std::uint64_t kEnd64Nbytes = 56;
 constexpr std::uint64_t kLocator64Nbytes = 20;
 constexpr std::uint64_t kMostCommentNbytes = 0xFFFF;
-// The largest directory: two million records with long names. It is kept in memory.
+// The largest directory that is read: two million records with long names. There is a limit because
+// the directory is kept in memory.
 constexpr std::uint64_t kMostDirectoryNbytes = std::uint64_t{256} << 20;
 constexpr std::uint32_t kIn64 = 0xFFFFFFFF;
 constexpr std::uint16_t kCountIn64 = 0xFFFF;
@@ -39,7 +40,7 @@ std::uint64_t Load(const std::uint8_t* p, int nbytes) {
 std::uint16_t Load16(const std::uint8_t* p) { return static_cast<std::uint16_t>(Load(p, 2)); }
 std::uint32_t Load32(const std::uint8_t* p) { return static_cast<std::uint32_t>(Load(p, 4)); }
 
-// What the end record and the zip64 end record say. Offsets are those of the zip file.
+// What the end record and the zip64 end record say. offset counts from the zip file's start.
 struct Directory {
   std::uint64_t offset = 0;
   std::uint64_t nbytes = 0;
@@ -72,7 +73,7 @@ Directory FindDirectory(StreamImage* image, Extent zip) {
     const std::uint64_t at = LoadLe64(bytes + end - kLocator64Nbytes + 8);
     const std::uint64_t locator = end_offset - kLocator64Nbytes;
     if (at > locator || locator - at < kEnd64Nbytes) {
-      Broken("its zip64 end record lies outside", zip.offset + locator);
+      Broken("its zip64 end record is not inside the file", zip.offset + locator);
     }
     RequireIn(image, {zip.offset + at, kEnd64Nbytes});
     const std::uint8_t* end64 = image->Address(zip.offset + at);
@@ -97,7 +98,8 @@ Directory FindDirectory(StreamImage* image, Extent zip) {
   return found;
 }
 
-// Replaces sizes and offset that are too large for the entry by those of its zip64 extra field.
+// Sizes and offsets that are too large for the entry's own fields are in its zip64 extra field.
+// Replaces them by these.
 void ReadExtra64(const std::uint8_t* extra, std::size_t nbytes, std::uint64_t* raw_nbytes,
                  std::uint64_t* code_nbytes, std::uint64_t* offset, std::uint64_t at) {
   for (std::size_t i = 0; i + 4 <= nbytes;) {
@@ -130,7 +132,7 @@ std::vector<ZipEntry> ReadZipDirectory(StreamImage* image, Extent zip) {
   std::uint64_t left = directory.nbytes;
   for (std::uint64_t i = 0; i < directory.entries; ++i) {
     const std::uint64_t at = begin + directory.nbytes - left;
-    if (left < kEntryNbytes || Load32(p) != kEntryMagic) Broken("a directory entry is not", at);
+    if (left < kEntryNbytes || Load32(p) != kEntryMagic) Broken("a directory entry is missing", at);
     const std::uint64_t name_nbytes = Load16(p + 28);
     const std::uint64_t extra_nbytes = Load16(p + 30);
     const std::uint64_t entry_nbytes = kEntryNbytes + name_nbytes + extra_nbytes + Load16(p + 32);
@@ -148,18 +150,18 @@ std::vector<ZipEntry> ReadZipDirectory(StreamImage* image, Extent zip) {
     entry.stored = Load16(p + 10) == 0 && is_open;
     entry.deflated = Load16(p + 10) == kDeflated && is_open;
     if (entry.stored && entry.code_nbytes != entry.nbytes)
-      Broken("a stored record has two sizes", at);
+      Broken("the two sizes of a stored record differ", at);
     if (entry.header_offset > directory.offset ||
         entry.code_nbytes > directory.offset - entry.header_offset) {
-      Broken("record " + entry.name + " lies outside", at);
+      Broken("record " + entry.name + " is not inside the file", at);
     }
-    if (!names.insert(entry.name).second) Broken("it has " + entry.name + " twice", at);
+    if (!names.insert(entry.name).second) Broken("record " + entry.name + " appears twice", at);
     entry.header_offset += zip.offset;
     entries.push_back(std::move(entry));
     p += entry_nbytes;
     left -= entry_nbytes;
   }
-  if (left != 0) Broken("its central directory has more than its entries", begin);
+  if (left != 0) Broken("bytes follow the last entry of its central directory", begin);
   std::sort(entries.begin(), entries.end(),
             [](const ZipEntry& a, const ZipEntry& b) { return a.header_offset < b.header_offset; });
   for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -185,7 +187,7 @@ std::vector<Extent> LocateZipData(StreamImage* image, const std::vector<ZipEntry
     const std::uint8_t* header = image->Address(entry.header_offset);
     if (Load32(header) != kLocalMagic || Load16(header + 26) != entry.name.size() ||
         std::memcmp(header + kLocalNbytes, entry.name.data(), entry.name.size()) != 0) {
-      Broken("record " + entry.name + " has not the header that the directory says",
+      Broken("the header of record " + entry.name + " does not match the directory",
              entry.header_offset);
     }
     const std::uint64_t offset =
@@ -195,7 +197,7 @@ std::vector<Extent> LocateZipData(StreamImage* image, const std::vector<ZipEntry
     }
     // With a descriptor, the header may lack the checksum.
     if ((Load16(header + 6) & kHasDescriptor) == 0 && Load32(header + 14) != entry.crc) {
-      Broken("record " + entry.name + " has two checksums", entry.header_offset);
+      Broken("the two checksums of record " + entry.name + " differ", entry.header_offset);
     }
     places.push_back({offset, entry.code_nbytes});
   }

@@ -1,5 +1,5 @@
-// The records of any zip file, alone or inside a larger stream (APPNOTE.TXT has the fields,
-// container/zip_format.h those that pyckpt writes).
+// The records of any zip file, alone or inside a larger stream. APPNOTE.TXT explains the fields.
+// container/zip_format.h has the layout that pyckpt writes.
 #ifndef PYCKPT_READ_ZIP_READER_H_
 #define PYCKPT_READ_ZIP_READER_H_
 
@@ -11,7 +11,8 @@
 
 namespace pyckpt {
 
-// One record, as the central directory describes it. Offsets are those of the stream.
+// One record, as the central directory describes it. Offsets are in bytes of the decompressed
+// stream.
 struct ZipEntry {
   std::string name;  // as written: check it before using it as a file name
   std::uint64_t nbytes = 0;
@@ -20,16 +21,16 @@ struct ZipEntry {
   bool stored = true;     // neither compressed nor encrypted
   bool deflated = false;  // compressed by deflate, and not encrypted
   std::uint64_t header_offset = 0;
-  std::uint64_t end_offset = 0;  // where the next header is, or the directory
+  std::uint64_t end_offset = 0;  // where the next header or the directory begins
 };
 
-// The central directory of the zip file in extent, in the order of the headers. Throws Corrupt
-// if it is broken: entries lie outside of extent, overlap, or have the same name. Also if it is
-// larger than any program makes it.
+// The central directory of the zip file in extent, in the order of the headers. Throws Corrupt if
+// it is broken, if a record is not inside extent, if two records have the same name, or if the
+// directory is larger than 256 MiB.
 std::vector<ZipEntry> ReadZipDirectory(StreamImage* image, Extent extent);
 
-// Where the data of each entry lies, compressed or not, from the local headers. Throws Corrupt if
-// a header contradicts the directory, or if the data would reach into the next record.
+// Where the data of each entry is, compressed or not. Reads the local headers. Throws Corrupt if a
+// header does not match the directory, or if data overlaps the next record.
 std::vector<Extent> LocateZipData(StreamImage* image, const std::vector<ZipEntry>& entries);
 
 }  // namespace pyckpt

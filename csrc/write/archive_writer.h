@@ -1,5 +1,5 @@
-// Writes one archive, from its members to its name on disk: puts together the container
-// layouts, the pipeline and the sink.
+// Writes one archive: plans its members in the container's layout, runs the pipeline, and gives the
+// file its name on disk.
 #ifndef PYCKPT_WRITE_ARCHIVE_WRITER_H_
 #define PYCKPT_WRITE_ARCHIVE_WRITER_H_
 
@@ -17,7 +17,7 @@
 
 namespace pyckpt {
 
-// One record of a torch zip file. The source has its bytes, or memory if there is no source.
+// One record of a torch zip file. Its bytes come from source, or from memory if source is null.
 struct TensorRecord {
   std::string name;  // with its root folder: "archive/data/0"
   Span memory;
@@ -26,7 +26,7 @@ struct TensorRecord {
   std::uint32_t element_nbytes = 1;
 };
 
-// A part of a member that is written as it is.
+// A part of a member. Its bytes become the member's contents unchanged.
 struct Segment {
   std::shared_ptr<Source> source;
   std::uint64_t nbytes = 0;
@@ -48,6 +48,7 @@ struct ArchiveOptions {
 // returns. Not thread-safe, except progress().
 class ArchiveWriter {
  public:
+  // Throws kArgument if options ask for less than one thread.
   ArchiveWriter(std::string path, const ArchiveOptions& options);
   ArchiveWriter(const ArchiveWriter&) = delete;
   ArchiveWriter& operator=(const ArchiveWriter&) = delete;
@@ -60,7 +61,7 @@ class ArchiveWriter {
   void AddTorchFile(const std::string& name, std::uint32_t mode,
                     const std::vector<TensorRecord>& records);
 
-  // How far Write has come, in bytes before compression, headers included. Both numbers only
+  // How far Write has come, in bytes before compression, including headers. Both numbers only
   // grow. The total is final once the last member is added. Thread-safe.
   struct Progress {
     std::uint64_t written_nbytes;
@@ -69,15 +70,15 @@ class ArchiveWriter {
   Progress progress() const { return {written_nbytes_, total_nbytes_}; }
 
   // Writes everything to the temporary file, durably if options ask for it. Returns the file's
-  // size. After an error nothing is left on disk.
+  // size in bytes. After an error nothing is left on disk.
   std::uint64_t Write(const Poll& poll);
 
-  // See FileSink. Only after Write.
+  // See FileSink. Before Write, Commit throws kArgument, and the others do nothing.
   void Commit(bool keep_previous);
   void Keep() noexcept;
   void Restore() noexcept;
 
-  // Removes the file; allowed at any time before Commit.
+  // Removes the temporary file. Allowed at any time before Commit.
   void Abandon() noexcept;
 
  private:

@@ -36,10 +36,10 @@ auto Retry(Call call) {
   return result;
 }
 
-// A file without a name, or -1 where the file system does not have such files.
+// A file without a name, or -1 if the file system does not support this.
 int OpenUnnamed(const std::string& folder) {
 #if defined(O_TMPFILE)
-  // It gets its name through /proc.
+  // Commit() names the file through /proc.
   if (access("/proc/self/fd", X_OK) != 0) return -1;
   return Retry([&] { return open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, kNewFileMode); });
 #else
@@ -52,8 +52,8 @@ int OpenUnnamed(const std::string& folder) {
 
 FileSink::FileSink(std::string target, bool durable)
     : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {
-  // Fail now if the name cannot be looked up (too long, links in a ring): the rename at the end
-  // would fail too.
+  // Fail now if the name cannot be looked up (too long, a loop of symbolic links), because the
+  // rename at the end would fail too.
   struct stat existing {};
   const bool exists = stat(target_.c_str(), &existing) == 0;
   if (!exists && errno != ENOENT) throw Error::System(errno, "cannot write to", target_);
@@ -83,7 +83,7 @@ FileSink::~FileSink() {
 void FileSink::Reserve(std::uint64_t nbytes) {
   if (nbytes == 0) return;
 #if defined(__linux__)
-  // Not posix_fallocate: it writes every block where the file system cannot reserve.
+  // Not posix_fallocate: it writes to every block if the file system cannot reserve.
   if (Retry([&] { return fallocate(fd_, 0, 0, static_cast<off_t>(nbytes)); }) == 0) return;
   if (errno != EOPNOTSUPP && errno != ENOSYS) {
     throw Error::System(errno, "cannot reserve space for", target_);
@@ -101,7 +101,7 @@ void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
     int count = 0;
     for (std::size_t i = next; i < spans.size() && count < static_cast<int>(batch.size()); ++i) {
       const std::size_t skip = i == next ? done : 0;
-      // iovec serves reading too, so its pointer is not const.
+      // iovec is also used for reading, so its pointer is not const.
       batch[static_cast<std::size_t>(count++)] = {const_cast<std::uint8_t*>(spans[i].data) + skip,
                                                   spans[i].nbytes - skip};
     }
@@ -118,7 +118,7 @@ void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
     done += left;
   }
 #if defined(__linux__)
-  // Let the disk start now. Errors are reported by fsync.
+  // Let the disk start to write now. fsync reports errors.
   if (durable_) {
     sync_file_range(fd_, static_cast<off_t>(start), static_cast<off_t>(offset - start),
                     SYNC_FILE_RANGE_WRITE);
@@ -149,7 +149,7 @@ void FileSink::Commit(bool keep_previous) {
     if (link(target_.c_str(), name.c_str()) == 0) {
       previous_ = name;
     } else if (errno != ENOENT) {
-      throw Error::System(errno, "cannot hold aside", target_);
+      throw Error::System(errno, "cannot keep the previous file of", target_);
     }
   }
   if (rename(temporary_.c_str(), target_.c_str()) != 0) {
@@ -205,9 +205,9 @@ void FileSink::SyncFolder() {
   const int status = Retry([&] { return fsync(folder); });
   const int error_number = errno;
   close(folder);
-  // Some file systems cannot flush folders. That is no failure.
+  // Some file systems cannot flush folders. That is not an error.
   if (status != 0 && error_number != EINVAL) {
-    throw Error::System(error_number, "cannot flush to disk the folder of", target_);
+    throw Error::System(error_number, "cannot flush the folder of", target_);
   }
 }
 

@@ -1,13 +1,14 @@
 // The file on disk. Only this file calls write, fsync and rename.
 //
-// All or nothing: bytes go to a temporary file in the target's folder, which then takes the
-// target's name in one rename. Where the file system allows it, the temporary file has no name
-// until then, so a killed process leaves nothing behind.
+// All or nothing: bytes go to a temporary file in the target's folder. One rename then gives it the
+// target's name. If the file system allows it, the temporary file has no name until Commit, so a
+// process that is killed before leaves nothing behind.
 //
 //   Open --WriteAt*--> Seal --> Commit --> Keep     (the new file stays)
 //                                     `--> Restore  (the old file comes back)
-// Abandon() may be called at any time before Commit. The destructor abandons or restores; it
-// never commits. Every failure throws Error::System with the path.
+// Abandon() may be called at any time before Commit. The destructor abandons, or restores after a
+// Commit without Keep. It never commits. Failures throw Error::System with the target's path. Keep,
+// Restore and Abandon ignore failures.
 #ifndef PYCKPT_WRITE_FILE_SINK_H_
 #define PYCKPT_WRITE_FILE_SINK_H_
 
@@ -21,26 +22,28 @@ namespace pyckpt {
 
 class FileSink {
  public:
-  // Creates the temporary file. It gets the mode bits of an existing target, else 0666 without
-  // the umask. If durable, Seal waits until the disk has the bytes, and Commit until it has the
-  // name.
+  // Creates the temporary file. It gets the mode bits of an existing target. If there is none, it
+  // gets 0666 without the bits of the umask. If durable, Seal waits until the bytes are on disk,
+  // and Commit until the name is.
   FileSink(std::string target, bool durable);
   FileSink(const FileSink&) = delete;
   FileSink& operator=(const FileSink&) = delete;
   ~FileSink();
 
-  // Reserves disk space, so that a full disk fails before any work is done.
+  // Reserves disk space, so that a full disk fails before any work is done. Does nothing if the
+  // file system cannot reserve.
   void Reserve(std::uint64_t nbytes);
 
-  // Writes all spans one after another at offset. Thread-safe for ranges that
-  // do not overlap.
+  // Writes all spans one after another at offset. Thread-safe for ranges that do not overlap.
   void WriteAt(std::uint64_t offset, const std::vector<Span>& spans);
 
-  // No more bytes follow: sets the file's length and makes them durable.
+  // Call it after the last WriteAt. Sets the file's length to nbytes. If durable, flushes the file
+  // to disk.
   void Seal(std::uint64_t nbytes);
 
-  // Gives the new file the target's name. With keep_previous the old file is held aside until
-  // Keep or Restore; without it these do nothing.
+  // Gives the new file the target's name. With keep_previous the old file keeps a second name until
+  // Keep removes it or Restore brings it back. If there was no old file, Restore removes the new
+  // one. Without keep_previous, Keep and Restore do nothing.
   void Commit(bool keep_previous);
   void Keep() noexcept;
   void Restore() noexcept;

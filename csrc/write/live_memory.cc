@@ -9,9 +9,10 @@
 namespace pyckpt {
 namespace {
 
-constexpr std::uint64_t kPieceNbytes = std::uint64_t{1} << 20;  // a multiple of the next
+constexpr std::uint64_t kPieceNbytes = std::uint64_t{1} << 20;  // a multiple of kAlignment
 constexpr std::uint64_t kAlignment = 64;                        // of copies
-// How much is staged at once: on a device, starting a copy costs as much as copying a piece.
+// How much is staged in one copy. Several pieces, because on a device the start of a copy costs as
+// much as copying a piece.
 constexpr std::uint64_t kJobNbytes = 8 * kPieceNbytes;
 
 }  // namespace
@@ -82,7 +83,7 @@ void LiveMemory::ReadPiece(Range* range, std::uint64_t offset, std::size_t nbyte
   lock.lock();
   --readers_;
   piece.unread -= nbytes;
-  // If the piece was staged in the meantime, its copy is not needed.
+  // If the piece was staged in the meantime, Stage() has subtracted these bytes already.
   if (piece.staged == nullptr) unread_ -= nbytes;
   left_.notify_all();
 }
@@ -101,7 +102,7 @@ std::uint64_t LiveMemory::staging_nbytes() const {
 }
 
 void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
-  // Neighbouring pieces are copied at once, to neighbouring memory.
+  // Neighbouring pieces are copied in one job, to neighbouring memory.
   struct Job {
     Range* range;
     std::uint64_t offset;

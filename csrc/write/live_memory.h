@@ -6,8 +6,8 @@
 //            read in place ─▶ may change the memory
 //   workers: Read, from the copies ────────┘
 //
-// Ranges are cut into pieces. Each piece counts the bytes that are still to be read; every byte
-// is read once. Stage only reads the memory too, so workers do not stop for it.
+// Ranges are cut into pieces. Each piece counts its unread bytes. Every byte is read once. Stage
+// does not write to the memory either, so workers need not stop for it.
 #ifndef PYCKPT_WRITE_LIVE_MEMORY_H_
 #define PYCKPT_WRITE_LIVE_MEMORY_H_
 
@@ -26,22 +26,22 @@ namespace pyckpt {
 // Thread-safe except AddMemory and AddSource. Stage may run once, or again after it threw.
 class LiveMemory {
  public:
-  // Adds a range, before anything is read, and returns its index. The memory
-  // stays valid until this object is released.
+  // Adds a range and returns its index. Call it before anything is read. The memory must stay valid
+  // until released().
   std::size_t AddMemory(Span memory);
   std::size_t AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes);
 
   // Copies [offset, offset + nbytes) of a range to out. Throws the errors of its source.
   void Read(std::size_t range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
-  // How many bytes Stage needs now. The number only falls.
+  // The size of the buffer that Stage needs now. It only falls.
   std::uint64_t staging_nbytes() const;
 
-  // Copies what is unread to buffer, which must stay valid until the last read. After it has
-  // returned, no read touches the ranges.
+  // Copies what is unread to buffer, which has staging_nbytes() bytes and must stay valid until the
+  // last read. After Stage has returned, no read touches the ranges. Throws the errors of sources.
   void Stage(std::uint8_t* buffer, int threads);
 
-  // Whether the owner may change the ranges: all is read, or staged.
+  // True if the owner may change the ranges: every byte is read or staged.
   bool released() const;
 
  private:
@@ -50,7 +50,7 @@ class LiveMemory {
     const std::uint8_t* staged = nullptr;  // the copy of the whole piece
   };
   struct Range {
-    const std::uint8_t* memory = nullptr;  // or source
+    const std::uint8_t* memory = nullptr;  // null if there is a source
     std::shared_ptr<Source> source;
     std::uint64_t nbytes = 0;
     std::vector<Piece> pieces;  // guarded by mutex_
@@ -61,12 +61,12 @@ class LiveMemory {
   std::size_t Add(Range range);
   void ReadPiece(Range* range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
-  std::vector<Range> ranges_;  // does not change once reading has begun; pieces do
+  std::vector<Range> ranges_;  // once reading has begun, only the pieces change
 
   mutable std::mutex mutex_;  // guards the pieces and all below
   std::condition_variable left_;
-  std::uint64_t unread_ = 0;   // bytes of all pieces without a copy
-  std::uint64_t readers_ = 0;  // that read a range in place just now
+  std::uint64_t unread_ = 0;   // bytes, in all pieces without a copy
+  std::uint64_t readers_ = 0;  // calls that read a range in place now
 };
 
 // One range as a source of the stream.

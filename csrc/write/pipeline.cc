@@ -68,7 +68,7 @@ class Pipeline {
       while (!error_) {
         if (WriteOne(&lock)) continue;
         if (next_chunk_ == chunks_) {
-          // Others still encode chunks. This worker may have to write them.
+          // Other workers still encode chunks. This one may have to write them.
           if (written_ == chunks_) break;
           changed_.wait(lock);
           continue;
@@ -116,7 +116,8 @@ class Pipeline {
     changed_.notify_all();
   }
 
-  // Gives every chunk before the first open one its place in the file. Under the lock.
+  // Gives encoded chunks their places in the file, in order, up to the first chunk that is not
+  // encoded yet. Under the lock.
   void PlaceAll() {
     for (; placed_ < chunks_; ++placed_) {
       Slot& slot = slots_[placed_ % slots_.size()];
@@ -152,7 +153,7 @@ class Pipeline {
     file_offset_ += bytes.size();
   }
 
-  // Waits until no worker works. Polls, because only the caller's thread gets signals.
+  // Waits until all workers have ended. Polls meanwhile, because workers cannot handle signals.
   void Wait(const Poll& poll) {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!changed_.wait_for(lock, kPollEvery, [this] { return working_ == 0; })) {
@@ -186,7 +187,7 @@ class Pipeline {
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
-  std::vector<Slot> slots_;  // chunk k is in slot k modulo their number
+  std::vector<Slot> slots_;  // chunk k is in slot k % slots_.size()
   std::uint64_t next_chunk_ = 0;
   std::uint64_t joined_ = 0;
   std::uint64_t placed_ = 0;

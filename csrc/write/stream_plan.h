@@ -1,10 +1,11 @@
 // The archive as one logical byte stream, planned before a byte is written.
 //
-// Segments are appended in order: fixed bytes, borrowed memory, sources, which are read when
-// their turn comes, and deferred bytes (a checksum, a directory), whose size is known now and
-// whose value depends on the bytes before them. Then the stream is read in chunks: Read() in
-// parallel and in any order, Join() once per chunk and in stream order. Join() makes the deferred
-// bytes.
+// Segments are appended in order: fixed bytes, borrowed memory, sources, and deferred bytes.
+// Sources are read when their turn comes. Deferred bytes (a checksum, a directory) depend on the
+// bytes before them, but their size is known when they are added.
+//
+// Then the stream is read in chunks: Read() in parallel and in any order, Join() once per chunk and
+// in stream order. Join() makes the deferred bytes.
 #ifndef PYCKPT_WRITE_STREAM_PLAN_H_
 #define PYCKPT_WRITE_STREAM_PLAN_H_
 
@@ -34,7 +35,8 @@ class StreamPlan {
   void AddMemory(Span memory, std::uint32_t element_nbytes, ChecksumId checksum);
   void AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes, std::uint32_t element_nbytes,
                  ChecksumId checksum);
-  // make() returns exactly nbytes. It is called when all bytes before it are in their checksums.
+  // make() must return exactly nbytes bytes. Join() calls it once the checksums contain all bytes
+  // before it.
   void AddDeferred(std::uint64_t nbytes, std::function<std::string()> make);
 
   std::uint64_t nbytes() const { return nbytes_; }
@@ -44,7 +46,7 @@ class StreamPlan {
   void Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) const;
 
   // Adds the chunk to the checksums and makes its deferred bytes. Call it once per chunk, in
-  // stream order, one at a time.
+  // stream order, one at a time. Throws kCodec if deferred bytes have the wrong size.
   void Join(const Chunk& chunk);
 
   // The value so far; final once the last segment of this checksum is joined.

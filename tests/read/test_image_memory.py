@@ -162,7 +162,7 @@ def test_the_core_moves_nothing_that_is_taken(tmp_path: Path) -> None:
         image.take((0, MIB))
     assert image.require((0, MIB))
     taken = image.take((0, MIB))
-    with pytest.raises(ValueError, match="taken before"):
+    with pytest.raises(ValueError, match="taken and must stay"):
         image.require((MIB, 9 * MIB))
     assert bytes(taken) == bytes(MIB)
 
