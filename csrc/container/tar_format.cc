@@ -4,41 +4,26 @@
 #include <array>
 
 #include "base/bytes.h"
+#include "container/tar_fields.h"
 
 namespace pyckpt {
 namespace {
 
-// Offsets and widths of the ustar header's fields (POSIX, "ustar Interchange
-// Format").
-struct Field {
-  std::size_t offset;
-  std::size_t width;
-};
-constexpr Field kName{0, 100};
-constexpr Field kMode{100, 8};
-constexpr Field kUid{108, 8};
-constexpr Field kGid{116, 8};
-constexpr Field kSize{124, 12};
-constexpr Field kMtime{136, 12};
-constexpr Field kChecksum{148, 8};
-constexpr std::size_t kTypeOffset = 156;
-constexpr Field kMagic{257, 8};  // "ustar", NUL, version "00"
-constexpr Field kDevMajor{329, 8};
-constexpr Field kDevMinor{337, 8};
+using namespace ustar;
 
 using Block = std::array<char, kTarBlockNbytes>;
 
 // Octal digits fill the field up to its last byte, which is NUL.
-bool FitsOctal(Field field, std::uint64_t value) { return value >> (3 * (field.width - 1)) == 0; }
+bool FitsOctal(Field field, std::uint64_t value) { return value >> (3 * (field.nbytes - 1)) == 0; }
 
 void PutNumber(Block* block, Field field, std::uint64_t value) {
   char* at = block->data() + field.offset;
   if (FitsOctal(field, value)) {
-    for (std::size_t i = field.width - 1; i-- > 0; value >>= 3) {
+    for (std::size_t i = field.nbytes - 1; i-- > 0; value >>= 3) {
       at[i] = static_cast<char>('0' + (value & 7));
     }
   } else {  // base-256: top bit set, then big endian
-    for (std::size_t i = field.width; i-- > 0; value >>= 8) {
+    for (std::size_t i = field.nbytes; i-- > 0; value >>= 8) {
       at[i] = static_cast<char>(value & 0xFF);
     }
     at[0] = static_cast<char>(0x80);
@@ -47,7 +32,7 @@ void PutNumber(Block* block, Field field, std::uint64_t value) {
 
 std::string UstarBlock(const TarEntry& entry, char type) {
   Block block{};
-  std::copy_n(entry.name.data(), std::min(entry.name.size(), kName.width),
+  std::copy_n(entry.name.data(), std::min(entry.name.size(), kName.nbytes),
               block.data() + kName.offset);
   PutNumber(&block, kMode, entry.mode);
   PutNumber(&block, kUid, entry.uid);
@@ -57,15 +42,15 @@ std::string UstarBlock(const TarEntry& entry, char type) {
   PutNumber(&block, kDevMajor, 0);
   PutNumber(&block, kDevMinor, 0);
   block[kTypeOffset] = type;
-  constexpr std::array<char, 8> kMagicBytes{'u', 's', 't', 'a', 'r', '\0', '0', '0'};
-  std::copy(kMagicBytes.begin(), kMagicBytes.end(), block.data() + kMagic.offset);
+  constexpr std::array<char, 8> kMagicAndVersion{'u', 's', 't', 'a', 'r', '\0', '0', '0'};
+  std::copy(kMagicAndVersion.begin(), kMagicAndVersion.end(), block.data() + kMagic.offset);
 
   // While the sum is computed, its own field holds blanks. It is stored as six digits, NUL, blank.
-  std::fill_n(block.data() + kChecksum.offset, kChecksum.width, ' ');
+  std::fill_n(block.data() + kChecksum.offset, kChecksum.nbytes, ' ');
   std::uint32_t sum = 0;
   for (const char c : block) sum += static_cast<std::uint8_t>(c);
-  PutNumber(&block, {kChecksum.offset, kChecksum.width - 1}, sum);
-  block[kChecksum.offset + kChecksum.width - 2] = '\0';
+  PutNumber(&block, {kChecksum.offset, kChecksum.nbytes - 1}, sum);
+  block[kChecksum.offset + kChecksum.nbytes - 2] = '\0';
   return {block.data(), block.size()};
 }
 
@@ -91,7 +76,7 @@ std::string TarHeader(const TarEntry& entry) {
   if (named.type == TarType::kDirectory) named.name += '/';
 
   std::string records;
-  if (named.name.size() > kName.width || !IsAscii(named.name)) {
+  if (named.name.size() > kName.nbytes || !IsAscii(named.name)) {
     records += PaxRecord("path", named.name);
   }
   if (!FitsOctal(kSize, entry.nbytes)) records += PaxRecord("size", std::to_string(entry.nbytes));

@@ -6,21 +6,14 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "container/tar_fields.h"
 #include "container/tar_format.h"
 
 namespace pyckpt {
 namespace {
 
-struct Field {
-  std::size_t offset;
-  std::size_t nbytes;
-};
-constexpr Field kName{0, 100};
-constexpr Field kSize{124, 12};
-constexpr Field kChecksum{148, 8};
-constexpr Field kMagic{257, 5};
-constexpr Field kPrefix{345, 155};
-constexpr std::size_t kTypeOffset = 156;
+using namespace ustar;
+
 constexpr std::size_t kBinary = 0x80;
 
 // The largest size of a long name or of pax records, in bytes. Larger ones are refused as an
