@@ -2,10 +2,12 @@
 
 CheckpointError (RuntimeError)
 ├── FilenameError (also ValueError)
-│   └── DuplicateFileError
+│   ├── DuplicateFileError
+│   └── MixedFilesError
 ├── OptionError (also ValueError)
 ├── CorruptArchiveError
 ├── StateMismatchError (also ValueError)
+├── ShardedStateError (also ValueError)
 ├── SaveInProgressError
 └── TornSaveError
 """
@@ -17,8 +19,10 @@ __all__ = [
     "CorruptArchiveError",
     "DuplicateFileError",
     "FilenameError",
+    "MixedFilesError",
     "OptionError",
     "SaveInProgressError",
+    "ShardedStateError",
     "StateMismatchError",
     "TornSaveError",
 ]
@@ -58,6 +62,10 @@ class DuplicateFileError(FilenameError):
     """Two ranks would write the same file."""
 
 
+class MixedFilesError(FilenameError):
+    """The ranks would write files that do not belong to one set."""
+
+
 class OptionError(CheckpointError, ValueError):
     """An argument is out of range, or arguments exclude each other."""
 
@@ -68,6 +76,13 @@ class CorruptArchiveError(CheckpointError):
 
 class StateMismatchError(CheckpointError, ValueError):
     """A checkpoint is whole, but does not fit the state. The state is unchanged."""
+
+
+class ShardedStateError(CheckpointError, ValueError):
+    """The ranks hold different parts of the state, and the file would have only rank 0's.
+
+    Raised on all ranks before a byte is written.
+    """
 
 
 class SaveInProgressError(CheckpointError):

@@ -6,21 +6,31 @@ import datetime
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from pyckpt.errors import StateMismatchError
+from pyckpt.errors import OptionError
+from pyckpt.fitting import (
+    Restoration,
+    check_weights,
+    is_plain_optimizer,
+    parameters_by_position,
+)
 
 __all__ = [
     "RestorableState",
     "State",
     "Timestamp",
     "TrainingState",
+    "check_is_state",
+    "each",
     "is_deepspeed_engine",
     "model_state_dict",
-    "restore",
+    "optimizers_of",
+    "prepare_to_restore",
 ]
 
 
@@ -57,7 +67,12 @@ class TrainingState(Protocol):
 
 @runtime_checkable
 class RestorableState(TrainingState, Protocol):
-    """What load_checkpoint needs of a state. Composer's ``State`` has it too."""
+    """What load_checkpoint needs of a state. Composer's ``State`` has it too.
+
+    A state may also have ``prepare_to_load(state_dict, *, strict)``, as ``pyckpt.State`` does. It
+    checks that ``state_dict`` fits, and returns an object with ``finish()`` and ``undo()``. Then no
+    rank changes its state before every rank has checked.
+    """
 
     def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool) -> Any:
         """Restores what ``state_dict`` has. What it lacks stays as it is.
@@ -69,7 +84,10 @@ class RestorableState(TrainingState, Protocol):
 
 @dataclass
 class Timestamp:
-    """How far the training has come. Times are wall-clock times."""
+    """How far the training has come. Times are wall-clock times.
+
+    Counts may be of any type that ``int()`` takes, such as NumPy's. They are saved as ints.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -84,7 +102,11 @@ class Timestamp:
 
     def state_dict(self) -> dict[str, Any]:
         """The fields by name."""
-        return asdict(self)
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            name: value if isinstance(value, datetime.timedelta) else int(value)
+            for name, value in fields.items()
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Sets the fields that ``state_dict`` has."""
@@ -99,7 +121,8 @@ class State:
 
     Attributes:
         model: The module that is trained, or a DeepSpeedEngine.
-        optimizers: One optimizer or several; saved by class name, as in Composer.
+        optimizers: One optimizer or several; saved by class name, as in Composer. Those of a dict
+            are saved by its keys.
         schedulers: One learning-rate scheduler or several, saved likewise. None means no scheduler.
         run_name: What ``{run_name}`` stands for.
         timestamp: How far the training has come.
@@ -112,6 +135,13 @@ class State:
     run_name: str = "run"
     timestamp: Timestamp = field(default_factory=Timestamp)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A generator gives its objects only once.
+        if isinstance(self.optimizers, Iterator):
+            self.optimizers = list(self.optimizers)
+        if isinstance(self.schedulers, Iterator):
+            self.schedulers = list(self.schedulers)
 
     def get_model_state_dict(self) -> dict[str, Any]:
         """The weights, by the names of the unwrapped model."""
@@ -148,19 +178,40 @@ class State:
         Raises:
             StateMismatchError: Weights or optimizers do not fit. Nothing was changed.
         """
+        self.prepare_to_load(state_dict, strict=strict).finish()
+
+    def prepare_to_load(self, state_dict: Mapping[str, Any], *, strict: bool) -> Restoration:
+        """Checks everything that ``load_state_dict`` would restore.
+
+        Optimizers and schedulers with a ``load_state_dict`` of their own are restored at once,
+        since only they know what they accept. ``undo()`` of the result takes that back.
+        ``finish()`` restores the rest.
+
+        Raises:
+            StateMismatchError: Something does not fit. Nothing was changed.
+        """
         module = _unwrapped(self.model)
         engine_saved = is_deepspeed_engine(self.model)
         weights = state_dict.get("model")
         if weights is not None:
-            _check_weights(module, weights, strict)
-        optimizers = [] if engine_saved else list(_saved(self.optimizers, state_dict, "optimizers"))
-        prepared = [(one, _by_position(module, one, saved)) for one, saved in optimizers]
-        schedulers = list(_saved(self.schedulers, state_dict, "schedulers"))
-
+            check_weights(module, weights, strict)
+        restoration = Restoration()
+        optimizers = [] if engine_saved else _saved(self.optimizers, state_dict, "optimizers")
+        unsure = list(_saved(self.schedulers, state_dict, "schedulers"))
+        for one, saved in optimizers:
+            if is_plain_optimizer(one, saved):
+                fitted = parameters_by_position(module, one, saved)
+                restoration.load_later(partial(one.load_state_dict, fitted))
+            else:
+                unsure.append((one, saved))
         if weights is not None:
-            module.load_state_dict(weights, strict=strict)
-        for one, saved in (*prepared, *schedulers):
-            one.load_state_dict(saved)
+            restoration.load_later(partial(module.load_state_dict, weights, strict=strict))
+        restoration.load_later(partial(self._load_rest, state_dict))
+        for one, saved in unsure:
+            restoration.load_now(one, saved)
+        return restoration
+
+    def _load_rest(self, state_dict: Mapping[str, Any]) -> None:
         self.timestamp.load_state_dict(state_dict.get("timestamp", {}).get("Timestamp", {}))
         self.run_name = state_dict.get("run_name", self.run_name)
         self.extra = state_dict.get("extra", self.extra)
@@ -184,16 +235,30 @@ def _by_class(objects: Any) -> dict[str, Any]:
 
 
 def _named(objects: Any) -> Iterator[tuple[str, Any]]:
-    """Objects by class name. A second object of a class gets a number."""
-    if objects is None:
+    """Objects by class name. A second object of a class gets a number. A dict has names already."""
+    if isinstance(objects, Mapping):
+        yield from ((str(name), one) for name, one in objects.items())
         return
-    several = objects if isinstance(objects, Sequence) else (objects,)
     seen: dict[str, int] = {}
-    for one in several:
+    for one in each(objects):
         name = type(one).__qualname__
         count = seen.get(name, 0)
         seen[name] = count + 1
         yield (f"{name}-{count}" if count else name), one
+
+
+def each(objects: Any) -> list[Any]:
+    """The objects of a list, a tuple or a dict; one object by itself; none for None."""
+    if objects is None:
+        return []
+    if isinstance(objects, Mapping):
+        return list(objects.values())
+    return list(objects) if isinstance(objects, Sequence) else [objects]
+
+
+def optimizers_of(state: TrainingState) -> list[Any]:
+    """The optimizers that ``state`` names."""
+    return each(getattr(state, "optimizers", None))
 
 
 def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tuple[Any, Any]]:
@@ -206,54 +271,18 @@ def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tu
             warnings.warn(f"the checkpoint has no {key}/{name}: it stays as it is", stacklevel=3)
 
 
-def _check_weights(module: Any, weights: Mapping[str, Any], strict: bool) -> None:
-    """Finds the errors that load_state_dict would find half way through."""
-    own = module.state_dict()
-    complaints = []
-    if strict:
-        complaints += [f"no {name!r}" for name in own if name not in weights]
-        complaints += [f"{name!r}, which the model lacks" for name in weights if name not in own]
-    for name, tensor in own.items():
-        saved = weights.get(name, tensor)
-        if isinstance(saved, torch.Tensor) and saved.shape != tensor.shape:
-            complaints.append(f"{name!r} of {list(saved.shape)}, not {list(tensor.shape)}")
-    if complaints:
-        more = "" if len(complaints) <= 5 else f" and {len(complaints) - 5} more"
-        raise StateMismatchError(
-            f"the checkpoint's weights do not fit: it has {'; '.join(complaints[:5])}{more}"
-        )
-
-
-def _by_position(module: Any, optimizer: Any, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``saved`` with parameters by position, as torch saves them. Composer saves them by name.
+def check_is_state(state: Any) -> None:
+    """Checks that ``state`` follows the TrainingState protocol.
 
     Raises:
-        StateMismatchError: The optimizer's parameters are not those of ``saved``.
+        OptionError: It does not.
     """
-    groups, own = saved["param_groups"], optimizer.param_groups
-    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in own]:
-        raise StateMismatchError(
-            f"{type(optimizer).__qualname__} has {[len(g['params']) for g in own]} parameters by "
-            f"group, the checkpoint {[len(g['params']) for g in groups]}"
+    if not isinstance(state, TrainingState):
+        raise OptionError(
+            f"a training state is needed, not {type(state).__qualname__}: pass "
+            "pyckpt.State(model, optimizers), on every rank. pyckpt.save and pyckpt.load take any "
+            "object"
         )
-    if not any(isinstance(one, str) for group in groups for one in group["params"]):
-        return saved
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    order = [names[id(parameter)] for group in own for parameter in group["params"]]
-    positions = {name: position for position, name in enumerate(order)}
-    unknown = sorted(one for g in groups for one in g["params"] if one not in positions)
-    if unknown:
-        raise StateMismatchError(
-            f"{type(optimizer).__qualname__} does not have the checkpoint's {unknown[0]!r}"
-        )
-    starts = [sum(len(g["params"]) for g in own[:index]) for index in range(len(own))]
-    return {
-        "state": {positions[name]: value for name, value in saved["state"].items()},
-        "param_groups": [
-            {**group, "params": list(range(start, start + len(group["params"])))}
-            for group, start in zip(groups, starts, strict=True)
-        ],
-    }
 
 
 def is_deepspeed_engine(model: Any) -> bool:
@@ -268,7 +297,22 @@ def model_state_dict(state: TrainingState) -> Any:
     return getter() if getter is not None else state.model.state_dict()
 
 
-def restore(state: Any, state_dict: dict[str, Any], *, strict: bool) -> None:
+def prepare_to_restore(state: Any, state_dict: dict[str, Any], *, strict: bool) -> Restoration:
+    """Checks that ``state_dict`` fits, if the state can tell. The result restores it.
+
+    Raises:
+        StateMismatchError: It does not fit.
+    """
+    prepare = getattr(state, "prepare_to_load", None)
+    if prepare is not None:
+        prepared: Restoration = prepare(state_dict, strict=strict)
+        return prepared
+    restoration = Restoration()
+    restoration.load_later(partial(_restore, state, state_dict, strict))
+    return restoration
+
+
+def _restore(state: Any, state_dict: dict[str, Any], strict: bool) -> None:
     """Calls ``state.load_state_dict``. Composer's needs a logger too."""
     composer = sys.modules.get("composer.core")
     if composer is not None and isinstance(state, composer.State):

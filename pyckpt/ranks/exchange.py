@@ -22,13 +22,16 @@ from pyckpt.errors import (
     CorruptArchiveError,
     DuplicateFileError,
     FilenameError,
+    MixedFilesError,
     OptionError,
     SaveInProgressError,
+    ShardedStateError,
     StateMismatchError,
     TornSaveError,
 )
+from pyckpt.ranks.meeting import meet
 
-__all__ = ["Channel", "Ranks", "current_ranks", "own_channels", "together", "users_channel"]
+__all__ = ["Channel", "Ranks", "begin_together", "current_ranks", "require_group", "together"]
 
 T = TypeVar("T")
 
@@ -65,6 +68,22 @@ def current_ranks() -> Ranks:
         local_world_size=_from_environment("LOCAL_WORLD_SIZE", default=world_size),
         node_rank=_from_environment("NODE_RANK", "GROUP_RANK", default=0),
     )
+
+
+def require_group() -> None:
+    """Checks that ranks which a launcher started can talk to each other.
+
+    Raises:
+        OptionError: The environment tells of several ranks, and torch.distributed is not
+            initialised. Each rank would act as if it were alone.
+    """
+    world_size = current_ranks().world_size
+    if world_size > 1 and not _initialized():
+        raise OptionError(
+            f"WORLD_SIZE is {world_size}, and torch.distributed is not initialised: call "
+            "torch.distributed.init_process_group() first, save before you destroy the process "
+            "group, or unset WORLD_SIZE if this process trains alone"
+        )
 
 
 def _initialized() -> bool:
@@ -106,14 +125,16 @@ _KINDS: dict[str, type[CheckpointError]] = {
         CorruptArchiveError,
         DuplicateFileError,
         FilenameError,
+        MixedFilesError,
         OptionError,
         SaveInProgressError,
+        ShardedStateError,
         StateMismatchError,
         TornSaveError,
     )
 }
-# Their messages are about one rank's files or tensors, not about arguments that all ranks got.
-_NAME_THE_RANK = (CorruptArchiveError, StateMismatchError, TornSaveError)
+# Their messages are about arguments that all ranks got, and not about one rank's files or tensors.
+_ABOUT_ARGUMENTS = (FilenameError, OptionError, SaveInProgressError)
 
 
 @dataclass(frozen=True)
@@ -130,49 +151,67 @@ class Channel:
     gather: Callable[[Any], list[Any]] | None = None
 
 
-def users_channel() -> Channel:
-    """The process group that training uses.
+def begin_together(call: str, channels: int = 1) -> list[Channel]:
+    """Waits until every rank has made this call, and gives the ranks channels.
 
-    Use it only in the thread that calls training's collectives, and between them.
-    Without torch.distributed, and in a group of one, there is one rank.
+    The first call makes the channels' process groups. They are pyckpt's own, with gloo, so a save
+    that takes hours hits no time limit of training's groups. They still work after the process
+    groups have been destroyed, as long as the processes live. A dead rank is noticed at once.
+
+    Args:
+        call: What the ranks are about to do, for messages: "save_checkpoint".
+        channels: How many are needed. Each is for one thread at a time.
+
+    Returns:
+        The channels, the same ones on every call. With one rank, each is ``Channel()``.
+
+    Raises:
+        CheckpointError: Some ranks did not make the call within the time limit of the default
+            process group (but at least a minute), made another call, or died.
     """
     if _alone():
-        return Channel()
-    return Channel(dist.get_rank(), _gather_in_default_group)
+        return [Channel()] * channels
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    store: Any = dist.distributed_c10d._get_default_store()
+    limit = max(_LEAST_PATIENCE_SECONDS, store.timeout.total_seconds())
+    try:
+        meet(store, call, rank, world_size, limit)
+        [first] = _own_channels(1)
+    except CheckpointError:
+        raise
+    except RuntimeError as error:  # torch's errors of stores and groups
+        raise _no_exchange(call, error) from error
+    calls = _exchange(call, call, first)
+    for other, its_call in enumerate(calls):
+        if its_call != calls[0]:
+            raise CheckpointError(
+                f"rank 0 called {calls[0]}, and rank {other} called {its_call}: "
+                "call the same on every rank",
+                rank=other,
+            )
+    return _own_channels(channels)
 
 
-def own_channels(count: int) -> list[Channel]:
-    """``count`` channels that nothing else uses. Each is for one thread at a time.
-
-    The first call makes them and is collective. They still work after the process groups have been
-    destroyed, as long as the processes live.
-    """
-    if _alone():
-        return [Channel()] * count
+def _own_channels(count: int) -> list[Channel]:
     groups = _own_groups.setdefault(dist.group.WORLD, [])
     while len(groups) < count:
         groups.append(dist.new_group(backend="gloo", timeout=_OWN_TIMEOUT))
     return [Channel(dist.get_rank(), partial(_gather_in_group, group)) for group in groups[:count]]
 
 
-# Long, because a background thread waits while other ranks write. A dead rank is noticed at once.
+_LEAST_PATIENCE_SECONDS = 60.0
+# Long, because ranks wait while others write.
 _OWN_TIMEOUT = datetime.timedelta(days=1)
 _own_groups: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # key: the default group
-
-
-def _gather_in_default_group(outcome: Any) -> list[Any]:
-    outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, outcome)
-    return outcomes
 
 
 def _gather_in_group(group: Any, outcome: Any) -> list[Any]:
     # The group's own methods: torch.distributed's functions do not accept a destroyed group.
     data = torch.frombuffer(bytearray(pickle.dumps(outcome)), dtype=torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
-    group.allgather([sizes], [torch.tensor([len(data)])]).wait()
+    sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(group.size())]
+    group.allgather([sizes], [torch.tensor([len(data)], device="cpu")]).wait()
     longest = max(int(size) for size in sizes)
-    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded = torch.zeros(longest, dtype=torch.uint8, device="cpu")
     padded[: len(data)] = data
     gathered = [bytearray(longest) for _ in sizes]
     group.allgather(
@@ -184,14 +223,14 @@ def _gather_in_group(group: Any, outcome: Any) -> list[Any]:
     ]
 
 
-def together(doing: str, step: Callable[[], T], channel: Channel | None = None) -> list[T]:
+def together(doing: str, step: Callable[[], T], channel: Channel) -> list[T]:
     """Runs ``step`` on every rank, and tells every rank the outcomes of all.
 
     The result of ``step`` must pickle.
 
     Args:
         doing: What the step does, for messages: "writing the checkpoint".
-        channel: The same on every rank; None takes ``users_channel()``.
+        channel: The same on every rank; see ``begin_together``.
 
     Returns:
         What ``step`` returned, indexed by rank.
@@ -201,7 +240,6 @@ def together(doing: str, step: Callable[[], T], channel: Channel | None = None) 
             message. On the failing rank the original exception is the cause. With one rank,
             KeyboardInterrupt, SystemExit and the like pass unchanged.
     """
-    channel = channel or users_channel()
     cause: BaseException | None = None
     outcome: T | _Failure
     try:
@@ -216,7 +254,7 @@ def together(doing: str, step: Callable[[], T], channel: Channel | None = None) 
     outcomes = _exchange(doing, outcome, channel)
     failures = [o for o in outcomes if isinstance(o, _Failure)]
     if failures:
-        raise _as_exception(doing, failures) from cause
+        raise _as_exception(doing, failures, len(outcomes)) from cause
     return outcomes
 
 
@@ -240,20 +278,26 @@ def _exchange(doing: str, outcome: Any, channel: Channel) -> list[Any]:
     try:
         return channel.gather(outcome)
     except Exception as error:
-        raise CheckpointError(
-            f"{doing} failed: the ranks could not exchange their outcomes, one may have died: "
-            f"{error}"
-        ) from error
+        raise _no_exchange(doing, error) from error
 
 
-def _as_exception(doing: str, failures: list[_Failure]) -> CheckpointError:
+def _no_exchange(doing: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{doing} failed: the ranks could not exchange their outcomes, one may have died: {error}"
+    )
+
+
+def _as_exception(doing: str, failures: list[_Failure], world_size: int) -> CheckpointError:
     first = failures[0]
     kind = _KINDS.get(first.kind)
-    message = first.message
-    if kind is None or issubclass(kind, _NAME_THE_RANK):
+    failed = f"rank {first.rank}"
+    others = [str(failure.rank) for failure in failures[1:]]
+    also = f" (and on rank {', '.join(others)})" if others else ""
+    if kind is None or not issubclass(kind, _ABOUT_ARGUMENTS):
         kind = kind or CheckpointError
-        message = f"{doing} failed on rank {first.rank}: {first.message}"
-        others = [str(f.rank) for f in failures[1:]]
-        if others:
-            message += f" (and on rank {', '.join(others)})"
+        message = f"{doing} failed on {failed}: {first.message}{also}"
+    elif len(failures) < world_size:  # the ranks did not get the same arguments
+        message = f"{first.message} (on {failed}, not on every rank)"
+    else:
+        message = first.message
     return kind(message, rank=first.rank, path=first.path, errno=first.errno)

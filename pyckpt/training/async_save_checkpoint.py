@@ -23,7 +23,7 @@ from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import OptionError
 from pyckpt.key_paths import IgnoreKeys
 from pyckpt.options import BackgroundOptions, WriteOptions, default_threads
-from pyckpt.ranks.exchange import Channel, current_ranks, own_channels, together
+from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
 from pyckpt.staging.lazy import LiveRecords, check_lazy, is_lazy_safe
@@ -91,7 +91,7 @@ def async_save_checkpoint(
     global _last_write
     if when_busy == "wait":
         wait_for_room(max(1, max_pending) if isinstance(max_pending, int) else 1)
-    training, background = own_channels(2)
+    training, background = begin_together("async_save_checkpoint", channels=2)
 
     def make_options() -> WriteOptions:
         raise_uncollected()

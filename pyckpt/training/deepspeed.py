@@ -25,7 +25,7 @@ from pyckpt.archive.load import load
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
-from pyckpt.ranks.exchange import Ranks, together
+from pyckpt.ranks.exchange import Channel, Ranks, together
 from pyckpt.torch_format.admitted_types import admitted
 from pyckpt.training.shared_reads import Source, read_shared
 
@@ -140,9 +140,10 @@ class EngineStates:
         options: Those of ``pyckpt.load``; DeepSpeed's own types are admitted.
     """
 
-    def __init__(self, path: Path, ranks: Ranks, options: dict[str, Any]) -> None:
+    def __init__(self, path: Path, ranks: Ranks, channel: Channel, options: dict[str, Any]) -> None:
         self._path = path
         self._ranks = ranks
+        self._channel = channel
         self._options = options
         self._holders: dict[str, Path] = {}
         self._states: dict[str, Any] = {}
@@ -156,7 +157,9 @@ class EngineStates:
             CheckpointError: A rank could not read something. All ranks raise it.
         """
         listings = together(
-            "looking at the checkpoint", lambda: (self._path, _state_members(self._path))
+            "looking at the checkpoint",
+            lambda: (self._path, _state_members(self._path)),
+            self._channel,
         )
         # This rank's members first, then those of the lowest rank. Equal names have equal contents.
         for path, members in (listings[self._ranks.rank], *listings):
@@ -168,9 +171,11 @@ class EngineStates:
         found = together(
             "looking for the states",
             lambda: [Source(self._holder(member), member) for member in wanted],
+            self._channel,
         )
         with _admitted_types():
-            read = read_shared(found[self._ranks.rank], self._ranks, **self._options)
+            sources = found[self._ranks.rank]
+            read = read_shared(sources, self._ranks, self._channel, **self._options)
         self._states = dict(zip(wanted, read, strict=True))
         return self._states.pop(STATES_MEMBER)
 

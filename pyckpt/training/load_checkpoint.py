@@ -7,14 +7,15 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
-from pyckpt.errors import OptionError, StateMismatchError
+from pyckpt.errors import CheckpointError, OptionError, StateMismatchError
+from pyckpt.fitting import Restoration
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions, default_threads
 from pyckpt.progress import ProgressHook
-from pyckpt.ranks.exchange import Ranks, current_ranks, together
-from pyckpt.state import RestorableState, is_deepspeed_engine, restore
-from pyckpt.training.names import render_ranks
-from pyckpt.training.rng import set_rng_state
+from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks, together
+from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
+from pyckpt.training.names import find
+from pyckpt.training.rng import RandomStates, set_rng_state
 from pyckpt.training.shared_reads import Source, read_shared
 
 __all__ = ["load_checkpoint"]
@@ -35,18 +36,19 @@ def load_checkpoint(
 ) -> list[dict[str, Any]] | None:
     """Restores a training state; the counterpart of ``composer.utils.load_checkpoint``.
 
-    Call it on every rank. All ranks read first. The state changes only if all ranks could read.
-    What the checkpoint lacks stays as it is. If it holds weights alone, a warning says so.
+    Call it on every rank. All ranks read first, and compare the checkpoint with their states. The
+    states change only if it can be read and fits on every rank. What the checkpoint lacks stays as
+    it is. If it holds weights alone, a warning says so.
 
     With DeepSpeed every rank reads its own archive. What data parallelism saved only once is read
     from other ranks' archives, so rank 0's archive must be readable on every machine. DeepSpeed
     gets the states from memory; nothing is extracted.
 
     Args:
-        path: The file. May contain ``{rank}``, ``{local_rank}``, ``{world_size}``,
-            ``{local_world_size}`` and ``{node_rank}``. Other variables of save_checkpoint have the
-            values of the time of saving, so write these values out. With DeepSpeed ``.tar`` is
-            appended as in save_checkpoint.
+        path: The file, as save_checkpoint returned it. Or a name that contains ``{rank}``,
+            ``{local_rank}``, ``{world_size}``, ``{local_world_size}`` or ``{node_rank}``. Other
+            variables of save_checkpoint have the values of the time of saving, so write these
+            values out. With DeepSpeed ``.tar`` is appended as in save_checkpoint.
         state: Anything that follows the RestorableState protocol, such as Composer's State.
         load_weights_only: Restore only the model, and no random states. Not with ZeRO 3, whose
             weights are in the optimizer's shards.
@@ -72,15 +74,22 @@ def load_checkpoint(
         StateMismatchError: The checkpoint has other weights, or is of a different number of ranks.
         CheckpointError: Anything else, such as a missing file. Every rank raises each of these
             errors. The message names the cause, and attributes the rank and the file. The state is
-            unchanged unless the message begins with "restoring the state failed". With DeepSpeed it
-            may also be changed if DeepSpeed did not load the file, or if memory is short.
+            unchanged unless the message begins with "restoring the state failed".
     """
     options = {"weights_only": weights_only, "num_threads": num_threads, "progress": progress}
-    loading = _Load(path, state, load_weights_only, strict_model_weights, options)
-    together("preparing to load the checkpoint", loading.prepare)
+    [channel] = begin_together("load_checkpoint")
+    loading = _Load(path, state, load_weights_only, strict_model_weights, options, channel)
+    together("preparing to load the checkpoint", loading.prepare, channel)
     contents = loading.read()
-    together("preparing to restore the state", lambda: loading.choose(contents, ignore_keys))
-    together("restoring the state", loading.restore)
+    together(
+        "preparing to restore the state", lambda: loading.choose(contents, ignore_keys), channel
+    )
+    try:
+        together("comparing the checkpoint with the state", loading.fit, channel)
+    except BaseException:
+        loading.undo()
+        raise
+    together("restoring the state", loading.restore, channel)
     return loading.random_states
 
 
@@ -94,26 +103,31 @@ class _Load:
         load_weights_only: bool,
         strict: bool,
         options: dict[str, Any],
+        channel: Channel,
     ) -> None:
-        self.random_states: list[dict[str, Any]] | None = None
+        self.random_states: RandomStates | None = None
         self._template = path
         self._state = state
         self._load_weights_only = load_weights_only
         self._strict = strict
         self._options = options
-        self._is_deepspeed = is_deepspeed_engine(state.model)
+        self._channel = channel
+        self._is_deepspeed = False
         self._ranks = Ranks()
         self._path = Path()
         self._contents: dict[str, Any] = {}
         self._engine_states: Any = None
+        self._restoration = Restoration()
 
     def prepare(self) -> None:
         """Finds every error that can be found before a byte is read."""
+        check_is_state(self._state)
+        self._is_deepspeed = is_deepspeed_engine(self._state.model)
         self._ranks = current_ranks()
         if self._options["num_threads"] is None:
             self._options["num_threads"] = default_threads(self._ranks.local_world_size)
         WriteOptions(num_threads=self._options["num_threads"], progress=self._options["progress"])
-        self._path = render_ranks(self._template, self._ranks)
+        self._path = find(self._template, self._ranks)
         if not callable(getattr(self._state, "load_state_dict", None)):
             raise OptionError(f"{type(self._state).__qualname__} has no load_state_dict()")
         if self._is_deepspeed:
@@ -126,15 +140,15 @@ class _Load:
         """Reads all that this rank needs. Returns the contents of the states file."""
         if not self._is_deepspeed:
             source = Source(self._path, STATES_MEMBER)
-            [contents] = read_shared([source], self._ranks, **self._options)
+            [contents] = read_shared([source], self._ranks, self._channel, **self._options)
             return contents
         from pyckpt.training.deepspeed import EngineStates
 
-        self._engine_states = EngineStates(self._path, self._ranks, self._options)
+        self._engine_states = EngineStates(self._path, self._ranks, self._channel, self._options)
         return self._engine_states.read(self._state.model)
 
     def choose(self, contents: Any, ignore_keys: IgnoreKeys) -> None:
-        """Chooses what to restore of ``contents``. The last step that does not change the state."""
+        """Chooses what to restore of ``contents``."""
         if not isinstance(contents, dict) or not isinstance(contents.get("state"), dict):
             raise StateMismatchError(
                 f"{self._path} holds no training state: no dict with a 'state'",
@@ -157,18 +171,33 @@ class _Load:
             self._contents = weights
         else:
             self._contents = training_state
-            self.random_states = contents.get("rng")
+            states = contents.get("rng")
+            self.random_states = None if states is None else RandomStates(states)
+
+    def fit(self) -> None:
+        """Checks that what was chosen fits the state. ``undo`` takes back what this changes."""
+        if self._contents:
+            self._restoration = prepare_to_restore(self._state, self._contents, strict=self._strict)
+
+    def undo(self) -> None:
+        """Leaves the state as it was before ``fit``."""
+        self._restoration.undo()
 
     def restore(self) -> None:
         """Changes the state. Random states come last, because other steps may draw from them."""
+        try:
+            self._restore()
+        except StateMismatchError as error:  # it promises that nothing has changed
+            raise CheckpointError(str(error), path=str(self._path)) from error
+
+    def _restore(self) -> None:
         if self._is_deepspeed:
             self._engine_states.restore(
                 self._state.model,
                 strict=self._strict,
                 load_weights_only=self._load_weights_only,
             )
-        if self._contents:
-            restore(self._state, self._contents, strict=self._strict)
+        self._restoration.finish()
         if self.random_states is not None:
             self._restore_random_states(self.random_states)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from pyckpt.errors import FilenameError
+from pyckpt.errors import FilenameError, MixedFilesError
 
 if TYPE_CHECKING:
     from pyckpt.ranks.exchange import Ranks
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 __all__ = [
     "RANK_VARIABLES",
     "VARIABLES",
+    "check_one_set",
+    "find",
     "render",
     "render_ranks",
+    "values",
 ]
 
 RANK_VARIABLES = ("rank", "local_rank", "world_size", "local_world_size", "node_rank")
@@ -65,6 +69,74 @@ def render_ranks(filename: str | PurePath, ranks: Ranks) -> Path:
     return _render(filename, _rank_lookups(ranks))
 
 
+def values(filename: str | PurePath, state: TrainingState) -> dict[str, str]:
+    """What the variables of ``filename`` that are the same on all ranks stand for now."""
+    lookups = _state_lookups(state)
+    return {
+        field: format(lookups[field](), spec or "")
+        for _, field, spec, _ in string.Formatter().parse(os.fspath(filename))
+        if field in lookups
+    }
+
+
+def check_one_set(names: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """Checks that the files of all ranks belong together.
+
+    The caller may have put the rank's number into the name, instead of ``{rank}``. So names may
+    differ by such numbers alone.
+
+    Args:
+        names: The filename and the ``values`` of each rank.
+
+    Raises:
+        MixedFilesError: Two ranks name files of different sets.
+    """
+    template, of_rank_0 = names[0]
+    for rank, (other, of_other) in enumerate(names):
+        for variable, value in of_rank_0.items():
+            if of_other.get(variable, value) != value:
+                raise MixedFilesError(
+                    f"{{{variable}}} is {value!r} on rank 0 and {of_other[variable]!r} on rank "
+                    f"{rank}: the ranks' files would not belong together",
+                    rank=rank,
+                )
+        if not _differ_by_rank_alone(template, other, rank):
+            raise MixedFilesError(
+                f"rank 0 would write {template!r}, and rank {rank} {other!r}: the ranks' files "
+                "would not belong together. Use one filename, with {rank} in it",
+                rank=rank,
+            )
+
+
+def _differ_by_rank_alone(first: str, other: str, rank: int) -> bool:
+    """Whether ``other`` is ``first`` with numbers of ``rank`` in place of rank 0's.
+
+    These may be its global rank, its local rank or its node's, so any number up to its rank.
+    """
+    ours, theirs = (re.split(r"(\d+)", name) for name in (first, other))
+    if len(ours) != len(theirs):
+        return False
+    return all(
+        a == b or (a.isdecimal() and b.isdecimal() and int(a) == 0 and 0 < int(b) <= rank)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def find(path: str | PurePath, ranks: Ranks) -> Path:
+    """The checkpoint that ``path`` names: the file of that very name, or else ``render_ranks``.
+
+    Paths that save_checkpoint has returned name files, and may have braces.
+
+    Raises:
+        FilenameError: As in ``render_ranks``.
+    """
+    try:
+        is_there = os.path.lexists(path)
+    except (TypeError, ValueError):  # not a path: render_ranks says so
+        is_there = False
+    return Path(path) if is_there else render_ranks(path, ranks)
+
+
 def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) -> Path:
     template = os.fspath(filename)
     if not isinstance(template, str):
@@ -86,8 +158,11 @@ def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) 
 
 
 def _lookups(state: TrainingState, ranks: Ranks) -> Mapping[str, Callable[[], Any]]:
+    return {**_state_lookups(state), **_rank_lookups(ranks)}
+
+
+def _state_lookups(state: TrainingState) -> dict[str, Callable[[], Any]]:
     lookups: dict[str, Callable[[], Any]] = {"run_name": lambda: str(state.run_name)}
-    lookups.update(_rank_lookups(ranks))
     for name in _COUNT_NAMES:
         lookups[name] = partial(_count, state, name)
     for name in _TIME_NAMES:

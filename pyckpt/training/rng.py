@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["rng_state", "set_rng_state"]
+__all__ = ["RandomStates", "rng_state", "set_rng_state"]
+
+
+class RandomStates(list[dict[str, Any]]):
+    """The random states of all ranks. Its repr is short, for the end of a notebook's cell."""
+
+    def __repr__(self) -> str:
+        return f"<random states of {len(self)} rank{'' if len(self) == 1 else 's'}>"
 
 
 def rng_state() -> dict[str, Any]:

@@ -5,6 +5,7 @@ The class Save is one such save in two halves: collecting the state, and writing
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,10 +18,23 @@ from pyckpt.errors import DuplicateFileError, OptionError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook
-from pyckpt.ranks.exchange import Channel, Ranks, current_ranks, together, users_channel
+from pyckpt.ranks.exchange import (
+    Channel,
+    Ranks,
+    begin_together,
+    current_ranks,
+    require_group,
+    together,
+)
 from pyckpt.ranks.file_identity import file_identity
-from pyckpt.state import TrainingState, is_deepspeed_engine, model_state_dict
-from pyckpt.training.names import render
+from pyckpt.state import (
+    TrainingState,
+    check_is_state,
+    is_deepspeed_engine,
+    model_state_dict,
+)
+from pyckpt.training.agreement import WeightSamples, check_equal, check_whole, described
+from pyckpt.training.names import check_one_set, render, values
 from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.training.rng import rng_state
 
@@ -42,7 +56,11 @@ def save_checkpoint(
 
     Call it on every rank. Without DeepSpeed rank 0 writes one file; with DeepSpeed every rank
     writes an archive of its own. Either all ranks have their files in the end, or all ranks raise
-    and every earlier file is as it was.
+    and every earlier file is as it was. A rank that waits for others logs a warning after 20
+    seconds, which names them.
+
+    Without DeepSpeed the file has rank 0's state. A state that is sharded over ranks, or differs
+    between them, is refused: see pyckpt.training.agreement.
 
     The file holds ``{"state": state.state_dict(), "rng": [random states by rank]}``. Tensors are
     read in place and must not change during the call. Asynchronous saves that are under way are
@@ -71,14 +89,14 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: A rank failed. Every rank raises it. The message names the cause, and the
-            attribute ``rank`` the rank. FilenameError, DuplicateFileError and OptionError, which
-            are ValueErrors, are raised before anything is written. So is the error of an earlier
+            attribute ``rank`` the rank. FilenameError, OptionError and ShardedStateError, which are
+            ValueErrors, are raised before anything is written. So is the error of an earlier
             asynchronous save whose result has not been asked for.
     """
     # Else an older asynchronous save of the same name could replace this newer file.
     wait_for_room(1)
+    [channel] = begin_together("save_checkpoint")
     save = Save(state, filename, weights_only, ignore_keys)
-    channel = users_channel()
 
     def make_options() -> WriteOptions:
         raise_uncollected()
@@ -98,6 +116,8 @@ class _Target:
     path: Path
     writes: bool
     identity: str  # see file_identity
+    template: str
+    values: dict[str, str]  # what the template's variables stand for
 
 
 def _check_distinct(targets: list[_Target]) -> None:
@@ -128,7 +148,7 @@ class Save:
         weights_only: bool,
         ignore_keys: IgnoreKeys,
     ) -> None:
-        self.is_deepspeed = is_deepspeed_engine(state.model)
+        self.is_deepspeed = False
         self._state = state
         self._filename = filename
         self._weights_only = weights_only
@@ -137,6 +157,7 @@ class Save:
         self._ranks = Ranks()
         self._targets: list[_Target] = []
         self._writer: ArchiveWriter | None = None
+        self._samples: WeightSamples | None = None
 
     @property
     def writer(self) -> ArchiveWriter | None:
@@ -147,16 +168,25 @@ class Save:
         """Collects all that will be written, without copying tensors.
 
         Args:
-            make_options: Called first. Its errors are raised on all ranks.
+            make_options: Called early. Its errors are raised on all ranks.
         """
         self._targets = together(
-            "preparing the checkpoint", lambda: self._prepare(make_options()), channel
+            "preparing the checkpoint", lambda: self._prepare(make_options), channel
         )
         _check_distinct(self._targets)
+        if self.is_deepspeed:
+            check_one_set([(target.template, target.values) for target in self._targets])
         random_states = together("collecting the random states", rng_state, channel)
+        saved: dict[str, Any] = {}
         together(
-            "collecting the training state", lambda: self._collect_state(random_states), channel
+            "collecting the training state",
+            lambda: saved.update(self._collect_state(random_states)),
+            channel,
         )
+        if len(self._targets) > 1:
+            check_equal(described(saved), channel)
+            if "model" in saved:
+                self._samples = WeightSamples(self._state.model)
         if self.is_deepspeed:
             together("collecting DeepSpeed's states", self._collect_engine, channel)
 
@@ -173,6 +203,8 @@ class Save:
             after: Called when the bytes are written and the file has no name yet. Likewise.
         """
         several = self.is_deepspeed
+        if self._samples is not None:
+            self._samples.check_related(channel)
         together("writing the checkpoint", lambda: self._write(before, after), channel)
         together("committing the checkpoint", lambda: self._commit(several), channel)
         if self._writer is not None:
@@ -183,8 +215,12 @@ class Save:
         """Removes what was not kept, and releases the state."""
         self._cleanup.close()
 
-    def _prepare(self, options: WriteOptions) -> _Target:
+    def _prepare(self, make_options: Callable[[], WriteOptions]) -> _Target:
         """Finds every error that can be found before a byte is written."""
+        check_is_state(self._state)
+        require_group()
+        options = make_options()
+        self.is_deepspeed = is_deepspeed_engine(self._state.model)
         self._ranks = current_ranks()
         if self._weights_only and self.is_deepspeed:
             raise OptionError("weights_only=True is not possible with DeepSpeed")
@@ -199,18 +235,33 @@ class Save:
                 writers_on_node=self._ranks.local_world_size if self.is_deepspeed else 1,
             )
             self._cleanup.callback(self._writer.abandon)
-        return _Target(path, writes, file_identity(path))
+        return _Target(
+            path,
+            writes,
+            file_identity(path),
+            os.fspath(self._filename),
+            values(self._filename, self._state),
+        )
 
-    def _collect_state(self, random_states: list[dict[str, Any]]) -> None:
-        """Collects the state on every rank, because its state_dict() may be collective."""
+    def _collect_state(self, random_states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collects the state on every rank, because its state_dict() may be collective.
+
+        Returns:
+            What this rank has of it.
+        """
         state = (
             {"model": model_state_dict(self._state)}
             if self._weights_only
             else self._state.state_dict()
         )
         contents = without_ignored({"state": state, "rng": random_states}, self._ignore_keys)
+        saved = contents.get("state")
+        saved = saved if isinstance(saved, dict) else {}
+        if self._ranks.world_size > 1:
+            check_whole(self._state, saved)
         if self._writer is not None and self._ranks.rank == 0:
             self._writer.add_object(STATES_MEMBER, contents)
+        return saved
 
     def _collect_engine(self) -> None:
         """Lets DeepSpeed save into this rank's archive."""

@@ -20,7 +20,7 @@ from pyckpt.archive.formats import is_compressed
 from pyckpt.archive.load import load
 from pyckpt.archive.save import save
 from pyckpt.errors import CheckpointError
-from pyckpt.ranks.exchange import Ranks, together
+from pyckpt.ranks.exchange import Channel, Ranks, together
 from pyckpt.ranks.file_identity import file_identity, machine
 
 __all__ = ["Source", "read_shared"]
@@ -34,7 +34,9 @@ class Source:
     member: str
 
 
-def read_shared(sources: Sequence[Source], ranks: Ranks, **options: Any) -> list[Any]:
+def read_shared(
+    sources: Sequence[Source], ranks: Ranks, channel: Channel, **options: Any
+) -> list[Any]:
     """The objects that ``sources`` name, on the CPU. Call it on every rank.
 
     Args:
@@ -43,7 +45,7 @@ def read_shared(sources: Sequence[Source], ranks: Ranks, **options: Any) -> list
     Raises:
         CheckpointError: A rank could not read something (see ``pyckpt.load``). All ranks raise it.
     """
-    keys = together("looking at the checkpoint", lambda: [_key(one) for one in sources])
+    keys = together("looking at the checkpoint", lambda: [_key(one) for one in sources], channel)
     first_to_want: dict[str, int] = {}
     wanted_by: dict[str, int] = {}
     for rank, its_keys in enumerate(keys):
@@ -75,8 +77,8 @@ def read_shared(sources: Sequence[Source], ranks: Ranks, **options: Any) -> list
                     there = source if path is None else Source(path, source.member)
                     objects[index] = _load(there, options)
 
-        handed_on = together("reading the checkpoint", read_first)
-        together("reading the checkpoint", read_rest)
+        handed_on = together("reading the checkpoint", read_first, channel)
+        together("reading the checkpoint", read_rest, channel)
     return [objects[index] for index in range(len(sources))]
 
 

@@ -16,10 +16,10 @@ import pyckpt
 from pyckpt.ranks.exchange import (
     Channel,
     Ranks,
+    begin_together,
     current_ranks,
-    own_channels,
+    require_group,
     together,
-    users_channel,
 )
 from tests.launch import TIMEOUT_SECONDS, torchrun
 
@@ -99,27 +99,36 @@ def one_rank(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.usefixtures("one_rank")
 def test_what_a_step_returns() -> None:
-    assert together("doing it", lambda: {"a": 1}) == [{"a": 1}]
-    assert together("doing it", lambda: None) == [None]
+    assert together("doing it", lambda: {"a": 1}, Channel()) == [{"a": 1}]
+    assert together("doing it", lambda: None, Channel()) == [None]
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_what_a_step_raises() -> None:
     cause = OSError(28, "No space left on device", "/disk/x.tar")
     with pytest.raises(pyckpt.CheckpointError) as caught:
-        together("doing it", lambda: raising(cause))
+        together("doing it", lambda: raising(cause), Channel())
     assert type(caught.value) is pyckpt.CheckpointError
     assert str(caught.value).startswith("doing it failed on rank 0: OSError: [Errno 28]")
     assert (caught.value.rank, caught.value.errno, caught.value.path) == (0, 28, "/disk/x.tar")
     assert caught.value.__cause__ is cause
 
 
-KINDS = [
-    pyckpt.CheckpointError,
+ARGUMENTS = [
     pyckpt.FilenameError,
     pyckpt.DuplicateFileError,
+    pyckpt.MixedFilesError,
     pyckpt.OptionError,
+    pyckpt.SaveInProgressError,
 ]
+STATES_AND_FILES = [
+    pyckpt.CheckpointError,
+    pyckpt.CorruptArchiveError,
+    pyckpt.ShardedStateError,
+    pyckpt.StateMismatchError,
+    pyckpt.TornSaveError,
+]
+KINDS = [*ARGUMENTS, *STATES_AND_FILES]
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -127,23 +136,24 @@ KINDS = [
 def test_typed_errors_keep_type_and_message(kind: type[pyckpt.CheckpointError]) -> None:
     cause = kind("all is said", path="x", errno=5)
     with pytest.raises(kind) as caught:
-        together("doing it", lambda: raising(cause))
+        together("doing it", lambda: raising(cause), Channel())
     assert type(caught.value) is kind
-    assert str(caught.value) == "all is said"
+    named = "" if kind in ARGUMENTS else "doing it failed on rank 0: "
+    assert str(caught.value) == f"{named}all is said"
     assert (caught.value.rank, caught.value.path, caught.value.errno) == (0, "x", 5)
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_one_rank_has_nobody_to_tell() -> None:
-    assert users_channel() == Channel()
-    assert own_channels(2) == [Channel(), Channel()]
+    assert begin_together("saving") == [Channel()]
+    assert begin_together("saving", channels=2) == [Channel(), Channel()]
 
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_alone_an_interrupt_passes(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
-        together("doing it", lambda: raising(error))
+        together("doing it", lambda: raising(error), Channel())
     assert caught.value is error
 
 
@@ -158,12 +168,26 @@ def test_among_several_an_interrupt_is_told_to_all(error: BaseException) -> None
     assert caught.value.__cause__ is error
 
 
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_an_argument_that_only_one_rank_got(kind: type[pyckpt.CheckpointError]) -> None:
+    with pytest.raises(kind, match=r"all is said \(on rank 0, not on every rank\)"):
+        together("doing it", lambda: raising(kind("all is said")), TWO_RANKS)
+
+
+def test_ranks_without_a_process_group(environment: pytest.MonkeyPatch) -> None:
+    require_group()
+    environment.setenv("RANK", "1")
+    environment.setenv("WORLD_SIZE", "2")
+    with pytest.raises(pyckpt.OptionError, match=r"WORLD_SIZE is 2.*init_process_group"):
+        require_group()
+
+
 def test_an_outcome_that_cannot_be_sent() -> None:
     with pytest.raises(pyckpt.CheckpointError, match="pickle"):
         together("doing it", lambda: lambda: None, TWO_RANKS)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, pyckpt.CorruptArchiveError])
+@pytest.mark.parametrize("kind", KINDS)
 def test_errors_can_be_sent_and_copied(kind: type[pyckpt.CheckpointError]) -> None:
     error = kind("message", rank=3, path="x", errno=28)
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):

@@ -206,10 +206,44 @@ def test_a_path_names_ranks_and_nothing_of_the_time_of_saving(saved: Path) -> No
     assert state.timestamp.batch == 3
 
 
+def test_a_path_that_was_returned_is_found(tmp_path: Path) -> None:
+    state = build(seed=1)
+    state.run_name = "{rank}"
+    [path] = pyckpt.save_checkpoint(state, tmp_path / "{run_name}-{{batch}}.tar")
+    assert path.name == "{rank}-{batch}.tar"
+    pyckpt.load_checkpoint(path, build(seed=2))
+    pyckpt.load_checkpoint(str(path), build(seed=2))
+    path.unlink()
+    with pytest.raises(pyckpt.FilenameError, match=r"unknown variable \{batch\}"):
+        pyckpt.load_checkpoint(path, state)
+
+
+def test_the_random_states_print_in_a_line(saved: Path) -> None:
+    states = pyckpt.load_checkpoint(saved, build(seed=2))
+    assert repr(states) == "<random states of 1 rank>"
+    assert isinstance(states, list)
+    assert states[0]["python"] == pyckpt.load(saved)["rng"][0]["python"]
+
+
+def test_a_state_that_fails_half_way_is_told(saved: Path) -> None:
+    class Mine(pyckpt.State):
+        prepare_to_load = None
+
+        def load_state_dict(self, state_dict: Any, *, strict: bool = True) -> None:
+            raise pyckpt.StateMismatchError("it does not fit")
+
+    state = build(seed=2)
+    with pytest.raises(pyckpt.CheckpointError, match="restoring the state failed on rank") as error:
+        pyckpt.load_checkpoint(saved, Mine(state.model))
+    assert type(error.value) is pyckpt.CheckpointError  # a mismatch leaves the state unchanged
+
+
 def test_a_state_that_can_only_be_saved(saved: Path) -> None:
-    state: Any = SimpleNamespace(model=nn.Identity(), run_name="x", timestamp=None)
+    state: Any = SimpleNamespace(model=nn.Identity(), run_name="x", timestamp=None, state_dict=dict)
     with pytest.raises(pyckpt.OptionError, match=r"SimpleNamespace has no load_state_dict"):
         pyckpt.load_checkpoint(saved, state)
+    with pytest.raises(pyckpt.OptionError, match=r"not Linear: pass pyckpt.State\(model"):
+        pyckpt.load_checkpoint(saved, nn.Linear(2, 2))
 
 
 def reports(out: Path, mode: str, ranks: int = 2) -> list[dict[str, Any]]:
@@ -284,6 +318,17 @@ def test_weights_that_fit_no_rank_stop_all(tmp_path: Path) -> None:
     assert first["error"] == second["error"]
     assert first["error"][0] == "StateMismatchError"
     assert "'0.weight' of [8, 4], not [16, 4]" in first["error"][1]
+    assert first["unchanged"]
+    assert second["unchanged"]
+
+
+def test_all_ranks_check_before_one_restores(tmp_path: Path) -> None:
+    run_ranks("resume_worker.py", "save", tmp_path, tmp_path / "x.tar")
+    run_ranks("resume_worker.py", "load-one-wider", tmp_path, tmp_path / "x.tar")
+    first, second = reports(tmp_path, "load-one-wider")
+    assert first["error"] == second["error"]
+    assert first["error"][0] == "StateMismatchError"
+    assert "failed on rank 1: the checkpoint's weights do not fit" in first["error"][1]
     assert first["unchanged"]
     assert second["unchanged"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pyckpt
 from pyckpt.ranks.exchange import Ranks
-from pyckpt.training.names import VARIABLES, render
+from pyckpt.training.names import VARIABLES, check_one_set, render
 
 RANKS = Ranks(rank=5, local_rank=1, world_size=8, local_world_size=4, node_rank=2)
 VALUES: dict[str, Any] = {
@@ -209,3 +209,31 @@ def test_any_other_text_stays(name: str) -> None:
 def test_bytes_are_no_name() -> None:
     with pytest.raises(pyckpt.FilenameError, match="bytes"):
         rendered(b"x.tar")
+
+
+def test_files_of_one_set() -> None:
+    check_one_set([("x-{rank}", {})] * 3)
+    check_one_set([("x-0.tar", {}), ("x-1.tar", {}), ("x-2.tar", {})])
+    check_one_set([("node00/x-0", {}), ("node00/x-1", {}), ("node01/x-0", {})])
+    check_one_set([("{run_name}-{rank}", {"run_name": "a"})] * 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            [("{run_name}", {"run_name": "a"}), ("{run_name}", {"run_name": "b"})],
+            r"\{run_name\} is 'a' on rank 0 and 'b' on rank 1",
+        ),
+        ([("x-0", {}), ("y-1", {})], "rank 0 would write 'x-0', and rank 1 'y-1'"),
+        ([("x-0", {}), ("x-2", {})], "rank 1 'x-2'"),
+        ([("12:30:01-0", {}), ("12:30:02-1", {})], "rank 0 would write"),
+        ([("x", {}), ("x-1", {})], "rank 0 would write 'x', and rank 1 'x-1'"),
+    ],
+)
+def test_files_that_do_not_belong_together(
+    names: list[tuple[str, dict[str, str]]], message: str
+) -> None:
+    with pytest.raises(pyckpt.MixedFilesError, match=message) as caught:
+        check_one_set(names)
+    assert caught.value.rank == 1

@@ -117,6 +117,33 @@ def test_bad_names_are_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("state", [nn.Linear(2, 2), {"model": 1}, None, "x"])
+def test_what_is_no_state_is_told_how_to_become_one(tmp_path: Path, state: Any) -> None:
+    for call in (pyckpt.save_checkpoint, pyckpt.async_save_checkpoint):
+        with pytest.raises(pyckpt.OptionError, match=r"pyckpt.State\(model.*pyckpt.save and"):
+            call(state, tmp_path / "x.tar")
+    assert not any(tmp_path.iterdir())
+
+
+def test_ranks_without_a_process_group_are_refused(
+    state: pyckpt.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for call in (pyckpt.save_checkpoint, pyckpt.async_save_checkpoint):
+        with pytest.raises(pyckpt.OptionError, match="init_process_group"):
+            call(state, f"{tmp_path}/x-{{rank}}.tar")
+    assert not any(tmp_path.iterdir())
+
+
+def test_counts_of_numpy_become_ints(state: pyckpt.State, tmp_path: Path) -> None:
+    state.timestamp = pyckpt.Timestamp(epoch=np.int64(2), batch=np.int32(3))
+    [path] = pyckpt.save_checkpoint(state, tmp_path / "ba{batch}.tar")
+    saved = pyckpt.load(path)["state"]["timestamp"]["Timestamp"]
+    assert path.name == "ba3.tar"
+    assert (type(saved["epoch"]), saved["epoch"]) == (int, 2)
+
+
 def test_a_failure_leaves_what_was_there(state: pyckpt.State, tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     pyckpt.save_checkpoint(state, path)

@@ -1,0 +1,274 @@
+"""Whether the ranks hold the same state, so that rank 0's is the state of all.
+
+The file has rank 0's state alone. With data parallelism that is everything. With sharded, tensor,
+pipeline or expert parallelism it is a part, and a save of it would look whole. Three things tell:
+
+- a tensor that knows that it is a shard: DTensor, ShardedTensor, FSDP1's flat parameters;
+- names, shapes and types that differ between ranks in the model, the optimizers or ``extra``, and
+  plain values that differ in ``extra``. A rank that has nothing there is not compared: states that
+  are gathered to rank 0 are empty on the others;
+- weights that have nothing to do with each other. A few numbers of each matrix are compared.
+  Replicas may drift apart, as in local SGD. Shards have no numbers in common.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import hashlib
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pyckpt.errors import ShardedStateError
+from pyckpt.key_paths import join_path
+from pyckpt.ranks.exchange import Channel, together
+from pyckpt.state import TrainingState, optimizers_of
+
+__all__ = ["WeightSamples", "check_equal", "check_whole", "described"]
+
+_ADVICE = (
+    "One file holds rank 0's state alone. Gather it on rank 0 in the state's state_dict() (see "
+    "torch.distributed.checkpoint.state_dict, full_state_dict=True), or let every rank save its "
+    "part with pyckpt.save or torch.distributed.checkpoint"
+)
+_COMPARED = ("model", "optimizers", "extra")  # what all ranks must have alike
+_BY_VALUE = "extra"  # where plain values must be equal too
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), datetime.timedelta, enum.Enum)
+_SMALL_NBYTES = 1 << 16  # up to here, tensors of ``extra`` on the CPU are compared by value
+_MOST_WEIGHTS = 256
+_NUMBERS_OF_EACH = 16
+# Numbers without relation differ by about 1.4 times their size, replicas by far less.
+_UNRELATED = 0.5
+
+Description = dict[str, dict[str, str]]
+
+
+def check_whole(state: TrainingState, saved: Mapping[str, Any]) -> None:
+    """Checks that no tensor of ``saved``, the state's dict, is a shard.
+
+    Raises:
+        ShardedStateError: A tensor is this rank's part of a larger one.
+    """
+    flat = _storages_of_fsdp1(state)
+    for path, leaf in _leaves(saved, "state", set()):
+        if isinstance(leaf, torch.Tensor) and (_is_shard(leaf) or _is_flat(leaf, flat)):
+            kind = type(leaf).__name__ if _is_shard(leaf) else "part of a flat parameter of FSDP"
+            raise ShardedStateError(f"{path!r} is sharded over ranks ({kind}). {_ADVICE}")
+
+
+def described(saved: Mapping[str, Any]) -> Description:
+    """What must be alike on all ranks: for each part of the state, a text for each key path."""
+    return {
+        part: {
+            path: text
+            for path, leaf in _leaves(saved[part], f"state/{part}", set())
+            if (text := _text(leaf, part)) is not None
+        }
+        for part in _COMPARED
+        if saved.get(part)
+    }
+
+
+def check_equal(own: Description, channel: Channel) -> None:
+    """Compares the descriptions of all ranks. Collective.
+
+    Raises:
+        ShardedStateError: A part of the state differs between two ranks.
+    """
+    digests = together(
+        "comparing the ranks' states",
+        lambda: {part: _digest(texts) for part, texts in own.items()},
+        channel,
+    )
+    differing = [
+        (rank, part)
+        for rank, its_digests in enumerate(digests)
+        for part, digest in its_digests.items()
+        if digest != digests[0].get(part)
+    ]
+    if not differing:
+        return
+    other, part = differing[0]
+    texts = together(
+        "comparing the ranks' states",
+        lambda: own.get(part, {}) if channel.rank in (0, other) else {},
+        channel,
+    )
+    raise _difference(texts[0], texts[other], other)
+
+
+class WeightSamples:
+    """A few numbers of each matrix of a model, taken when it is made and looked at later.
+
+    Making it queues small copies on the devices and does not wait for them.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._names: list[str] = []
+        self._taken: list[torch.Tensor] = []
+        self._events: list[torch.cuda.Event] = []
+        if isinstance(model, torch.nn.Module) and not _sharding_modules(model):
+            self._take(model)
+
+    def check_related(self, channel: Channel) -> None:
+        """Compares the samples of all ranks. Collective.
+
+        Raises:
+            ShardedStateError: A weight has nothing in common with rank 0's of the same name.
+        """
+        doing = "comparing the ranks' weights"
+        numbers = together(doing, self._numbers, channel) if self._is_worth_it(channel) else []
+        for rank, its_numbers in enumerate(numbers):
+            for name, theirs in its_numbers.items():
+                if _unrelated(theirs, numbers[0].get(name, theirs)):
+                    raise ShardedStateError(
+                        f"weight {name!r} of rank {rank} has nothing in common with rank 0's: "
+                        f"the ranks hold different parts of the model. {_ADVICE}",
+                        rank=rank,
+                    )
+
+    def _take(self, model: torch.nn.Module) -> None:
+        weights = [
+            (name, weight.detach())
+            for name, weight in model.named_parameters()
+            if weight.ndim >= 2 and weight.numel() and type(weight.detach()) is torch.Tensor
+            if weight.layout is torch.strided and (weight.is_cpu or weight.is_cuda)
+        ]
+        step = -(-len(weights) // _MOST_WEIGHTS) or 1
+        for name, weight in weights[::step]:
+            row = weight[weight.shape[0] // 2].reshape(-1)[:_NUMBERS_OF_EACH]
+            self._names.append(name)
+            self._taken.append(row.to(torch.float32, copy=True))
+        for device in {row.device for row in self._taken if row.is_cuda}:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(device))
+            self._events.append(event)
+
+    def _is_worth_it(self, channel: Channel) -> bool:
+        """Whether ranks differ at all. Replicas are equal, so this is where it mostly ends."""
+        digests = together(
+            "comparing the ranks' weights", lambda: _digest(self._numbers()), channel
+        )
+        return any(digest != digests[0] for digest in digests)
+
+    def _numbers(self) -> dict[str, list[float]]:
+        for event in self._events:
+            event.synchronize()
+        rows = (row.tolist() for row in self._taken)
+        return dict(zip(self._names, rows, strict=True))
+
+
+def _unrelated(first: Sequence[float], second: Sequence[float]) -> bool:
+    distance = math.dist(first, second) if len(first) == len(second) else math.inf
+    size = max(math.hypot(*first), math.hypot(*second))
+    return math.isfinite(size) and distance > _UNRELATED * size
+
+
+def _is_shard(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a kind that knows its other parts, and has some."""
+    placements, mesh = getattr(tensor, "placements", None), getattr(tensor, "device_mesh", None)
+    if placements is not None and mesh is not None:  # a DTensor
+        return any(
+            not placement.is_replicate() and mesh.size(dim) > 1
+            for dim, placement in enumerate(placements)
+        )
+    return hasattr(tensor, "local_shards")  # a ShardedTensor
+
+
+def _sharding_modules(model: torch.nn.Module) -> list[Any]:
+    """The modules of FSDP1 in ``model`` that shard over more than one rank."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return []
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, fsdp.FullyShardedDataParallel)
+        and module.sharding_strategy is not fsdp.ShardingStrategy.NO_SHARD
+        and module.process_group.size() > 1
+    ]
+
+
+def _storages_of_fsdp1(state: TrainingState) -> set[int]:
+    """The storages of FSDP1's flat parameters, and of what optimizers keep of them.
+
+    They are plain tensors, so nothing else tells that they are shards.
+    """
+    model = state.model
+    if not isinstance(model, torch.nn.Module) or not _sharding_modules(model):
+        return set()
+    tensors: list[Any] = list(model.parameters())
+    for optimizer in optimizers_of(state):
+        for kept in getattr(optimizer, "state", {}).values():
+            tensors += kept.values() if isinstance(kept, Mapping) else ()
+    return {
+        tensor.untyped_storage()._cdata
+        for tensor in tensors
+        if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+    }
+
+
+def _is_flat(tensor: torch.Tensor, flat: set[int]) -> bool:
+    # Step counts belong to a parameter too, and are the same on every rank.
+    return bool(flat) and tensor.numel() > 1 and tensor.untyped_storage()._cdata in flat
+
+
+def _leaves(node: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
+    """What is in nested dicts, lists and tuples, with key paths. Cycles are followed once."""
+    if isinstance(node, Mapping):
+        items: Any = node.items()
+    elif isinstance(node, list | tuple):
+        items = enumerate(node)
+    else:
+        yield path, node
+        return
+    if id(node) in above:
+        return
+    above.add(id(node))
+    for key, value in items:
+        yield from _leaves(value, join_path(path, key), above)
+    above.remove(id(node))
+
+
+def _text(leaf: Any, part: str) -> str | None:
+    """What must be alike of a leaf, or None if nothing has to be."""
+    if isinstance(leaf, torch.Tensor):
+        text = f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+        return f"{text} {_values(leaf)}" if part == _BY_VALUE else text
+    if part != _BY_VALUE:
+        return None
+    return repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__qualname__
+
+
+def _values(tensor: torch.Tensor) -> str:
+    """A text for the values of a small tensor on the CPU; empty for others."""
+    is_small = tensor.layout is torch.strided and tensor.is_cpu and tensor.nbytes <= _SMALL_NBYTES
+    return repr(tensor.tolist()) if is_small else ""
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(described.items())).encode()).hexdigest()
+
+
+def _difference(first: Mapping[str, str], second: Mapping[str, str], rank: int) -> Exception:
+    path = min(path for path in {*first, *second} if first.get(path) != second.get(path))
+    values = [_short(texts.get(path, "nothing")) for texts in (first, second)]
+    return ShardedStateError(
+        f"{path!r} differs between ranks: {values[0]} on rank 0, {values[1]} on rank {rank}. "
+        f"{_ADVICE if not path.startswith('state/extra') else _EXTRA_ADVICE}",
+        rank=rank,
+    )
+
+
+_EXTRA_ADVICE = (
+    "One file holds rank 0's extra alone. Give every rank the same value, for instance a list of "
+    "the values of all ranks (torch.distributed.all_gather_object)"
+)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

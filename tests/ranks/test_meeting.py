@@ -1,0 +1,97 @@
+"""Meetings of several ranks, which are threads here; their store is a real one."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from pyckpt.errors import CheckpointError
+from pyckpt.ranks import meeting
+
+
+@pytest.fixture(params=["hash", "file", "tcp"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "hash":
+        return dist.HashStore()
+    if request.param == "file":
+        return dist.FileStore(str(tmp_path / "store"), -1)
+    return dist.TCPStore("localhost", 0, is_master=True)
+
+
+@pytest.fixture(autouse=True)
+def numbers(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Gives each test meetings from 0 on."""
+    monkeypatch.setattr(meeting, "_numbers", itertools.count())
+    return monkeypatch
+
+
+def meet_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(meeting, "_numbers", itertools.repeat(number))
+
+
+def test_ranks_that_all_come(store: Any, numbers: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(3) as ranks:
+        for number in range(3):
+            meet_at(numbers, number)
+            came = [ranks.submit(meeting.meet, store, "save", rank, 3, 60) for rank in range(3)]
+            for one in came:
+                one.result()
+    # The meetings before the last one have left nothing in the store.
+    left = [f"pyckpt/{n}/{key}" for n in range(3) for key in ("came", "all", "0", "1", "2")]
+    assert [key for key in left if store.check([key])] == left[10:]
+
+
+def test_a_rank_that_waits_names_the_others(
+    store: Any, numbers: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers.setattr(meeting, "_PATIENCE_SECONDS", 0.1)
+    with caplog.at_level(logging.WARNING), pytest.raises(CheckpointError) as caught:
+        meeting.meet(store, "save_checkpoint", 1, 12, 0.5)
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "save_checkpoint waits for ranks 0, 2, 3, 4, 5, 6, 7, 8 and 3 more of 12. Call it on every "
+        "rank. It gives up after 0 seconds."
+    )
+    assert "waited 0 seconds for ranks 0, 2" in str(caught.value)
+    assert "Call it on every rank" in str(caught.value)
+    assert caught.value.rank == 1
+
+
+def test_a_rank_that_comes_too_late_is_told_at_once(
+    store: Any, numbers: pytest.MonkeyPatch
+) -> None:
+    meet_at(numbers, 0)
+    with pytest.raises(CheckpointError, match="waited 0 seconds for rank 1 of 2"):
+        meeting.meet(store, "save", 0, 2, 0.2)
+    with pytest.raises(CheckpointError, match=r"came too late on rank 1: others .* every rank"):
+        meeting.meet(store, "save", 1, 2, 60)
+    meet_at(numbers, 1)
+    with ThreadPoolExecutor(2) as ranks:
+        for one in [ranks.submit(meeting.meet, store, "save", rank, 2, 60) for rank in range(2)]:
+            one.result()
+
+
+class LastMoment:
+    """A store in which the last rank comes just when the first one gives up."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def add(self, key: str, amount: int) -> int:
+        if amount > 1:
+            self._store.add(key, 1)
+        return int(self._store.add(key, amount))
+
+
+def test_the_last_moment_counts(store: Any) -> None:
+    meeting.meet(LastMoment(store), "save", 0, 2, 0.1)
+    assert store.check(["pyckpt/0/all"])

@@ -1,0 +1,104 @@
+"""Ranks that hold the same state, and ranks that do not: real processes with real parallelism."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pyckpt
+from pyckpt.training.agreement import check_whole, described
+from tests.launch import TIMEOUT_SECONDS, run_ranks
+
+pytestmark = pytest.mark.timeout(TIMEOUT_SECONDS)
+
+REFUSED = {
+    "none": ("OptionError", r"not NoneType: pass pyckpt.State"),
+    "module": ("OptionError", "not Sequential"),
+    "other-call": ("CheckpointError", "rank 0 called save_checkpoint, and rank 1 called load_"),
+    "fsdp2": ("ShardedStateError", "'state/model/0.weight' is sharded over ranks (DTensor)"),
+    "fsdp1": ("ShardedStateError", "(part of a flat parameter of FSDP)"),
+    "tensor-parallel": ("ShardedStateError", "weight '0.weight' of rank 1 has nothing in common"),
+    "pipeline": (
+        "ShardedStateError",
+        "model/0.0.bias' differs between ranks: nothing on rank 0",
+    ),
+    "extra": ("ShardedStateError", "'state/extra/mean' differs between ranks: float32 [2] [1.0"),
+    "nested-extra": ("ShardedStateError", "'state/extra/seen/1/best' differs between ranks: 0.5 "),
+    "async-none": ("OptionError", "not NoneType"),
+    "async-tensor-parallel": ("ShardedStateError", "has nothing in common"),
+}
+SAVED = ["plain", "equal-extra", "drifted", "gathered", "gathered-fsdp1", "names", "slow"]
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of the files, and what each rank reports of each scenario."""
+    out, folder = (tmp_path_factory.mktemp(name) for name in ("out", "folder"))
+    scenarios = [one for pair in zip(REFUSED, [*SAVED, *SAVED], strict=False) for one in pair]
+    run_ranks("agreement_worker.py", out, folder, *dict.fromkeys([*scenarios, *SAVED]))
+    return folder, [json.loads((out / f"agreement-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("scenario", REFUSED)
+def test_what_one_file_cannot_hold_is_refused_on_all_ranks(
+    tried: tuple[Path, list[dict[str, Any]]], scenario: str
+) -> None:
+    folder, reports = tried
+    first, second = (report[scenario] for report in reports)
+    assert first["error"] == second["error"]
+    kind, message, _ = first["error"]
+    assert kind == REFUSED[scenario][0]
+    assert REFUSED[scenario][1] in message
+    assert not list(folder.glob(f"{scenario}-*"))
+
+
+@pytest.mark.parametrize("scenario", SAVED)
+def test_what_rank_0_has_whole_is_saved(
+    tried: tuple[Path, list[dict[str, Any]]], scenario: str
+) -> None:
+    folder, reports = tried
+    name = "run-0" if scenario == "names" else "run"
+    path = folder / f"{scenario}-{name}.tar.gz"
+    assert [report[scenario].get("paths") for report in reports] == [[str(path)]] * 2
+    assert pyckpt.verify(path).ok
+    assert pyckpt.load(path)["state"]["model"]["0.weight"].shape == (8, 8)
+
+
+def test_a_write_may_take_longer_than_the_groups_time_limit(
+    tried: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    assert all(report["slow"]["seconds"] > 5 for report in tried[1])
+
+
+def test_a_rank_that_is_alone_learns_it(tmp_path: Path) -> None:
+    run_ranks("agreement_worker.py", tmp_path, tmp_path, "alone", "plain")
+    reports = [json.loads((tmp_path / f"agreement-{rank}.json").read_text()) for rank in range(2)]
+    first, second = (report["alone"]["error"] for report in reports)
+    assert first[0] == second[0] == "CheckpointError"
+    assert "waited 4 seconds for rank 1 of 2. Call it on every rank" in first[1]
+    assert "came too late on rank 1" in second[1]
+    # Then they are in step again.
+    assert [list(report["plain"]) for report in reports] == [["paths", "seconds"]] * 2
+
+
+def test_values_count_in_extra_alone() -> None:
+    saved = {"model": {"w": torch.ones(2)}, "extra": {"n": 1, "of": object(), "t": torch.ones(1)}}
+    assert described({**saved, "timestamp": {"batch": 3}}) == {
+        "model": {"state/model/w": "float32 [2]"},
+        "extra": {
+            "state/extra/n": "1",
+            "state/extra/of": "object",
+            "state/extra/t": "float32 [1] [1.0]",
+        },
+    }
+
+
+def test_a_cycle_is_followed_once() -> None:
+    extra: dict[str, Any] = {"w": torch.ones(2)}
+    extra["me"] = extra
+    check_whole(pyckpt.State(torch.nn.Identity()), {"extra": extra})
+    assert list(described({"extra": extra})["extra"]) == ["state/extra/w"]
