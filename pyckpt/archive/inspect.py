@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyckpt.archive.reader import ArchiveReader, Contents, Member
 from pyckpt.options import WriteOptions
+from pyckpt.paths import local_path
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
 from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
 
@@ -72,7 +73,7 @@ def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> 
         CorruptArchiveError: The decoded part is damaged; ``verify`` gives the details.
         OSError: The file cannot be read.
     """
-    path = Path(path)
+    path = local_path(path)
     WriteOptions(num_threads=num_threads)
     reader = ArchiveReader(path, num_threads=num_threads)
     members = reader.members() if reader.is_tar else iter([reader.whole()])

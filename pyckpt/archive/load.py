@@ -8,7 +8,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from pyckpt.archive.reader import ArchiveReader, Contents, Member
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
+from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.torch_format.admitted_types import admitted, state_types
 from pyckpt.torch_format.deserialize import can_deserialize, deserialize
@@ -71,7 +71,7 @@ def load(
         OSError: The file cannot be read.
         pickle.UnpicklingError: ``weights_only`` forbids something in the file.
     """
-    path = Path(path)
+    path = local_path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
     globs = _globs(keys)
     with reporting(progress, f"loading {path.name}") as report:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, OptionError
 from pyckpt.options import WriteOptions
+from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
 
 __all__ = ["save"]
@@ -44,7 +44,7 @@ def save(
     """
     options = WriteOptions(compression_level, num_threads, fsync, progress)
     _check_member(member)
-    path = Path(path)
+    path = local_path(path)
     try:
         with ArchiveWriter(path, options) as writer:
             writer.add_object(member, obj)

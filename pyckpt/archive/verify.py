@@ -11,6 +11,7 @@ from pathlib import Path
 from pyckpt.archive.reader import ArchiveReader, Contents, Member
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.options import WriteOptions
+from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
 from pyckpt.stream import describe
@@ -112,7 +113,7 @@ def verify(
     Raises:
         OSError: The file cannot be read. Problems with its contents are in the report.
     """
-    path = Path(path)
+    path = local_path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
     with reporting(progress, f"verifying {path.name}") as tell:
         return _verify(path, num_threads, tell)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from pyckpt.errors import FilenameError, MixedFilesError
+from pyckpt.paths import check_is_local, expand_user, local_path, path_text
 
 if TYPE_CHECKING:
     from pyckpt.ranks.exchange import Ranks
@@ -74,7 +75,7 @@ def values(filename: str | PurePath, state: TrainingState) -> dict[str, str]:
     lookups = _state_lookups(state)
     return {
         field: format(lookups[field](), spec or "")
-        for _, field, spec, _ in string.Formatter().parse(os.fspath(filename))
+        for _, field, spec, _ in string.Formatter().parse(path_text(filename))
         if field in lookups
     }
 
@@ -130,18 +131,18 @@ def find(path: str | PurePath, ranks: Ranks) -> Path:
     Raises:
         FilenameError: As in ``render_ranks``.
     """
+    literal = local_path(path)
     try:
-        is_there = os.path.lexists(path)
-    except (TypeError, ValueError):  # not a path: render_ranks says so
+        is_there = os.path.lexists(literal)
+    except ValueError:  # the system cannot encode it: render_ranks says so
         is_there = False
-    return Path(path) if is_there else render_ranks(path, ranks)
+    return literal if is_there else render_ranks(path, ranks)
 
 
 def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) -> Path:
-    template = os.fspath(filename)
-    if not isinstance(template, str):
-        raise FilenameError(f"a filename is a str or a path, not {type(filename).__name__}")
+    template = expand_user(path_text(filename))
     literal_folder, rendered = _substitute(template, lookups)
+    check_is_local(rendered)
     if "\0" in rendered:
         raise FilenameError(f"{rendered!r} (from {template!r}) contains a NUL byte", path=rendered)
     try:
