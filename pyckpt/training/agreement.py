@@ -7,8 +7,9 @@ pipeline or expert parallelism it is a part, and a save of it would look whole. 
 - names, shapes and types that differ between ranks in the model, the optimizers or ``extra``, and
   plain values that differ in ``extra``. A rank that has nothing there is not compared: states that
   are gathered to rank 0 are empty on the others;
-- weights that have nothing to do with each other. A few numbers of each matrix are compared.
-  Replicas may drift apart, as in local SGD. Shards have no numbers in common.
+- weights that have nothing in common, beside others that the ranks share. A few numbers of each
+  weight are compared. Replicas may drift apart, as in local SGD. Shards have no numbers in common.
+  Ranks that share no weight at all train models of their own. Then a warning is logged.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import datetime
 import enum
 import hashlib
+import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +31,8 @@ from pyckpt.ranks.exchange import Channel, together
 from pyckpt.state import TrainingState, optimizers_of
 
 __all__ = ["WeightSamples", "check_equal", "check_whole", "described"]
+
+_LOGGER = logging.getLogger("pyckpt")
 
 _ADVICE = (
     "One file holds rank 0's state alone. Gather it on rank 0 in the state's state_dict() (see "
@@ -102,7 +106,7 @@ def check_equal(own: Description, channel: Channel) -> None:
 
 
 class WeightSamples:
-    """A few numbers of each matrix of a model, taken when it is made and looked at later.
+    """A few numbers of each weight of a model, taken when it is made and looked at later.
 
     Making it queues small copies on the devices and does not wait for them.
     """
@@ -118,42 +122,45 @@ class WeightSamples:
         """Compares the samples of all ranks. Collective.
 
         Raises:
-            ShardedStateError: A weight has nothing in common with rank 0's of the same name.
+            ShardedStateError: A weight has nothing in common with rank 0's of the same name, and
+                others have.
         """
         doing = "comparing the ranks' weights"
-        numbers = together(doing, self._numbers, channel) if self._is_worth_it(channel) else []
-        for rank, its_numbers in enumerate(numbers):
-            for name, theirs in its_numbers.items():
-                if _unrelated(theirs, numbers[0].get(name, theirs)):
-                    raise ShardedStateError(
-                        f"weight {name!r} of rank {rank} has nothing in common with rank 0's: "
-                        f"the ranks hold different parts of the model. {_ADVICE}",
-                        rank=rank,
-                    )
+        digests = together(doing, lambda: _digest(self._numbers()), channel)
+        if all(digest == digests[0] for digest in digests):
+            return  # replicas are equal, so this is where it mostly ends
+        first, *others = together(doing, self._numbers, channel)
+        for rank, theirs in enumerate(others, 1):
+            pairs = {name: (numbers, theirs.get(name, [])) for name, numbers in first.items()}
+            unrelated = [name for name, pair in pairs.items() if _is_unrelated(*pair)]
+            shared = [name for name, pair in pairs.items() if _is_shared(*pair)]
+            if unrelated and shared:
+                raise ShardedStateError(
+                    f"weight {unrelated[0]!r} of rank {rank} has nothing in common with rank 0's, "
+                    f"and {shared[0]!r} has: the ranks hold parts of one model. {_ADVICE}",
+                    rank=rank,
+                )
+            if unrelated and channel.rank == 0:
+                _LOGGER.warning(
+                    "the models of ranks 0 and %d have nothing in common: rank 0's is saved", rank
+                )
 
     def _take(self, model: torch.nn.Module) -> None:
         weights = [
             (name, weight.detach())
             for name, weight in model.named_parameters()
-            if weight.ndim >= 2 and weight.numel() and type(weight.detach()) is torch.Tensor
+            if weight.numel() and type(weight.detach()) is torch.Tensor
             if weight.layout is torch.strided and (weight.is_cpu or weight.is_cuda)
         ]
         step = -(-len(weights) // _MOST_WEIGHTS) or 1
         for name, weight in weights[::step]:
-            row = weight[weight.shape[0] // 2].reshape(-1)[:_NUMBERS_OF_EACH]
+            row = (weight[weight.shape[0] // 2] if weight.ndim > 1 else weight).reshape(-1)
             self._names.append(name)
-            self._taken.append(row.to(torch.float32, copy=True))
+            self._taken.append(row[:_NUMBERS_OF_EACH].to(torch.float32, copy=True))
         for device in {row.device for row in self._taken if row.is_cuda}:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(device))
             self._events.append(event)
-
-    def _is_worth_it(self, channel: Channel) -> bool:
-        """Whether ranks differ at all. Replicas are equal, so this is where it mostly ends."""
-        digests = together(
-            "comparing the ranks' weights", lambda: _digest(self._numbers()), channel
-        )
-        return any(digest != digests[0] for digest in digests)
 
     def _numbers(self) -> dict[str, list[float]]:
         for event in self._events:
@@ -162,10 +169,23 @@ class WeightSamples:
         return dict(zip(self._names, rows, strict=True))
 
 
-def _unrelated(first: Sequence[float], second: Sequence[float]) -> bool:
-    distance = math.dist(first, second) if len(first) == len(second) else math.inf
+def _is_unrelated(first: Sequence[float], second: Sequence[float]) -> bool:
+    distance, size = _distance(first, second)
+    return distance > _UNRELATED * size
+
+
+def _is_shared(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two samples are alike, and not just because both are as they were initialised."""
+    distance, size = _distance(first, second)
+    return len(set(first)) > 1 and distance <= _UNRELATED * size
+
+
+def _distance(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """How far two samples are from each other, and how large they are."""
     size = max(math.hypot(*first), math.hypot(*second))
-    return math.isfinite(size) and distance > _UNRELATED * size
+    if not first or len(first) != len(second) or not math.isfinite(size):
+        return 0.0, 0.0  # not comparable
+    return math.dist(first, second), size
 
 
 def _is_shard(tensor: torch.Tensor) -> bool:

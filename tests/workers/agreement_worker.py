@@ -63,6 +63,11 @@ def build(scenario: str, rank: int) -> Any:
         state = state_of(model)
         return kind(state.model, state.optimizers)
     if scenario in ("tensor-parallel", "async-tensor-parallel"):
+        model = linear(seed=rank)
+        with torch.no_grad():  # what tensor parallelism does not split is the same everywhere
+            model[1].bias.copy_(torch.arange(8.0))
+        return state_of(model)
+    if scenario == "strangers":
         return state_of(linear(seed=rank))
     if scenario == "pipeline":
         model = linear()
