@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -40,10 +41,13 @@ def meet(store: Any, call: str, rank: int, world_size: int, limit_seconds: float
         limit_seconds: How long to wait for the others.
 
     Raises:
-        CheckpointError: A rank did not come in time, on this call or on an earlier one.
+        CheckpointError: A rank did not come in time, on this call or on an earlier one, or made
+            another call.
     """
     place = f"pyckpt/{next(_numbers)}"
     store.set(f"{place}/{rank}", call)
+    code = zlib.crc32(call.encode())
+    store.add(f"{place}/codes", code)
     came = store.add(f"{place}/came", 1)
     if came > _GIVEN_UP:
         raise CheckpointError(
@@ -52,17 +56,18 @@ def meet(store: Any, call: str, rank: int, world_size: int, limit_seconds: float
             rank=rank,
         )
     if came == world_size:
-        store.set(f"{place}/all", "")
+        codes = store.add(f"{place}/codes", 0)
+        store.set(f"{place}/all", "same" if codes == code * world_size else "mixed")
     elif not _wait(store, place, call, world_size, limit_seconds):
         came = store.add(f"{place}/came", _GIVEN_UP)
-        if came < 2 * _GIVEN_UP and came % _GIVEN_UP == world_size:
-            store.set(f"{place}/all", "")  # the last one came just now
-        else:
+        if came != _GIVEN_UP + world_size:  # else the last one came just now
             raise CheckpointError(
                 f"{call} waited {limit_seconds:.0f} seconds for "
                 f"{_missing(store, place, world_size)}. Call it on every rank",
                 rank=rank,
             )
+    if store.get(f"{place}/all") != b"same":
+        raise _mixed(store, place, world_size)
     _forget_previous(store, place, rank)
 
 
@@ -105,12 +110,22 @@ def _missing(store: Any, place: str, world_size: int) -> str:
     return f"rank{'s' if len(missing) > 1 else ''} {named}{more} of {world_size}"
 
 
+def _mixed(store: Any, place: str, world_size: int) -> CheckpointError:
+    calls = [store.get(f"{place}/{rank}").decode() for rank in range(world_size)]
+    other = next(rank for rank, call in enumerate(calls) if call != calls[0])
+    return CheckpointError(
+        f"rank 0 called {calls[0]}, and rank {other} called {calls[other]}: call the same on "
+        "every rank",
+        rank=other,
+    )
+
+
 def _forget_previous(store: Any, place: str, rank: int) -> None:
     """Deletes the keys of the meeting before. Everybody has left it, since all are here."""
     number = int(place.rpartition("/")[2]) - 1
     keys = [f"pyckpt/{number}/{rank}"]
     if rank == 0:
-        keys += [f"pyckpt/{number}/came", f"pyckpt/{number}/all"]
+        keys += [f"pyckpt/{number}/{key}" for key in ("came", "codes", "all")]
     for key in keys:
         with suppress(RuntimeError, NotImplementedError):  # not every store deletes
             store.delete_key(key)

@@ -20,7 +20,7 @@ import hashlib
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from pyckpt.key_paths import join_path
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.state import TrainingState, optimizers_of
 
-__all__ = ["WeightSamples", "check_equal", "check_whole", "described"]
+__all__ = ["Description", "WeightSamples"]
 
 _LOGGER = logging.getLogger("pyckpt")
 
@@ -39,70 +39,107 @@ _ADVICE = (
     "torch.distributed.checkpoint.state_dict, full_state_dict=True), or let every rank save its "
     "part with pyckpt.save or torch.distributed.checkpoint"
 )
+_WHOLE = (torch.Tensor, torch.nn.Parameter)  # types of most tensors, which know no other parts
 _COMPARED = ("model", "optimizers", "extra")  # what all ranks must have alike
 _BY_VALUE = "extra"  # where plain values must be equal too
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), datetime.timedelta, enum.Enum)
 _SMALL_NBYTES = 1 << 16  # up to here, tensors of ``extra`` on the CPU are compared by value
-_MOST_WEIGHTS = 256
+_MOST_WEIGHTS = 64
 _NUMBERS_OF_EACH = 16
 # Numbers without relation differ by about 1.4 times their size, replicas by far less.
 _UNRELATED = 0.5
 
-Description = dict[str, dict[str, str]]
 
+class Description:
+    """What this rank has of the state, in so far as all ranks must have the same.
 
-def check_whole(state: TrainingState, saved: Mapping[str, Any]) -> None:
-    """Checks that no tensor of ``saved``, the state's dict, is a shard.
+    Args:
+        saved: The state's dict.
+
+    Attributes:
+        parts: For each compared part of the state, a text for each key path.
 
     Raises:
         ShardedStateError: A tensor is this rank's part of a larger one.
     """
-    flat = _storages_of_fsdp1(state)
-    for path, leaf in _leaves(saved, "state", set()):
-        if isinstance(leaf, torch.Tensor) and (_is_shard(leaf) or _is_flat(leaf, flat)):
-            kind = type(leaf).__name__ if _is_shard(leaf) else "part of a flat parameter of FSDP"
-            raise ShardedStateError(f"{path!r} is sharded over ranks ({kind}). {_ADVICE}")
 
+    def __init__(self, state: TrainingState, saved: Mapping[str, Any]) -> None:
+        self.parts: dict[str, dict[str, str]] = {}
+        self._flat = _storages_of_fsdp1(state)
+        self._kinds: dict[tuple[torch.dtype, torch.Size], str] = {}
+        self._above: set[int] = set()
+        for part, node in saved.items():
+            texts: dict[str, str] = {}
+            self._describe(node, f"state/{part}", texts, by_value=part == _BY_VALUE)
+            if texts and part in _COMPARED:
+                self.parts[part] = texts
 
-def described(saved: Mapping[str, Any]) -> Description:
-    """What must be alike on all ranks: for each part of the state, a text for each key path."""
-    return {
-        part: {
-            path: text
-            for path, leaf in _leaves(saved[part], f"state/{part}", set())
-            if (text := _text(leaf, part)) is not None
+    def digests(self) -> dict[str, str]:
+        """A short text for each part. It also depends on the order of what is in it."""
+        return {
+            part: hashlib.sha256("\n".join((*texts, *texts.values())).encode()).hexdigest()
+            for part, texts in self.parts.items()
         }
-        for part in _COMPARED
-        if saved.get(part)
-    }
+
+    def compare(self, digests: Sequence[Mapping[str, str]], channel: Channel) -> None:
+        """Compares what all ranks have. Collective.
+
+        Args:
+            digests: Those of all ranks, by rank.
+
+        Raises:
+            ShardedStateError: A part of the state differs between two ranks.
+        """
+        differing = [
+            (rank, part)
+            for rank, its_digests in enumerate(digests)
+            for part, digest in its_digests.items()
+            if digest != digests[0].get(part)
+        ]
+        for rank, part in differing:
+            asked = (0, rank)
+            texts = together(
+                "comparing the ranks' states",
+                lambda: self.parts.get(part, {}) if channel.rank in asked else {},  # noqa: B023
+                channel,
+            )
+            _compare(texts[0], texts[rank], rank)
+
+    def _describe(self, node: Any, path: str, texts: dict[str, str], *, by_value: bool) -> None:
+        """Adds what is in nested dicts, lists and tuples. Cycles are followed once."""
+        if isinstance(node, torch.Tensor):
+            texts[path] = self._text(node, path, by_value)
+            return
+        if isinstance(node, Mapping):
+            items: Any = node.items()
+        elif isinstance(node, list | tuple):
+            items = enumerate(node)
+        else:
+            if by_value:
+                texts[path] = repr(node) if isinstance(node, _PLAIN) else type(node).__qualname__
+            return
+        if id(node) in self._above:
+            return
+        self._above.add(id(node))
+        for key, value in items:
+            self._describe(value, join_path(path, key), texts, by_value=by_value)
+        self._above.remove(id(node))
+
+    def _text(self, tensor: torch.Tensor, path: str, by_value: bool) -> str:
+        if self._flat and _is_flat(tensor, self._flat):
+            raise _sharded(path, "part of a flat parameter of FSDP")
+        if type(tensor) not in _WHOLE and _is_shard(tensor):
+            raise _sharded(path, type(tensor).__name__)
+        kind = (tensor.dtype, tensor.shape)
+        text = self._kinds.get(kind)
+        if text is None:  # a state has few kinds of tensors and many tensors
+            text = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            self._kinds[kind] = text
+        return f"{text} {_values(tensor)}" if by_value else text
 
 
-def check_equal(own: Description, channel: Channel) -> None:
-    """Compares the descriptions of all ranks. Collective.
-
-    Raises:
-        ShardedStateError: A part of the state differs between two ranks.
-    """
-    digests = together(
-        "comparing the ranks' states",
-        lambda: {part: _digest(texts) for part, texts in own.items()},
-        channel,
-    )
-    differing = [
-        (rank, part)
-        for rank, its_digests in enumerate(digests)
-        for part, digest in its_digests.items()
-        if digest != digests[0].get(part)
-    ]
-    if not differing:
-        return
-    other, part = differing[0]
-    texts = together(
-        "comparing the ranks' states",
-        lambda: own.get(part, {}) if channel.rank in (0, other) else {},
-        channel,
-    )
-    raise _difference(texts[0], texts[other], other)
+def _sharded(path: str, kind: str) -> ShardedStateError:
+    return ShardedStateError(f"{path!r} is sharded over ranks ({kind}). {_ADVICE}")
 
 
 class WeightSamples:
@@ -126,7 +163,7 @@ class WeightSamples:
                 others have.
         """
         doing = "comparing the ranks' weights"
-        digests = together(doing, lambda: _digest(self._numbers()), channel)
+        digests = together(doing, self._digest, channel)
         if all(digest == digests[0] for digest in digests):
             return  # replicas are equal, so this is where it mostly ends
         first, *others = together(doing, self._numbers, channel)
@@ -161,6 +198,9 @@ class WeightSamples:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(device))
             self._events.append(event)
+
+    def _digest(self) -> str:
+        return hashlib.sha256(repr(self._numbers()).encode()).hexdigest()
 
     def _numbers(self) -> dict[str, list[float]]:
         for event in self._events:
@@ -234,34 +274,7 @@ def _storages_of_fsdp1(state: TrainingState) -> set[int]:
 
 def _is_flat(tensor: torch.Tensor, flat: set[int]) -> bool:
     # Step counts belong to a parameter too, and are the same on every rank.
-    return bool(flat) and tensor.numel() > 1 and tensor.untyped_storage()._cdata in flat
-
-
-def _leaves(node: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
-    """What is in nested dicts, lists and tuples, with key paths. Cycles are followed once."""
-    if isinstance(node, Mapping):
-        items: Any = node.items()
-    elif isinstance(node, list | tuple):
-        items = enumerate(node)
-    else:
-        yield path, node
-        return
-    if id(node) in above:
-        return
-    above.add(id(node))
-    for key, value in items:
-        yield from _leaves(value, join_path(path, key), above)
-    above.remove(id(node))
-
-
-def _text(leaf: Any, part: str) -> str | None:
-    """What must be alike of a leaf, or None if nothing has to be."""
-    if isinstance(leaf, torch.Tensor):
-        text = f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
-        return f"{text} {_values(leaf)}" if part == _BY_VALUE else text
-    if part != _BY_VALUE:
-        return None
-    return repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__qualname__
+    return tensor.numel() > 1 and tensor.untyped_storage()._cdata in flat
 
 
 def _values(tensor: torch.Tensor) -> str:
@@ -270,16 +283,15 @@ def _values(tensor: torch.Tensor) -> str:
     return repr(tensor.tolist()) if is_small else ""
 
 
-def _digest(described: Mapping[str, Any]) -> str:
-    return hashlib.sha256(repr(sorted(described.items())).encode()).hexdigest()
-
-
-def _difference(first: Mapping[str, str], second: Mapping[str, str], rank: int) -> Exception:
-    path = min(path for path in {*first, *second} if first.get(path) != second.get(path))
-    values = [_short(texts.get(path, "nothing")) for texts in (first, second)]
-    return ShardedStateError(
-        f"{path!r} differs between ranks: {values[0]} on rank 0, {values[1]} on rank {rank}. "
-        f"{_ADVICE if not path.startswith('state/extra') else _EXTRA_ADVICE}",
+def _compare(first: Mapping[str, str], second: Mapping[str, str], rank: int) -> None:
+    differing = sorted(path for path in {*first, *second} if first.get(path) != second.get(path))
+    if not differing:  # only their order differs
+        return
+    path = differing[0]
+    ours, theirs = (_short(texts.get(path, "nothing")) for texts in (first, second))
+    advice = _EXTRA_ADVICE if path.startswith(f"state/{_BY_VALUE}") else _ADVICE
+    raise ShardedStateError(
+        f"{path!r} differs between ranks: {ours} on rank 0, {theirs} on rank {rank}. {advice}",
         rank=rank,
     )
 

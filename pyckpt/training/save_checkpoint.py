@@ -33,7 +33,7 @@ from pyckpt.state import (
     is_deepspeed_engine,
     model_state_dict,
 )
-from pyckpt.training.agreement import WeightSamples, check_equal, check_whole, described
+from pyckpt.training.agreement import Description, WeightSamples
 from pyckpt.training.names import check_one_set, render, values
 from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.training.rng import rng_state
@@ -157,6 +157,7 @@ class Save:
         self._ranks = Ranks()
         self._targets: list[_Target] = []
         self._writer: ArchiveWriter | None = None
+        self._description: Description | None = None
         self._samples: WeightSamples | None = None
 
     @property
@@ -177,16 +178,11 @@ class Save:
         if self.is_deepspeed:
             check_one_set([(target.template, target.values) for target in self._targets])
         random_states = together("collecting the random states", rng_state, channel)
-        saved: dict[str, Any] = {}
-        together(
-            "collecting the training state",
-            lambda: saved.update(self._collect_state(random_states)),
-            channel,
+        digests = together(
+            "collecting the training state", lambda: self._collect_state(random_states), channel
         )
-        if len(self._targets) > 1:
-            check_equal(described(saved), channel)
-            if "model" in saved:
-                self._samples = WeightSamples(self._state.model)
+        if self._description is not None:
+            self._description.compare(digests, channel)
         if self.is_deepspeed:
             together("collecting DeepSpeed's states", self._collect_engine, channel)
 
@@ -243,11 +239,11 @@ class Save:
             values(self._filename, self._state),
         )
 
-    def _collect_state(self, random_states: list[dict[str, Any]]) -> dict[str, Any]:
+    def _collect_state(self, random_states: list[dict[str, Any]]) -> dict[str, str]:
         """Collects the state on every rank, because its state_dict() may be collective.
 
         Returns:
-            What this rank has of it.
+            What all ranks must have alike: see Description.digests.
         """
         state = (
             {"model": model_state_dict(self._state)}
@@ -258,10 +254,12 @@ class Save:
         saved = contents.get("state")
         saved = saved if isinstance(saved, dict) else {}
         if self._ranks.world_size > 1:
-            check_whole(self._state, saved)
+            self._description = Description(self._state, saved)
+            if "model" in saved:
+                self._samples = WeightSamples(self._state.model)
         if self._writer is not None and self._ranks.rank == 0:
             self._writer.add_object(STATES_MEMBER, contents)
-        return saved
+        return {} if self._description is None else self._description.digests()
 
     def _collect_engine(self) -> None:
         """Lets DeepSpeed save into this rank's archive."""

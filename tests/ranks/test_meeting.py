@@ -14,6 +14,8 @@ import torch.distributed as dist
 from pyckpt.errors import CheckpointError
 from pyckpt.ranks import meeting
 
+KEYS = ("came", "codes", "all", "0", "1", "2")
+
 
 @pytest.fixture(params=["hash", "file", "tcp"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
@@ -43,8 +45,8 @@ def test_ranks_that_all_come(store: Any, numbers: pytest.MonkeyPatch) -> None:
             for one in came:
                 one.result()
     # The meetings before the last one have left nothing in the store.
-    left = [f"pyckpt/{n}/{key}" for n in range(3) for key in ("came", "all", "0", "1", "2")]
-    assert [key for key in left if store.check([key])] == left[10:]
+    left = [f"pyckpt/{n}/{key}" for n in range(3) for key in KEYS]
+    assert [key for key in left if store.check([key])] == left[2 * len(KEYS) :]
 
 
 def test_a_rank_that_waits_names_the_others(
@@ -77,6 +79,16 @@ def test_a_rank_that_comes_too_late_is_told_at_once(
             one.result()
 
 
+def test_ranks_that_make_different_calls(store: Any, numbers: pytest.MonkeyPatch) -> None:
+    meet_at(numbers, 0)
+    calls = ["save", "save", "load"]
+    with ThreadPoolExecutor(3) as ranks:
+        came = [ranks.submit(meeting.meet, store, calls[n], n, 3, 60) for n in range(3)]
+    for one in came:
+        with pytest.raises(CheckpointError, match="rank 0 called save, and rank 2 called load"):
+            one.result()
+
+
 class LastMoment:
     """A store in which the last rank comes just when the first one gives up."""
 
@@ -87,8 +99,9 @@ class LastMoment:
         return getattr(self._store, name)
 
     def add(self, key: str, amount: int) -> int:
-        if amount > 1:
+        if amount == meeting._GIVEN_UP:
             self._store.add(key, 1)
+            self._store.set(key.replace("came", "all"), "same")
         return int(self._store.add(key, amount))
 
 
