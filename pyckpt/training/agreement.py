@@ -19,6 +19,7 @@ import enum
 import hashlib
 import logging
 import math
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -183,14 +184,15 @@ class WeightSamples:
                 )
 
     def _take(self, model: torch.nn.Module) -> None:
-        weights = [
-            (name, weight.detach())
-            for name, weight in model.named_parameters()
-            if weight.numel() and type(weight.detach()) is torch.Tensor
-            if weight.layout is torch.strided and (weight.is_cpu or weight.is_cuda)
-        ]
-        step = -(-len(weights) // _MOST_WEIGHTS) or 1
-        for name, weight in weights[::step]:
+        parameters = list(model.named_parameters())
+        if len(parameters) > _MOST_WEIGHTS:  # the same choice on every rank, of all kinds
+            parameters = random.Random(0).sample(parameters, _MOST_WEIGHTS)
+        for name, parameter in parameters:
+            weight = parameter.detach()
+            if type(weight) is not torch.Tensor or weight.layout is not torch.strided:
+                continue
+            if not weight.numel() or not (weight.is_cpu or weight.is_cuda):
+                continue
             row = (weight[weight.shape[0] // 2] if weight.ndim > 1 else weight).reshape(-1)
             self._names.append(name)
             self._taken.append(row[:_NUMBERS_OF_EACH].to(torch.float32, copy=True))
