@@ -86,6 +86,9 @@ def by_type(
     A handler of None means a function that returns None.
     """
 
+def can_guard_copies() -> bool:
+    """Whether memory can be read that may be freed at any time: see base/guarded_copy.h."""
+
 def parallel_copy(copies: list[tuple[int, int, int]], threads: int) -> None: ...
 
 class CorruptError(RuntimeError):

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/guarded_copy.h"
 #include "base/parallel_copy.h"
 #include "codec/formats.h"
 #include "python/by_type.h"
@@ -208,6 +209,7 @@ PYBIND11_MODULE(_core, m) {
       .def("restore", &ArchiveWriter::Restore)
       .def("abandon", &ArchiveWriter::Abandon);
 
+  m.def("can_guard_copies", &pyckpt::CanGuardCopies);
   m.def("by_type", &pyckpt::ByType, py::arg("handlers"), py::arg("other"));
   m.def("parallel_copy", &pyckpt::CopyInParallel, py::arg("copies"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/guarded_copy.h"
 #include "base/parallel.h"
 
 namespace pyckpt {
@@ -18,6 +19,15 @@ constexpr std::uint64_t kJobNbytes = 8 * kPieceNbytes;
 }  // namespace
 
 void LiveMemory::Range::Fetch(std::uint64_t offset, std::size_t wanted, std::uint8_t* out) const {
+  if (source) {
+    source->Read(offset, wanted, out);
+  } else {
+    GuardedCopy(out, memory + offset, wanted);
+  }
+}
+
+void LiveMemory::Range::FetchOwned(std::uint64_t offset, std::size_t wanted,
+                                   std::uint8_t* out) const {
   if (source) {
     source->Read(offset, wanted, out);
   } else {
@@ -133,7 +143,7 @@ void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
 
   Task copy = [&jobs](std::size_t index) {
     const Job& job = jobs[index];
-    job.range->Fetch(job.offset, job.nbytes, job.to);
+    job.range->FetchOwned(job.offset, job.nbytes, job.to);
   };
   RunParallel(
       jobs.size(), threads, [&copy] { return copy; }, [] {});
@@ -142,6 +152,7 @@ void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
   for (const Job& job : jobs) {
     for (std::uint64_t at = 0; at < job.nbytes; at += kPieceNbytes) {
       Piece& piece = job.range->pieces[(job.offset + at) / kPieceNbytes];
+      if (piece.staged != nullptr) continue;  // by another Stage
       unread_ -= piece.unread;
       piece.staged = job.to + at;
     }

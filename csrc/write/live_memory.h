@@ -1,5 +1,5 @@
 // Memory that is written to a file while its owner goes on using it. The owner calls Stage
-// before it changes the memory.
+// before it changes the memory. If it frees the memory instead, reads throw (base/guarded_copy.h).
 //
 //   workers: Read, in place ───────────────┐
 //   owner:   Stage ─▶ copies what has not been read yet, and waits for workers that
@@ -23,15 +23,16 @@
 
 namespace pyckpt {
 
-// Thread-safe except AddMemory and AddSource. Stage may run once, or again after it threw.
+// Thread-safe except AddMemory and AddSource.
 class LiveMemory {
  public:
-  // Adds a range and returns its index. Call it before anything is read. The memory must stay valid
+  // Adds a range and returns its index. Call it before anything is read. The memory should stay valid
   // until released().
   std::size_t AddMemory(Span memory);
   std::size_t AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes);
 
-  // Copies [offset, offset + nbytes) of a range to out. Throws the errors of its source.
+  // Copies [offset, offset + nbytes) of a range to out. Throws the errors of its source, and kSystem
+  // with EFAULT if the memory is gone.
   void Read(std::size_t range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
   // The size of the buffer that Stage needs now. It only falls.
@@ -39,6 +40,8 @@ class LiveMemory {
 
   // Copies what is unread to buffer, which has staging_nbytes() bytes and must stay valid until the
   // last read. After Stage has returned, no read touches the ranges. Throws the errors of sources.
+  // The memory must be valid. A second Stage, which may run at the same time, copies what the first
+  // one has not marked as copied yet, to a buffer of its own.
   void Stage(std::uint8_t* buffer, int threads);
 
   // True if the owner may change the ranges: every byte is read or staged.
@@ -55,7 +58,10 @@ class LiveMemory {
     std::uint64_t nbytes = 0;
     std::vector<Piece> pieces;  // guarded by mutex_
 
+    // For readers, while the owner may free the memory.
     void Fetch(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) const;
+    // For the owner.
+    void FetchOwned(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) const;
   };
 
   std::size_t Add(Range range);

@@ -34,7 +34,10 @@ def measure(
         raise OptionError(f"nbytes must be at least 1, not {nbytes}")
     generator = torch.Generator().manual_seed(0)
     numel = max(1, nbytes // (4 * _TENSORS))
-    state = {str(n): 0.02 * torch.randn(numel, generator=generator) for n in range(_TENSORS)}
+    state = {
+        str(n): 0.02 * torch.randn(numel, generator=generator, device="cpu")
+        for n in range(_TENSORS)
+    }
     results = {}
     with tempfile.TemporaryDirectory(prefix="pyckpt-bench-", dir=folder) as name:
         for suffix in ["torch", *usual_suffixes()]:

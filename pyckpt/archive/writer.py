@@ -12,7 +12,7 @@ from typing import Any
 
 from pyckpt import _core
 from pyckpt.archive.formats import archive_format
-from pyckpt.errors import FilenameError, OptionError
+from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.progress import reporting
 from pyckpt.torch_format.records import Reader, Record
@@ -50,7 +50,7 @@ class ArchiveWriter:
 
     Add members, call ``write()``, then ``commit()``. ``abandon()`` is allowed at any time before
     ``commit()``. Used as a context manager, it abandons what was not committed. Only one thread at
-    a time may use it, except for ``progress``.
+    a time may use it, except for ``progress`` and ``give_up()``.
 
     Args:
         path: The file; its suffix decides the format. ``write()`` creates its folder.
@@ -71,6 +71,7 @@ class ArchiveWriter:
         self._members: dict[str, tuple[int, Content]] = {}
         self._is_tar = row is not None
         self._planned = False
+        self._given_up = False
         self._progress_hook = options.progress
         self._writer = _core.ArchiveWriter(
             os.fsencode(self._target),
@@ -156,15 +157,26 @@ class ArchiveWriter:
 
         Raises:
             OSError: The file cannot be written. The hidden file is removed.
+            CheckpointError: ``give_up()`` was called.
         """
         if not self._planned:
             self.plan()
         self._target.parent.mkdir(parents=True, exist_ok=True)
         with reporting(self._progress_hook, f"saving {self.path.name}") as report:
-            nbytes = self._writer.write(report)
-            if report is not None:
-                report(*self.progress)
+
+            def tell(done: int, total: int | None) -> None:
+                if self._given_up:
+                    raise CheckpointError("the save was given up", path=str(self.path))
+                if report is not None:
+                    report(done, total)
+
+            nbytes = self._writer.write(tell)
+            tell(*self.progress)
         return nbytes
+
+    def give_up(self) -> None:
+        """Lets ``write()`` raise a CheckpointError soon. Any thread."""
+        self._given_up = True
 
     def commit(self, *, keep_previous: bool = False) -> None:
         """Renames the new file to its target.

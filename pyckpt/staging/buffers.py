@@ -1,11 +1,13 @@
 """Host memory for copies, kept from save to save.
 
 Fresh pages cost more to allocate than to fill, so buffers are used again.
+
+There is no lock: a signal handler may save in the thread that is just here, and wait for another
+thread that wants to give a buffer back. Python's operations on lists are atomic.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
 from contextlib import suppress
 
@@ -24,7 +26,7 @@ class HostBuffer:
     """
 
     def __init__(self, nbytes: int, pinned: bool) -> None:
-        self.bytes = torch.empty(nbytes, dtype=torch.uint8)
+        self.bytes = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         self.pinned = pinned
         if pinned and nbytes:
             _register(self.bytes)
@@ -50,31 +52,33 @@ def _unregister(memory: torch.Tensor) -> None:
 
 
 class BufferPool:
-    """Buffers that are used again. Thread-safe.
+    """Buffers that are used again. Any thread and any signal handler may use it.
 
     Of each kind, pinned or not, it holds at most as many as were in use at the same time.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._free: list[HostBuffer] = []
 
     def take(self, nbytes: int, *, pinned: bool) -> HostBuffer:
         """A buffer of at least ``nbytes``: the smallest free one that fits, else a new one."""
-        with self._lock:
+        while True:
             alike = sorted(
-                (buffer for buffer in self._free if buffer.pinned == pinned),
+                (buffer for buffer in list(self._free) if buffer.pinned == pinned),
                 key=lambda buffer: buffer.bytes.nbytes,
             )
-            chosen = next((b for b in alike if b.bytes.nbytes >= nbytes), None)
+            if not alike:
+                return HostBuffer(nbytes, pinned)
+            fitting = next((b for b in alike if b.bytes.nbytes >= nbytes), None)
             # If none fits, the largest free one is freed before the new one is allocated.
-            gone = chosen or (alike[-1] if alike else None)
-            if gone is not None:
+            gone = fitting or alike.pop()
+            try:
                 self._free.remove(gone)
-        del alike, gone
-        return chosen or HostBuffer(nbytes, pinned)
+            except ValueError:  # another thread took it
+                continue
+            del alike, gone
+            return fitting or HostBuffer(nbytes, pinned)
 
     def give_back(self, buffer: HostBuffer) -> None:
         """Takes back a buffer that is no longer used."""
-        with self._lock:
-            self._free.append(buffer)
+        self._free.append(buffer)

@@ -7,15 +7,24 @@ not been read yet. Everything else is copied when the save begins.
 There is one hook for all torch optimizers of the process, and one around ``engine.step()`` of each
 DeepSpeed engine that was saved lazily. Hooks are never removed, because the background thread could
 do so in the middle of a step. They do nothing while nothing is saved.
+
+torch may free the memory while it is read, for instance when a tensor is resized or shared with
+another process. So it is read through the kernel, which cannot fault, and afterwards it is checked
+that every tensor has the memory that it had.
+
+There is no lock here. A signal handler may come at any point of the training thread, and save, or
+wait for a save that is under way. What the background thread needs to end that save must not be
+held by the interrupted code. So both threads may stage, settle and close at the same time, and all
+that they share is changed by single operations on lists and dicts, which Python makes atomic.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -24,20 +33,27 @@ from pyckpt import _core
 from pyckpt.errors import CheckpointError, OptionError, TornSaveError
 from pyckpt.staging.buffers import BufferPool, HostBuffer
 from pyckpt.staging.copies import Copies
-from pyckpt.state import TrainingState, is_deepspeed_engine
+from pyckpt.staging.latch import Latch
+from pyckpt.state import TrainingState, is_deepspeed_engine, optimizers_of
 from pyckpt.torch_format.records import Record
 
-__all__ = ["LiveRecords", "check_lazy", "is_lazy_safe"]
+__all__ = ["LiveRecords", "check_lazy", "distrust", "is_lazy_safe"]
 
 
 def check_lazy(state: TrainingState) -> None:
-    """Checks that a step of every optimizer of ``state`` calls our hook first.
+    """Checks that memory can be read in place, and that every step calls our hook first.
 
     Raises:
-        OptionError: An optimizer does not call torch's hooks, or the model is not a module.
+        OptionError: An optimizer does not call torch's hooks, the model is not a module, or the
+            system does not permit it.
     """
     if not isinstance(state.model, torch.nn.Module):
         raise OptionError("stage='lazy' needs a model that is a torch.nn.Module")
+    if not _core.can_guard_copies():
+        raise OptionError(
+            "stage='lazy' needs the system call process_vm_readv, which is not permitted here: use "
+            "stage='copy'"
+        )
     if is_deepspeed_engine(state.model):  # its step is hooked
         return
     for optimizer in _optimizers(state):
@@ -53,16 +69,19 @@ def is_lazy_safe(state: TrainingState) -> bool:
     """Whether, as far as is known, only steps of hooked optimizers change what is trained.
 
     False for DeepSpeed, whose engines have many ways to move weights; for Composer's algorithms,
-    some of which swap weights; for embeddings that are renormalized in forward; and for parameters
-    that are trained by an optimizer that ``state`` does not name. What changes frozen parameters,
-    such as averaging, is not known: see ``frozen`` of ``LiveRecords``.
+    some of which swap weights; for optimizers with public methods that torch's do not have, which
+    may move weights too; for embeddings that are renormalized in forward; for parameters that are
+    trained by an optimizer that ``state`` does not name; and after ``distrust``. What changes
+    frozen parameters, such as averaging, is not known: see ``frozen`` of ``LiveRecords``.
     """
     if not isinstance(state.model, torch.nn.Module) or is_deepspeed_engine(state.model):
+        return False
+    if state.model in _distrusted or not _core.can_guard_copies():
         return False
     if getattr(state, "algorithms", None):
         return False
     optimizers = list(_optimizers(state))
-    if not optimizers or not all(_is_hooked(optimizer) for optimizer in optimizers):
+    if not optimizers or not all(_is_hooked(one) and _only_steps(one) for one in optimizers):
         return False
     if any(getattr(module, "max_norm", None) is not None for module in state.model.modules()):
         return False
@@ -70,17 +89,31 @@ def is_lazy_safe(state: TrainingState) -> bool:
     return all(id(p) in stepped for p in state.model.parameters() if p.requires_grad)
 
 
+def distrust(state: TrainingState) -> None:
+    """Makes ``is_lazy_safe`` false for the model of ``state`` from now on.
+
+    Call it when a save was torn: something but the optimizers changes the model.
+    """
+    if isinstance(state.model, torch.nn.Module):
+        _distrusted.add(state.model)
+
+
+_distrusted: WeakSet[torch.nn.Module] = WeakSet()
+
+
 class LiveRecords:
     """Records that are read in place as long as possible.
 
-    The training thread makes it. Another thread reads the records and calls ``settle()``. Any
-    thread may call ``stage()``.
+    The training thread makes it. Another thread reads the records and calls ``settle()`` and
+    ``close()``. Any thread may call ``stage()``, also a signal handler that interrupts it.
 
     Memory: at once the bytes of all tensors that are neither parameters nor optimizer state; at the
     first step the bytes that are unread then.
 
     Args:
-        frozen: Whether parameters that no optimizer of ``state`` has are read in place too.
+        frozen: Whether parameters are read in place too that the next step will not change, as far
+            as is known: those that need no gradient, that no optimizer of ``state`` has, or that
+            were never given a gradient.
 
     Attributes:
         records: The same records, in the same order; valid until ``close()``.
@@ -93,7 +126,7 @@ class LiveRecords:
         state: TrainingState,
         pool: BufferPool,
         threads: int,
-        staged: threading.Event,
+        staged: Latch,
         *,
         frozen: bool = True,
     ) -> None:
@@ -101,9 +134,10 @@ class LiveRecords:
         self._pool = pool
         self._threads = threads
         self._memory = _core.LiveMemory()
-        self._lock = threading.Lock()
         self._error: BaseException | None = None
-        self._buffer: HostBuffer | None = None
+        self._buffers: list[HostBuffer] = []
+        self._staging: list[None] = []  # an item for each call of stage() that runs
+        self._closed = False
 
         self._stepping = [one for one in _optimizers(state) if _is_hooked(one)]
         storages = [record.owner._cdata for record in records]
@@ -125,25 +159,39 @@ class LiveRecords:
         Errors are kept and raised by ``settle()``. KeyboardInterrupt and SystemExit are raised at
         once, and ``settle()`` then raises a CheckpointError.
         """
-        with self._lock:
-            if self.staged.is_set():
-                return
-            try:
-                self._check_untouched()
-                on_device = any(tensor.is_cuda for _, tensor, *_ in self._marks)
-                self._buffer = self._pool.take(self._memory.staging_nbytes, pinned=on_device)
-                self._memory.stage(self._buffer.bytes.data_ptr(), self._threads)
-                self._check_untouched()
-                self._copies.wait()
-            except Exception as error:
-                self._error = error
-            except BaseException as error:
-                self._error = CheckpointError(
+        if self.staged.is_set():
+            return
+        self._staging.append(None)
+        try:
+            self._stage()
+        except Exception as error:
+            self._fail(error)
+        except BaseException as error:
+            self._fail(
+                CheckpointError(
                     f"{type(error).__name__} came while the state was copied before a change"
                 )
-                raise
-            finally:
-                self._let_go()
+            )
+            raise
+        finally:
+            self._let_go()
+            self._staging.pop()
+            if self._closed and not self._staging:
+                self._give_back()
+
+    def _stage(self) -> None:
+        self._check_untouched()
+        on_device = any(tensor.is_cuda for _, tensor, *_ in self._marks)
+        buffer = self._pool.take(self._memory.staging_nbytes, pinned=on_device)
+        self._buffers.append(buffer)
+        self._memory.stage(buffer.bytes.data_ptr(), self._threads)
+        self._check_untouched()
+        self._copies.wait()
+
+    def _fail(self, error: BaseException) -> None:
+        """Keeps an error, unless the save has got all it needs in the meantime."""
+        if not self.staged.is_set() and self._error is None:
+            self._error = error
 
     def wait(self) -> None:
         """Waits until all bytes that are not read in place are copied."""
@@ -156,24 +204,30 @@ class LiveRecords:
             TornSaveError: A tensor was changed while it was read in place.
             Exception: The error of a copy before a step.
         """
-        with self._lock:
-            if not self.staged.is_set():
-                try:
-                    self._check_untouched()
-                finally:
-                    self._let_go()
-            if self._error is not None:
-                raise self._error
+        if not self.staged.is_set():
+            try:
+                self._check_untouched()
+            finally:
+                self._let_go()
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         """Gives the memory back. The records must not be read any more."""
-        with self._lock:
-            self._let_go()
-            self._copies.close()
-            self.records.clear()
-            if self._buffer is not None:
-                self._pool.give_back(self._buffer)
-                self._buffer = None
+        self._let_go()
+        self._copies.close()
+        self.records.clear()
+        self._closed = True
+        if not self._staging:  # else the call of stage() does it that ends last
+            self._give_back()
+
+    def _give_back(self) -> None:
+        while self._buffers:
+            try:
+                buffer = self._buffers.pop()
+            except IndexError:  # another thread took it
+                return
+            self._pool.give_back(buffer)
 
     def _in_place(self, record: Record) -> Record:
         name, address, nbytes, element_nbytes, reader, owner, is_storage = record
@@ -181,26 +235,39 @@ class LiveRecords:
         return Record(name, 0, nbytes, element_nbytes, source, owner, is_storage)
 
     def _check_untouched(self) -> None:
+        """Checks that nothing was changed, up to now or up to the end of another ``stage()``.
+
+        Raises:
+            TornSaveError: Something was.
+        """
+        torn = self._torn()
+        # Once everything is staged, the state may change.
+        if torn is not None and not self.staged.is_set():
+            raise TornSaveError(torn)
+
+    def _torn(self) -> str | None:
         for mark in self._marks:
             if not _is_untouched(mark):
                 name, *_ = mark
-                raise TornSaveError(
+                return (
                     f"{name} was changed while it was saved, and not by an optimizer's step: "
                     "use stage='copy', or call wait_staged() first"
                 )
         # Fused optimizers do not count versions, so check that they still call the hook.
         for optimizer in self._stepping:
             if not _is_hooked(optimizer):
-                raise TornSaveError(
+                return (
                     f"{type(optimizer).__qualname__} stopped calling the hooks of "
                     "torch.optim.Optimizer while its parameters were saved: use stage='copy'"
                 )
+        return None
 
     def _let_go(self) -> None:
-        _unwatch(self)
+        _watching.pop(id(self), None)
+        # First, so that a thread which finds something changed also finds it staged.
+        self.staged.set()
         self._marks = []
         self._stepping = []
-        self.staged.set()
 
 
 # What shows that a tensor is unchanged: its name, the tensor, its version, its storage, and the
@@ -238,7 +305,7 @@ def _marks(state: TrainingState, frozen: bool, saved: set[int]) -> list[_Mark]:
 
 
 def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    stepped = {id(parameter) for one in _optimizers(state) for parameter in _parameters(one)}
+    stepped = {id(p) for one in _optimizers(state) for p in _parameters(one) if _is_stepped(one, p)}
     for name, parameter in state.model.named_parameters():
         if frozen or id(parameter) in stepped:
             yield f"parameter {name}", parameter
@@ -246,13 +313,24 @@ def _named_tensors(state: TrainingState, frozen: bool) -> Iterator[tuple[str, to
         kind = type(optimizer).__qualname__
         name = f"a parameter of {kind}"
         for parameter in _parameters(optimizer):
-            yield name, parameter
-        for of_parameter in optimizer.state.values():
+            if frozen or id(parameter) in stepped:
+                yield name, parameter
+        for parameter, of_parameter in optimizer.state.items():
             # Anything else that an optimizer of your own keeps there is copied.
-            if isinstance(of_parameter, Mapping):
+            if isinstance(of_parameter, Mapping) and (frozen or id(parameter) in stepped):
                 for key, value in of_parameter.items():
                     if isinstance(value, torch.Tensor):
                         yield f"{key!r} of {kind}", value
+
+
+def _is_stepped(optimizer: Any, parameter: torch.Tensor) -> bool:
+    """Whether steps change the parameter, as far as is known.
+
+    A frozen one may be an average of others, though an optimizer has it. So may one that never had
+    a gradient, because the average is made without.
+    """
+    trained = parameter.grad is not None or bool(optimizer.state.get(parameter))
+    return parameter.requires_grad and trained
 
 
 def _parameters(optimizer: Any) -> Iterator[torch.Tensor]:
@@ -260,15 +338,27 @@ def _parameters(optimizer: Any) -> Iterator[torch.Tensor]:
         yield from group["params"]
 
 
-def _optimizers(state: TrainingState) -> Iterator[Any]:
-    if is_deepspeed_engine(state.model):
-        # The optimizer inside DeepSpeed's own, which has the sharded tensors. It is torch's, or
-        # derives from torch's.
-        if state.model.basic_optimizer is not None:
-            yield state.model.basic_optimizer
-        return
-    optimizers = getattr(state, "optimizers", None) or ()
-    yield from optimizers if isinstance(optimizers, Sequence) else (optimizers,)
+def _optimizers(state: TrainingState) -> Sequence[Any]:
+    if not is_deepspeed_engine(state.model):
+        return optimizers_of(state)
+    # The optimizer inside DeepSpeed's own, which has the sharded tensors. It is torch's, or derives
+    # from torch's.
+    inner = state.model.basic_optimizer
+    return [] if inner is None else [inner]
+
+
+def _only_steps(optimizer: Any) -> bool:
+    """Whether the optimizer has no public methods but those of torch.optim.Optimizer.
+
+    Other ones may move weights, as ``train()`` and ``eval()`` do of optimizers that keep two sets.
+    """
+    own = torch.optim.Optimizer
+    return all(
+        hasattr(own, name) or name.startswith("_") or not callable(value)
+        for kind in type(optimizer).__mro__
+        if not kind.__module__.startswith("torch.optim.")
+        for name, value in vars(kind).items()
+    )
 
 
 # The code of torch's wrapper around every optimizer's step, which calls the hooks.
@@ -289,41 +379,27 @@ def _is_hooked(optimizer: Any) -> bool:
 
 # The hooks, and the records that they stage.
 
-_lock = threading.Lock()
-_watching: tuple[LiveRecords, ...] = ()  # replaced under the lock, never changed
+_watching: dict[int, LiveRecords] = {}  # by id
 _has_hook = False
 
 
 def _watch(records: LiveRecords, state: TrainingState) -> None:
-    global _watching, _has_hook
-    with _lock:
-        if not _has_hook:
-            register_optimizer_step_pre_hook(_before_step)
-            _has_hook = True
-        engine = state.model
-        if is_deepspeed_engine(engine) and not hasattr(engine.step, "stages_live_records"):
-            engine.step = _hooked_step(engine.step)
-        _watching = (*_watching, records)
+    global _has_hook
+    if not _has_hook:  # a handler that comes here makes a second one, which does no harm
+        register_optimizer_step_pre_hook(_before_step)
+        _has_hook = True
+    engine = state.model
+    if is_deepspeed_engine(engine) and not hasattr(engine.step, "stages_live_records"):
+        engine.step = _hooked_step(engine.step)
+    _watching[id(records)] = records
 
 
-def _unwatch(records: LiveRecords) -> None:
-    global _watching
-    with _lock:
-        _watching = tuple(one for one in _watching if one is not records)
-
-
-def _forget() -> None:
-    """A forked process does not have the reading threads, so it must not wait for them."""
-    global _lock, _watching
-    _lock = threading.Lock()
-    _watching = ()
-
-
-os.register_at_fork(after_in_child=_forget)
+# A forked process does not have the reading threads, so it must not wait for them.
+os.register_at_fork(after_in_child=_watching.clear)
 
 
 def _before_step(*_: Any) -> None:
-    for records in _watching:
+    for records in list(_watching.values()):
         records.stage()
 
 

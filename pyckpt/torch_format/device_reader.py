@@ -35,7 +35,9 @@ class DeviceReader:
             out.copy_(piece)
             return
         direct = out.is_pinned()
-        pinned = out if direct else torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        pinned = (
+            out if direct else torch.empty(nbytes, dtype=torch.uint8, pin_memory=True, device="cpu")
+        )
         stream = torch.cuda.Stream(piece.device)
         with torch.cuda.stream(stream):
             stream.wait_event(self._ready)

@@ -4,37 +4,44 @@
                                    │                               │ lazy: copies what is unread
     background thread              └─▶ write ─▶ commit ─▶ result ◀─┘
 
-Each save has a background thread. These threads write one after another. They are not daemons, so
-the interpreter waits for them. With several ranks, the training thread and the background thread
-have a process group each.
+Each save has a background thread. These threads write one after another. They are not daemons, also
+if training runs in one, so the interpreter waits for them. A save that begins when the interpreter
+ends already is written before the call returns. With several ranks, the training thread and the
+background thread have a process group each.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 from concurrent.futures import Future
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Literal
 
 from pyckpt.archive.writer import ArchiveWriter
-from pyckpt.errors import OptionError
+from pyckpt.errors import OptionError, TornSaveError
 from pyckpt.key_paths import IgnoreKeys
 from pyckpt.options import BackgroundOptions, WriteOptions, default_threads
 from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
-from pyckpt.staging.lazy import LiveRecords, check_lazy, is_lazy_safe
+from pyckpt.staging.latch import Latch
+from pyckpt.staging.lazy import LiveRecords, check_lazy, distrust, is_lazy_safe
 from pyckpt.state import TrainingState
+from pyckpt.training import pending_saves
 from pyckpt.training.pending_saves import PendingSave, check_room, raise_uncollected, wait_for_room
 from pyckpt.training.save_checkpoint import Save
 
 __all__ = ["async_save_checkpoint"]
 
+_LOGGER = logging.getLogger("pyckpt")
+
 _pool = BufferPool()
-_last_write: threading.Event | None = None  # set when the latest save has been written
+_last_write: Latch | None = None  # set when the latest save has been written
 
 
 def async_save_checkpoint(
@@ -64,10 +71,13 @@ def async_save_checkpoint(
     - ``"lazy"``: parameters and optimizer state are read in place. What is unread when an optimizer
       steps is copied then. Everything else is copied at once. Between the call and the next step,
       only a torch.optim.Optimizer or DeepSpeed's engine may change parameters and optimizer state.
-      Other in-place changes raise TornSaveError if torch counts them. Changes through
-      ``tensor.data`` or by other libraries are not detected.
+      Other in-place changes raise TornSaveError if torch counts them, and so does memory that is
+      moved or freed. Changes through ``tensor.data`` or NumPy, and by other libraries, are not
+      detected.
     - ``None``: lazy if ``state`` names torch optimizers for everything that is trained and nothing
-      else is known to change parameters; frozen parameters are then copied at once. Else copy.
+      else is known to change parameters. What is not known to be trained is then copied at once. If
+      such a save is torn all the same, a warning is logged, and later saves of the model are
+      copied. Else copy.
 
     Args:
         state, filename, weights_only, ignore_keys, compression_level, fsync: As in
@@ -108,35 +118,37 @@ def async_save_checkpoint(
 
     save = Save(state, filename, weights_only, ignore_keys)
     staging = _Staging()
-    pending = PendingSave(staging.staged, staging.stage, staging.progress)
+    pending = PendingSave(staging.staged, staging.stage, staging.progress, staging.give_up)
     begun: Future[bool] = Future()
-    written = threading.Event()
-    thread = threading.Thread(
-        target=_run,
-        args=(begun, pending, save, staging, background, nice, _last_write, written),
-        name="pyckpt-save",
-    )
+    written = Latch()
+    run = partial(_run, begun, pending, save, staging, background, nice, _last_write, written)
+    thread = threading.Thread(target=run, name="pyckpt-save", daemon=False)
+    # The main thread is not alive when the interpreter ends. Then no thread begins any more.
+    at_exit = not threading.main_thread().is_alive()
     try:
         save.collect(make_options, training)
         lazy = stage == "lazy" or (stage is None and is_lazy_safe(state))
 
         def begin() -> None:
-            staging.begin(save.writer, state, lazy, frozen=stage == "lazy")
-            thread.start()
+            staging.begin(save.writer, state, lazy, chosen=stage is not None)
+            if not at_exit:
+                thread.start()
 
         together("staging the state", begin, training)
-        pending.begin()
+        pending_saves.begin(pending)
         _last_write = written
         begun.set_result(True)
     except BaseException:
         # Ctrl-C may come at any time. Once begun is set, the thread does everything else.
         if not begun.done():
-            pending.forget()
+            pending_saves.forget(pending)
             written.set()
             begun.set_result(False)
             staging.close()
             save.close()
         raise
+    if at_exit:
+        run()
     return pending
 
 
@@ -148,21 +160,25 @@ class _Staging:
     """
 
     def __init__(self) -> None:
-        self.staged = threading.Event()
+        self.staged = Latch()
+        self._chosen = True
+        self._state: TrainingState | None = None
         self._writer: ArchiveWriter | None = None
         self._kept: Copies | LiveRecords | None = None
 
     def begin(
-        self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool, *, frozen: bool
+        self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool, *, chosen: bool
     ) -> None:
-        """Copies what has to be copied now. ``frozen`` is passed to LiveRecords."""
+        """Copies what has to be copied now. ``chosen``: whether the caller chose the way."""
+        self._chosen = chosen
+        self._state = state
         if writer is None:
             self.staged.set()
             return
         records = writer.state_records()
         threads = default_threads(current_ranks().local_world_size)
         if lazy:
-            self._kept = LiveRecords(records, state, _pool, threads, self.staged, frozen=frozen)
+            self._kept = LiveRecords(records, state, _pool, threads, self.staged, frozen=chosen)
         else:
             self._kept = Copies(records, _pool, threads)
             if self._kept.is_complete:
@@ -196,11 +212,28 @@ class _Staging:
         if isinstance(self._kept, LiveRecords):
             self._kept.settle()
 
+    def give_up(self) -> None:
+        """Lets the write fail soon."""
+        if self._writer is not None:
+            self._writer.give_up()
+
+    def distrust(self) -> bool:
+        """After a TornSaveError: whether the way to stage was the default one.
+
+        It is not used for this model again.
+        """
+        if self._chosen or self._state is None:
+            return False
+        distrust(self._state)
+        _LOGGER.warning("the state of this model is copied from now on (stage='copy')")
+        return True
+
     def close(self) -> None:
         """Gives the copies' memory back."""
         if self._kept is not None:
             self._kept.close()
             self._kept = None
+        self._state = None
 
 
 def _run(
@@ -210,12 +243,13 @@ def _run(
     staging: _Staging,
     channel: Channel,
     nice: int,
-    earlier: threading.Event | None,
-    written: threading.Event,
+    earlier: Latch | None,
+    written: Latch,
 ) -> None:
     if not begun.result():
         return
     outcome: list[Path] | BaseException
+    raise_later = True
     try:
         with closing(save), closing(staging):
             # The threads that this one starts inherit its priority.
@@ -226,11 +260,15 @@ def _run(
                 staging.wait()
             if earlier is not None:
                 earlier.wait()
-            outcome = save.write(channel, staging.wait, staging.settle)
+            try:
+                outcome = save.write(channel, staging.wait, staging.settle)
+            except TornSaveError:
+                raise_later = not staging.distrust()
+                raise
     except BaseException as error:
         outcome = error
     written.set()
-    pending.finish(outcome, staging.progress())
+    pending_saves.finish(pending, outcome, staging.progress(), raise_later=raise_later)
 
 
 def _lower_priority(nice: int) -> None:

@@ -1,21 +1,37 @@
-"""Asynchronous saves that are under way, and the errors of saves that nobody has asked about."""
+"""Asynchronous saves that are under way, and the errors of saves that nobody has asked about.
+
+When the interpreter ends, it waits for the saves that are under way, and says what it waits for.
+Ctrl-C gives them up.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 from pyckpt.errors import CheckpointError, SaveInProgressError
+from pyckpt.staging.latch import Latch
 
-__all__ = ["PendingSave", "check_room", "raise_uncollected", "wait_for_room"]
+__all__ = [
+    "PendingSave",
+    "begin",
+    "check_room",
+    "finish",
+    "forget",
+    "raise_uncollected",
+    "wait_for_room",
+]
 
 _LOGGER = logging.getLogger("pyckpt")
 
-_changed = threading.Condition()  # guards the lists
+# Guards the lists. A signal handler may wait for a save in a thread that is just changing them:
+# while it waits, a Condition gives its lock back altogether.
+_changed = threading.Condition()
 _running: list[PendingSave] = []
 _uncollected: list[PendingSave] = []  # failed, and nobody has asked for the result yet
 
@@ -25,23 +41,26 @@ class PendingSave(Future[list[Path]]):
 
     A Future that cannot be cancelled, because other ranks take part. An error is logged when it
     happens. ``result()`` and ``exception()`` collect it. The next save raises an error that has not
-    been collected.
+    been collected, except a TornSaveError if the way of staging was not chosen: see ``stage`` of
+    async_save_checkpoint.
 
     Attributes:
         staged: Set when the state may be changed in any way. ``optimizer.step()`` need not wait
-            for it.
+            for it. It has ``is_set()`` and ``wait()``, as a threading.Event.
     """
 
     def __init__(
         self,
-        staged: threading.Event,
+        staged: Latch,
         stage: Callable[[], None],
         progress: Callable[[], tuple[int, int]],
+        give_up: Callable[[], None],
     ) -> None:
         super().__init__()
         self.staged = staged
         self._stage = stage
         self._progress = progress
+        self._give_up = give_up
         self.set_running_or_notify_cancel()
 
     def progress(self) -> tuple[int, int]:
@@ -73,43 +92,55 @@ class PendingSave(Future[list[Path]]):
         finally:
             self._collect()
 
-    def begin(self) -> None:
-        """Counts this save as under way, until it ends."""
-        with _changed:
-            _running.append(self)
-
-    def forget(self) -> None:
-        """The save did not begin. Its caller has got the error."""
-        with _changed:
-            if self in _running:
-                _running.remove(self)
-            _changed.notify_all()
-
-    def finish(self, outcome: list[Path] | BaseException, progress: tuple[int, int]) -> None:
-        """Ends the save. For the thread that runs it."""
-        # Release the state.
-        self._stage = lambda: None
-        self._progress = lambda: progress
-        self.staged.set()
-        failed = isinstance(outcome, BaseException)
-        if failed:
-            _LOGGER.error("an asynchronous save failed: %s", outcome)
-        with _changed:
-            _running.remove(self)
-            if failed:
-                _uncollected.append(self)
-            _changed.notify_all()
-        # Last, so that there is room for the next save once the result is there.
-        if isinstance(outcome, BaseException):
-            self.set_exception(outcome)
-        else:
-            self.set_result(outcome)
-
     def _collect(self) -> None:
         if self.done():
             with _changed:
                 if self in _uncollected:
                     _uncollected.remove(self)
+
+
+def begin(pending: PendingSave) -> None:
+    """Counts a save as under way, until it ends."""
+    with _changed:
+        _running.append(pending)
+
+
+def forget(pending: PendingSave) -> None:
+    """The save did not begin. Its caller has got the error."""
+    with _changed:
+        if pending in _running:
+            _running.remove(pending)
+        _changed.notify_all()
+
+
+def finish(
+    pending: PendingSave,
+    outcome: list[Path] | BaseException,
+    progress: tuple[int, int],
+    *,
+    raise_later: bool = True,
+) -> None:
+    """Ends the save. For the thread that runs it.
+
+    Args:
+        raise_later: Whether the next save raises an error that nobody has asked for.
+    """
+    # Release the state.
+    pending._stage = pending._give_up = lambda: None
+    pending._progress = lambda: progress
+    pending.staged.set()
+    failed = isinstance(outcome, BaseException)
+    with _changed:
+        _running.remove(pending)
+        if failed and raise_later:
+            _uncollected.append(pending)
+        _changed.notify_all()
+    # Last, so that there is room for the next save once the result is there.
+    if isinstance(outcome, BaseException):
+        _LOGGER.error("an asynchronous save failed: %s", outcome)
+        pending.set_exception(outcome)
+    else:
+        pending.set_result(outcome)
 
 
 def wait_for_room(max_pending: int) -> None:
@@ -149,6 +180,39 @@ def raise_uncollected() -> None:
     if isinstance(error, CheckpointError):
         raise type(error)(message, rank=error.rank, path=error.path, errno=error.errno) from error
     raise CheckpointError(message) from error
+
+
+_SILENT_SECONDS = 2.0
+_SECONDS_BETWEEN_MESSAGES = 30.0
+
+
+def _wait_at_exit() -> None:
+    """Waits for all saves, before the interpreter joins their threads without a word."""
+    begin, silent = time.monotonic(), _SILENT_SECONDS
+    while True:
+        try:
+            with _changed:
+                if _changed.wait_for(lambda: not _running, silent):
+                    return
+            silent = _SECONDS_BETWEEN_MESSAGES
+            _LOGGER.warning(
+                "the process ends when %s. Ctrl-C gives up", _what_is_left(time.monotonic() - begin)
+            )
+        except KeyboardInterrupt:
+            for pending in list(_running):
+                pending._give_up()
+            _LOGGER.warning("the saves that are under way are given up")
+
+
+def _what_is_left(seconds: float) -> str:
+    progress = [pending.progress() for pending in list(_running)]
+    done, total = (sum(numbers) for numbers in zip((0, 0), *progress, strict=True))
+    saves = "1 asynchronous save has" if len(progress) == 1 else f"{len(progress)} saves have"
+    return f"{saves} been written ({done:,} of {total:,} bytes after {seconds:.0f} seconds)"
+
+
+# Not atexit: its functions are called only after all threads have been joined.
+threading._register_atexit(_wait_at_exit)  # type: ignore[attr-defined]
 
 
 def _forget() -> None:

@@ -271,9 +271,11 @@ class Save:
     def _write(self, before: Callable[[], None], after: Callable[[], None]) -> None:
         """Writes the bytes, to a file that has no name yet."""
         before()
-        if self._writer is not None:
-            self._writer.write()
-        after()
+        try:
+            if self._writer is not None:
+                self._writer.write()
+        finally:
+            after()  # its error tells more, if memory was freed that was read
 
     def _commit(self, several: bool) -> None:
         """Gives the file its name. If several ranks commit, each can go back until all have."""

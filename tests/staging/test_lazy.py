@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 import pyckpt
 from pyckpt.staging.buffers import BufferPool
+from pyckpt.staging.latch import Latch
 from pyckpt.staging.lazy import LiveRecords, check_lazy, is_lazy_safe
 from pyckpt.torch_format.records import Record
 from pyckpt.torch_format.serialize import serialize
@@ -92,7 +92,7 @@ def test_hooks_that_torch_compile_takes_away_are_missed() -> None:
     state = state_with(lambda parameters: Compiled(parameters, lr=0.1, fused=True))
     assert is_lazy_safe(state)
     records = [r for r in serialize(state.state_dict()) if r.is_storage]
-    live = LiveRecords(records, state, BufferPool(), 1, threading.Event())
+    live = LiveRecords(records, state, BufferPool(), 1, Latch())
     Compiled.step = torch.optim.SGD.step.__wrapped__  # type: ignore[attr-defined]
     Compiled.step.hooked = True
     assert not is_lazy_safe(state)
@@ -145,7 +145,7 @@ def live() -> Iterator[tuple[pyckpt.State, LiveRecords]]:
     optimizer.step()
     state = pyckpt.State(model, optimizer)
     records = [r for r in serialize(state.state_dict()) if r.is_storage]
-    live = LiveRecords(records, state, BufferPool(), 2, threading.Event())
+    live = LiveRecords(records, state, BufferPool(), 2, Latch())
     yield state, live
     live.close()
 
@@ -212,7 +212,7 @@ def test_frozen_parameters_are_copied_where_only_trained_ones_are_known_not_to_c
     state = pyckpt.State(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
     records = [r for r in serialize(state.state_dict()) if r.is_storage]
     for frozen, in_place in ((True, 4), (False, 2)):
-        live = LiveRecords(records, state, BufferPool(), 1, threading.Event(), frozen=frozen)
+        live = LiveRecords(records, state, BufferPool(), 1, Latch(), frozen=frozen)
         assert len(read_in_place(live)) == in_place
         live.close()
 
@@ -229,7 +229,7 @@ class WithTotals(torch.optim.SGD):
 def test_what_else_optimizers_keep_is_copied() -> None:
     state = state_with(WithTotals)
     records = [r for r in serialize(state.state_dict()) if r.is_storage]
-    live = LiveRecords(records, state, BufferPool(), 1, threading.Event())
+    live = LiveRecords(records, state, BufferPool(), 1, Latch())
     assert len(read_in_place(live)) == 2
     assert len(live.records) == 3
     live.close()
@@ -241,7 +241,7 @@ def test_learning_rates_may_change_at_any_time() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), foreach=False)
     state = pyckpt.State(model, optimizer)
     records = [r for r in serialize(state.state_dict()) if r.is_storage]
-    live = LiveRecords(records, state, BufferPool(), 1, threading.Event())
+    live = LiveRecords(records, state, BufferPool(), 1, Latch())
     optimizer.param_groups[0]["lr"].fill_(0.01)
     live.settle()
     assert len(read_in_place(live)) == 2

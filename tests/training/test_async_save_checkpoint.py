@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt import PendingSave
 from pyckpt.archive.formats import archive_format, usual_suffixes
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
+from pyckpt.staging.latch import Latch
 from pyckpt.training import async_save_checkpoint, pending_saves
 from pyckpt.training.save_checkpoint import Save
 from tests.launch import TIMEOUT_SECONDS, WORKERS, private_mounts, run_ranks, torchrun
@@ -81,7 +81,7 @@ class Gate:
     """Acts as an earlier save that is still being written: later saves wait for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._opened = threading.Event()
+        self._opened = Latch()
         monkeypatch.setattr(async_save_checkpoint, "_last_write", self._opened)
 
     def open(self) -> None:
@@ -328,14 +328,14 @@ def test_files_that_cannot_be_removed_end_the_save_with_an_error(
 def test_ctrl_c_at_the_last_moment_of_the_call_leaves_nothing(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = PendingSave.begin
+    begin = pending_saves.begin
 
-    def interrupted(self: PendingSave) -> None:
-        begin(self)
+    def interrupted(pending: pyckpt.PendingSave) -> None:
+        begin(pending)
         raise KeyboardInterrupt
 
     threads = threading.active_count()
-    monkeypatch.setattr(PendingSave, "begin", interrupted)
+    monkeypatch.setattr(pending_saves, "begin", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pyckpt.async_save_checkpoint(training.state, tmp_path / "x.tar")
     monkeypatch.undo()

@@ -1,0 +1,40 @@
+"""A flag that is set once, and can be waited for."""
+
+from __future__ import annotations
+
+import threading
+
+__all__ = ["Latch"]
+
+
+class Latch:
+    """Like threading.Event, but never cleared, and no lock is held while Python code runs.
+
+    An Event's lock is held for a moment while ``set()`` runs. A signal handler that comes just
+    then, and waits for a thread that calls ``set()`` too, would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._keys = [self._gate.release]  # taken by the first set()
+
+    def is_set(self) -> bool:
+        """Whether ``set()`` was called."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Lets all go on who wait. Any thread, any number of times."""
+        self._is_set = True
+        try:
+            release = self._keys.pop()
+        except IndexError:
+            return
+        release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until ``set()`` is called, ``timeout`` seconds at most; returns ``is_set()``."""
+        if not self._is_set and self._gate.acquire(timeout=-1 if timeout is None else timeout):
+            self._gate.release()  # the next one may go on
+        return self._is_set
