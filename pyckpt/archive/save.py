@@ -8,6 +8,7 @@ from typing import Any
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, OptionError
+from pyckpt.interrupts import is_interrupt
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
@@ -53,6 +54,8 @@ def save(
     except CheckpointError:
         raise
     except Exception as error:
+        if is_interrupt(error):
+            raise
         raise CheckpointError(
             f"saving {path} failed: {type(error).__name__}: {error}",
             path=str(path),

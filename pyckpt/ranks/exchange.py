@@ -29,6 +29,7 @@ from pyckpt.errors import (
     StateMismatchError,
     TornSaveError,
 )
+from pyckpt.interrupts import is_interrupt
 from pyckpt.ranks.meeting import meet
 
 __all__ = ["Channel", "Ranks", "begin_together", "current_ranks", "require_group", "together"]
@@ -228,8 +229,8 @@ def together(doing: str, step: Callable[[], T], channel: Channel) -> list[T]:
 
     Raises:
         CheckpointError: ``step`` raised on a rank. All ranks raise the same type with the same
-            message. On the failing rank the original exception is the cause. With one rank,
-            KeyboardInterrupt, SystemExit and the like pass unchanged.
+            message. On the failing rank the original exception is the cause. With one rank, Ctrl-C
+            and exceptions of signal handlers pass unchanged.
     """
     cause: BaseException | None = None
     outcome: T | _Failure
@@ -238,7 +239,7 @@ def together(doing: str, step: Callable[[], T], channel: Channel) -> list[T]:
         if channel.gather is not None:
             pickle.dumps(outcome)  # the exchange must not fail on one rank alone
     except BaseException as error:
-        if channel.gather is None and not isinstance(error, Exception):
+        if channel.gather is None and is_interrupt(error):
             raise
         cause = error
         outcome = _describe(error, channel.rank)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt.staging.buffers import BufferPool
+from pyckpt import _core
+from pyckpt.staging.buffers import BufferPool, HostBuffer
 from pyckpt.staging.latch import Latch
-from pyckpt.staging.lazy import LiveRecords, check_lazy, is_lazy_safe
+from pyckpt.staging.lazy import LiveRecords, check_lazy, distrust, is_lazy_safe
 from pyckpt.torch_format.records import Record
 from pyckpt.torch_format.serialize import serialize
 
@@ -150,6 +151,14 @@ def live() -> Iterator[tuple[pyckpt.State, LiveRecords]]:
     live.close()
 
 
+def bytes_of(record: Record) -> bytes:
+    memory = (ctypes.c_uint8 * record.nbytes)()
+    if record.reader is None:
+        return ctypes.string_at(record.address, record.nbytes)
+    record.reader.read(0, record.nbytes, ctypes.addressof(memory))
+    return bytes(memory)
+
+
 def read_in_place(live: LiveRecords) -> list[Record]:
     return [record for record in live.records if record.reader is not None]
 
@@ -206,15 +215,107 @@ def test_ctrl_c_while_staging_is_the_callers(
         records.settle()
 
 
-def test_frozen_parameters_are_copied_where_only_trained_ones_are_known_not_to_change() -> None:
-    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    model[1].requires_grad_(False)
-    state = pyckpt.State(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
-    records = [r for r in serialize(state.state_dict()) if r.is_storage]
-    for frozen, in_place in ((True, 4), (False, 2)):
+def records_of(state: pyckpt.State) -> list[Record]:
+    return [record for record in serialize(state.state_dict()) if record.is_storage]
+
+
+def test_what_is_not_known_to_be_trained_is_copied() -> None:
+    """Such parameters may be averages that forward changes, though an optimizer has them."""
+    model = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in NAMES})
+    model["frozen"].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for name in ("trained", "stepped", "frozen later"):
+        model[name].weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    model["frozen later"].requires_grad_(False)
+    model["stepped"].weight.grad = None
+    state = pyckpt.State(model, optimizer)
+    records = records_of(state)
+    for frozen, in_place in ((True, 5 + 9), (False, 2 + 6)):  # weights, and what AdamW keeps
         live = LiveRecords(records, state, BufferPool(), 1, Latch(), frozen=frozen)
         assert len(read_in_place(live)) == in_place
         live.close()
+
+
+NAMES = ["trained", "stepped", "frozen", "frozen later", "no gradient"]
+
+
+class TwoSets(torch.optim.SGD):
+    """Keeps two sets of weights, and swaps them outside of its step."""
+
+    def eval(self) -> None:
+        """Swaps."""
+
+
+class Sharpening(torch.optim.SGD):
+    @torch.no_grad()
+    def first_step(self) -> None:
+        """Moves weights."""
+
+
+class Ordinary(torch.optim.AdamW):
+    """Has a step and parts of its own, as most optimizers do that derive from torch's."""
+
+    constant = 3
+
+    @property
+    def rate(self) -> float:
+        return 0.1
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+    def _update(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("kind", "safe"), [(TwoSets, 0), (Sharpening, 0), (Ordinary, 1)])
+def test_optimizers_with_other_ways_to_move_weights_are_copied(kind: Any, safe: bool) -> None:
+    assert is_lazy_safe(state_with(lambda parameters: kind(parameters, lr=0.1))) == safe
+
+
+def test_after_a_torn_save_the_model_is_copied() -> None:
+    state, other = state_with(torch.optim.SGD), state_with(torch.optim.SGD)
+    distrust(state)
+    assert not is_lazy_safe(state)
+    assert is_lazy_safe(other)
+    distrust(pyckpt.State(SimpleNamespace()))  # no module: it is copied anyway
+
+
+def test_where_the_system_call_is_forbidden_the_state_is_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_core, "can_guard_copies", lambda: False)
+    assert not is_lazy_safe(state_with(torch.optim.SGD))
+    with pytest.raises(pyckpt.OptionError, match="process_vm_readv"):
+        check_lazy(state_with(torch.optim.SGD))
+
+
+def test_staging_within_staging() -> None:
+    """A signal handler may step while the step's hook copies. Both leave all memory in the pool."""
+    state = state_with(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    expected = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+    class Interrupting(BufferPool):
+        def take(self, nbytes: int, *, pinned: bool) -> HostBuffer:
+            buffer = super().take(nbytes, pinned=pinned)
+            if not nested:
+                nested.append(True)
+                state.optimizers.step()
+            return buffer
+
+    nested: list[bool] = []
+    pool = Interrupting()
+    live = LiveRecords(records_of(state), state, pool, 1, Latch())
+    state.optimizers.step()
+    for record, value in zip(live.records, expected.values(), strict=True):
+        assert bytes_of(record) == value.numpy().tobytes()
+    live.settle()
+    live.close()
+    assert nested
+    assert len(pool._free) == 2
 
 
 class WithTotals(torch.optim.SGD):

@@ -187,6 +187,26 @@ def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Gate)
     assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
 
 
+@pytest.mark.usefixtures("frozen_time")
+def test_an_average_that_an_optimizer_has_may_change_before_the_step(
+    tmp_path: Path, gate: Gate
+) -> None:
+    """All parameters are often handed to the optimizer, those of a momentum encoder too."""
+    model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+    model[1].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[0](torch.ones(1, WIDTH)).sum().backward()
+    state = pyckpt.State(model, optimizer)
+    pyckpt.save_checkpoint(state, tmp_path / "blocking.tar")
+    pending = pyckpt.async_save_checkpoint(state, tmp_path / "async.tar")
+    assert not pending.staged.is_set(), "what is trained is read in place"
+    for slow, fast in zip(model[1].parameters(), model[0].parameters(), strict=True):
+        slow.data.mul_(0.9).add_(fast.data, alpha=0.1)
+    gate.open()
+    pending.result()
+    assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
+
+
 # Torn saves
 
 
@@ -233,6 +253,28 @@ def test_a_change_behind_lazys_back_commits_nothing(
         pending.result()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.tar"]
+
+
+def test_a_torn_save_is_copied_the_next_time(
+    training: Training, tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights that something else swaps in, such as averages, tear the first save alone."""
+    torn = pyckpt.async_save_checkpoint(training.state, tmp_path / "1.tar")
+    add_one(training)
+    gate.open()
+    pending_saves.wait_for_room(1)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+    assert "copied from now on" in caplog.text
+    saved = []
+    for name in ("2.tar", "3.tar"):  # not raised again: the next saves are whole
+        saved.append(pyckpt.async_save_checkpoint(training.state, tmp_path / name))
+        assert training.device != "cpu" or saved[-1].staged.is_set()
+        add_one(training)
+        pending_saves.wait_for_room(1)
+    assert [pending.exception() for pending in saved] == [None, None]
+    assert isinstance(torn.exception(), pyckpt.TornSaveError)
+    assert sorted(os.listdir(tmp_path)) == ["2.tar", "3.tar"]
+    assert len(caplog.records) == 2
 
 
 def test_without_its_hook_lazy_is_caught(

@@ -115,6 +115,7 @@ class PauseOnce:
 
 def attempt(scenario: str, rank: int) -> list[Path]:
     state = build(scenario, rank)
+    torch.set_default_device("meta" if scenario.endswith("default-device") else None)
     path = FOLDER / f"{scenario}-{{run_name}}.tar.gz"
     if scenario == "slow":
         return pyckpt.save_checkpoint(state, path, progress=PauseOnce())

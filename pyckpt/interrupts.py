@@ -1,0 +1,38 @@
+"""Exceptions that end the work from outside: Ctrl-C, and what the user's signal handlers raise."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from types import CodeType, TracebackType
+from typing import Any
+
+__all__ = ["is_interrupt"]
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an exception has nothing to do with the work that it ended.
+
+    True for KeyboardInterrupt, SystemExit and the like, and for what came out of a signal handler
+    that is installed.
+    """
+    if not isinstance(error, Exception):
+        return True
+    codes = set(filter(None, map(_code, map(signal.getsignal, signal.valid_signals()))))
+    traceback: TracebackType | None = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in codes:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _code(handler: Any) -> CodeType | None:
+    """The code that a signal handler runs, if it is written in Python."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    handler = getattr(handler, "__func__", handler)  # of a method
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None
