@@ -1,15 +1,17 @@
-"""How much memory this process can still get. No file may make it ask for more."""
+"""How much memory this process can still get. No file may make it ask for more.
+
+More means that the system would kill the process. So memory counts as available if the system can
+take it back from the page cache, and so does free swap space.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from pyckpt.cgroups import memory_left
 from pyckpt.errors import CheckpointError
 
 __all__ = ["require_memory"]
-
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def require_memory(nbytes: int, path: Path) -> None:
@@ -26,20 +28,24 @@ def require_memory(nbytes: int, path: Path) -> None:
         )
 
 
-def _available() -> int | None:
-    """The memory that the machine and the cgroup leave, in bytes; None if neither tells."""
-    left = []
+def _available(root: Path = Path("/")) -> int | None:
+    """The memory that the machine and the cgroups leave, in bytes; None if neither tells.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    machine = _machine(root / "proc/meminfo")
+    swap = machine.get("SwapFree", 0)
+    left = [memory_left(swap, root)]
+    if "MemAvailable" in machine:
+        left.append(machine["MemAvailable"] + swap)
+    return min((nbytes for nbytes in left if nbytes is not None), default=None)
+
+
+def _machine(meminfo: Path) -> dict[str, int]:
+    """The numbers of /proc/meminfo, in bytes; none on other systems than Linux."""
     try:
-        for line in _MEMINFO.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                left.append(int(value.split()[0]) * 1024)
-    except (OSError, ValueError):  # not Linux
-        pass
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            left.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):  # no cgroup v2 here
-        pass
-    return min(left, default=None)
+        lines = [line.split() for line in meminfo.read_text().splitlines()]
+        return {name.rstrip(":"): int(kib) * 1024 for name, kib, *unit in lines if unit == ["kB"]}
+    except (OSError, ValueError):
+        return {}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
+from pyckpt.cgroups import cpu_limit
 from pyckpt.errors import OptionError
 from pyckpt.progress import ProgressHook
 
 __all__ = ["BackgroundOptions", "WriteOptions", "available_cpus", "default_threads"]
 
 _HIGHEST_NICE = 19
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,13 @@ class BackgroundOptions(WriteOptions):
 
 
 def available_cpus() -> int:
-    """How many CPUs this process may use: its affinity, limited by a cgroup's quota."""
+    """How many CPUs this process may use: its affinity, limited by its cgroups' quotas."""
     try:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:  # this system has no affinity
         cpus = os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_QUOTA.read_text().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2 here
-        pass
-    return cpus
+    limit = cpu_limit()
+    return cpus if limit is None else min(cpus, max(1, int(limit)))
 
 
 def default_threads(writers_on_node: int = 1) -> int:

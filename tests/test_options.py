@@ -76,29 +76,13 @@ def test_affinity_is_respected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quota", "most"),
-    [
-        ("max 100000", 10**6),
-        ("100000 100000", 1),
-        ("50000 100000", 1),
-        ("199999 100000", 1),
-        ("200000 100000", 2),
-        ("", 10**6),
-        ("garbage", 10**6),
-    ],
+    ("limit", "most"), [(None, 10**6), (0.5, 1), (1.0, 1), (1.99, 1), (2.0, 2), (1e6, 10**6)]
 )
 def test_a_cgroups_quota_is_respected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, most: int
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, most: int
 ) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(quota + "\n")
-    monkeypatch.setattr(options, "_CGROUP_QUOTA", file)
+    monkeypatch.setattr(options, "cpu_limit", lambda: limit)
     assert available_cpus() == min(len(os.sched_getaffinity(0)), most)
-
-
-def test_without_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_CGROUP_QUOTA", tmp_path / "none")
-    assert available_cpus() == len(os.sched_getaffinity(0))
 
 
 def test_writers_share_the_cpus() -> None:
