@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import threading
 from collections import Counter
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import _weights_only_unpickler as weights_only_unpickler
+
+from pyckpt.torch_format.torch_internals import add_safe_globals, remove_safe_globals
 
 __all__ = ["admitted", "state_types"]
 
@@ -25,26 +27,24 @@ def admitted(types: Sequence[Any]) -> Iterator[None]:
     torch has one set of admitted types for all threads. So a type is removed only when the last
     load that needs it ends. A type that others had admitted before is never removed.
     """
-    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
-        yield
-        return
     with _lock:
         there = set(torch.serialization.get_safe_globals())
         ours = [one for one in types if one not in there or _users[one]]
-        torch.serialization.add_safe_globals(ours)
+        add_safe_globals(ours)
         _users.update(ours)
     try:
         yield
     finally:
         with _lock:
             _users.subtract(ours)
-            weights_only_unpickler._remove_safe_globals([one for one in ours if not _users[one]])
+            remove_safe_globals([one for one in ours if not _users[one]])
 
 
 def state_types() -> list[Any]:
     """The plain types that a training state holds."""
-    # Composer's metadata holds torch's version, a subclass of str.
-    types: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
+    # Composer's metadata holds torch's version, a subclass of str. Arrays hold bytes, which are
+    # pickled as text to encode. torch 2.4 does not admit that by itself.
+    types: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion, codecs.encode]
     try:
         import numpy as np
     except ImportError:

@@ -10,13 +10,11 @@ import io
 import pickle
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import _weights_only_unpickler as weights_only_unpickler
 from torch.serialization import default_restore_location
 
 from pyckpt.errors import CorruptArchiveError
@@ -26,6 +24,7 @@ from pyckpt.torch_format.admitted_types import admitted, state_types
 from pyckpt.torch_format.pickle_cut import cut_pickle
 from pyckpt.torch_format.tensor_index import tensors_in
 from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
+from pyckpt.torch_format.torch_internals import WeightsUnpickler, rebuilding_at
 
 __all__ = [
     "BrokenRecord",
@@ -89,16 +88,23 @@ def deserialize(
     unpickler: Any = (_WeightsUnpickler if weights_only else _AnyUnpickler)(
         io.BytesIO(data), storage_of
     )
+    with rebuilding_at(map_location), admitted(state_types() if weights_only else []):
+        obj = _unpickle(unpickler, storage_of, weights_only)
+    storage_of.check_sizes()
+    return obj
+
+
+def _unpickle(unpickler: Any, storage_of: _StorageOf, weights_only: bool) -> Any:
+    path = storage_of.path
     try:
-        with _rebuilding_at(map_location), admitted(state_types() if weights_only else []):
-            obj = unpickler.load()
-            torch._utils._validate_loaded_sparse_tensors()
-        storage_of.check_sizes()
+        obj = unpickler.load()
+        torch._utils._validate_loaded_sparse_tensors()
+        return obj
     except pickle.UnpicklingError as error:
         if not weights_only:
             raise
         raise pickle.UnpicklingError(
-            f"{file.stream.path}: {error} (weights_only=False allows it, and runs code of the file)"
+            f"{path}: {error} (weights_only=False allows it, and runs code of the file)"
         ) from error
     except CorruptArchiveError:
         raise
@@ -107,11 +113,9 @@ def deserialize(
         # user's own classes or map_location raise is passed on unchanged.
         if not weights_only or error is storage_of.error:
             raise
-        path = file.stream.path
         raise CorruptArchiveError(
             f"{path} has a broken pickle: {type(error).__name__}: {error}", path=str(path)
         ) from error
-    return obj
 
 
 # What torch's unpickler raises for an invalid pickle.
@@ -238,7 +242,9 @@ class _StorageOf:
     """Maps the persistent ids of a pickle to storages.
 
     Attributes:
-        error: The exception raised when a storage was moved to its device, or None.
+        path: The file that holds them.
+        error: The exception raised when a storage was moved to its device, or None. It is not the
+            fault of the pickle.
     """
 
     error: Exception | None = None
@@ -249,7 +255,7 @@ class _StorageOf:
         storages: Mapping[str, torch.UntypedStorage],
         restore: Restorer,
     ) -> None:
-        self._path = file.stream.path
+        self.path = file.stream.path
         self._storages = storages
         self._restore = restore
         self._done: dict[str, torch.storage.TypedStorage] = {}
@@ -267,15 +273,15 @@ class _StorageOf:
         if storage is None or storage.nbytes() != nbytes:
             has = "none" if storage is None else f"one of {storage.nbytes()}"
             raise CorruptArchiveError(
-                f"{self._path} needs a storage {key!r} of {nbytes} bytes, but has {has}",
-                path=str(self._path),
+                f"{self.path} needs a storage {key!r} of {nbytes} bytes, but has {has}",
+                path=str(self.path),
             )
         try:
             restored = self._restore(storage, location)
+            typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         except Exception as error:
             self.error = error
             raise
-        typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         self._done[key] = typed
         self._nbytes[key] = restored.nbytes()
         return typed
@@ -291,13 +297,13 @@ class _StorageOf:
         for key, typed in self._done.items():
             if typed._untyped_storage.nbytes() > self._nbytes[key]:
                 raise CorruptArchiveError(
-                    f"{self._path} has a tensor that is larger than its storage {key!r}",
-                    path=str(self._path),
+                    f"{self.path} has a tensor that is larger than its storage {key!r}",
+                    path=str(self.path),
                 )
 
 
-class _WeightsUnpickler(weights_only_unpickler.Unpickler):
-    """torch's restricted unpickler, which builds only types that are known to be harmless."""
+class _WeightsUnpickler(WeightsUnpickler):
+    """The unpickler of ``weights_only``, with our storages."""
 
     def __init__(self, file: io.BytesIO, storage_of: _StorageOf) -> None:
         super().__init__(file, encoding="utf-8")
@@ -322,14 +328,3 @@ class _AnyUnpickler(pickle.Unpickler):
             return torch.serialization.StorageType(name)
         # Before torch 1.8, Tensor was in torch.tensor.
         return super().find_class("torch._tensor" if module == "torch.tensor" else module, name)
-
-
-@contextmanager
-def _rebuilding_at(map_location: Any) -> Iterator[None]:
-    """Tells torch the location for tensors that have no storages (XLA, for example)."""
-    local = torch.serialization._serialization_tls
-    local.map_location = map_location
-    try:
-        yield
-    finally:
-        local.map_location = None

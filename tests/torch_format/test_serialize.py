@@ -143,12 +143,20 @@ def records(data: bytes) -> dict[str, bytes]:
         }
 
 
+def writes_all_records() -> bool:
+    """Whether this torch is not too old to write all the records that pyckpt writes."""
+    return any(name.endswith("/.storage_alignment") for name in records(by_torch([])))
+
+
 def check(obj: Any, folder: Path) -> None:
     """Compares a saved object with that of torch.save: its records, and what torch.load returns."""
     theirs = by_torch(obj)
     ours = by_pyckpt(obj, folder)
-    assert list(records(ours)) == list(records(theirs))
-    assert records(ours) == records(theirs)
+    if writes_all_records():
+        assert list(records(ours)) == list(records(theirs))
+        assert records(ours) == records(theirs)
+    else:
+        assert records(ours).items() >= records(theirs).items()
 
     assert_same(loads(ours, weights_only=False), loads(theirs, weights_only=False))
     assert_same(
