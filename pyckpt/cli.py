@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bar() -> bool:
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _save(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
-"""Validated options of a save."""
+"""Validated options of saves and loads."""
 
 from __future__ import annotations
 
+import operator
 import os
 from dataclasses import dataclass
 
@@ -9,9 +10,47 @@ from pyckpt.cgroups import cpu_limit
 from pyckpt.errors import OptionError
 from pyckpt.progress import ProgressHook
 
-__all__ = ["BackgroundOptions", "WriteOptions", "available_cpus", "default_threads"]
+__all__ = [
+    "BackgroundOptions",
+    "WriteOptions",
+    "available_cpus",
+    "default_threads",
+    "whole_number",
+    "whole_threads",
+]
 
+_MOST_THREADS = 4096  # each has a stack and buffers, also if it finds no work
 _HIGHEST_NICE = 19
+
+
+def whole_number(
+    name: str, value: object, lowest: int | None = None, highest: int | None = None
+) -> int:
+    """``value`` as an int: it may be an integer of NumPy, but no bool and no float.
+
+    Raises:
+        OptionError: It is no integer, or out of range.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionError(f"{name} must be an int, not {value!r}") from None
+    if lowest is not None and number < lowest:
+        raise OptionError(f"{name} must be at least {lowest}, not {number}")
+    if highest is not None and number > highest:
+        raise OptionError(f"{name} must be at most {highest}, not {number}")
+    return number
+
+
+def whole_threads(value: object) -> int:
+    """A number of threads as an int.
+
+    Raises:
+        OptionError: It is no integer, or out of range.
+    """
+    return whole_number("num_threads", value, 1, _MOST_THREADS)
 
 
 @dataclass(frozen=True)
@@ -21,7 +60,7 @@ class WriteOptions:
     Attributes:
         compression_level: The format's level, or None for its standard level. What a level does
             depends on the format: see docs/format.md.
-        num_threads: Worker threads, at least 1, or None for :func:`default_threads`.
+        num_threads: Worker threads, 1 to 4096, or None for :func:`default_threads`.
         fsync: Whether the save waits until the file and its name are on the disk.
         progress: See pyckpt.progress.
 
@@ -35,16 +74,15 @@ class WriteOptions:
     progress: ProgressHook = False
 
     def __post_init__(self) -> None:
-        for name in ("compression_level", "num_threads"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise OptionError(f"{name} must be an int or None, not {value!r}")
+        if self.compression_level is not None:
+            level = whole_number("compression_level", self.compression_level)
+            object.__setattr__(self, "compression_level", level)
+        if self.num_threads is not None:
+            object.__setattr__(self, "num_threads", whole_threads(self.num_threads))
         if not isinstance(self.fsync, bool):
             raise OptionError(f"fsync must be a bool, not {self.fsync!r}")
         if not isinstance(self.progress, bool) and not callable(self.progress):
             raise OptionError(f"progress must be a bool or callable, not {self.progress!r}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise OptionError(f"num_threads must be at least 1, not {self.num_threads}")
 
     def threads(self, writers_on_node: int = 1) -> int:
         """How many threads a writer uses if ``writers_on_node`` processes write."""
@@ -67,10 +105,7 @@ class BackgroundOptions(WriteOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.nice, int) or isinstance(self.nice, bool):
-            raise OptionError(f"nice must be an int, not {self.nice!r}")
-        if not 0 <= self.nice <= _HIGHEST_NICE:
-            raise OptionError(f"nice must be 0 to {_HIGHEST_NICE}, not {self.nice}")
+        object.__setattr__(self, "nice", whole_number("nice", self.nice, 0, _HIGHEST_NICE))
 
     def threads(self, writers_on_node: int = 1) -> int:
         """How many threads a writer uses if ``writers_on_node`` processes write."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,10 +14,11 @@ Report = Callable[[int, int | None], None]
 """Takes the bytes done, and the bytes in total, or None if that is not known."""
 
 ProgressHook = bool | Report
-"""True for a bar (tqdm, on standard error), or a function that is called some 20 times a second.
+"""True for a bar, or a function that is called some 20 times a second.
 
-It takes the bytes done and in total, before compression. If it raises, the work ends with its
-exception. Only on rank 0.
+The bar is tqdm's, on standard error. Without a standard error there is none. The function takes the
+bytes done and in total, before compression. If it raises, the work ends with its exception. Only on
+rank 0.
 """
 
 
@@ -30,7 +32,8 @@ def reporting(hook: ProgressHook, doing: str) -> Iterator[Report | None]:
     else:
         from tqdm import tqdm
 
-        with tqdm(desc=doing, unit="B", unit_scale=True, leave=False) as bar:
+        nowhere = sys.stderr is None  # pythonw, and some services
+        with tqdm(desc=doing, unit="B", unit_scale=True, leave=False, disable=nowhere) as bar:
 
             def report(done: int, total: int | None) -> None:
                 bar.total = total

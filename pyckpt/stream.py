@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
-from pyckpt.options import default_threads
+from pyckpt.options import default_threads, whole_threads
 from pyckpt.progress import Report
 
 __all__ = ["Damage", "StreamReader", "describe"]
@@ -56,6 +56,7 @@ class StreamReader:
 
     Raises:
         OSError: The file cannot be read.
+        OptionError: ``num_threads`` is wrong.
         CorruptArchiveError: The file is damaged. All methods that decode raise it too, unless they
             return damage.
     """
@@ -69,7 +70,7 @@ class StreamReader:
         report: Report | None = None,
     ) -> None:
         self.path = path
-        self.num_threads = num_threads or default_threads()
+        self.num_threads = default_threads() if num_threads is None else whole_threads(num_threads)
         self.wanted_nbytes: int | None = None
         self._reporter = report
         with self.corruption():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import pyckpt
 from pyckpt import options
+from pyckpt.archive.convert import convert
+from pyckpt.archive.extract import extract, extract_tensor
 from pyckpt.options import WriteOptions, available_cpus, default_threads
 
 
@@ -25,6 +29,14 @@ from pyckpt.options import WriteOptions, available_cpus, default_threads
         {"num_threads": 2.0},
         {"num_threads": "all"},
         {"num_threads": True},
+        {"num_threads": np.True_},
+        {"num_threads": np.float64(2)},
+        {"num_threads": 4097},
+        {"num_threads": 10**9},
+        {"num_threads": 2**70},
+        {"compression_level": 2**40},
+        {"compression_level": -(2**70)},
+        {"compression_level": np.float32(6)},
         {"fsync": 1},
         {"fsync": None},
         {"fsync": "no"},
@@ -33,11 +45,60 @@ from pyckpt.options import WriteOptions, available_cpus, default_threads
 def test_wrong_values(wrong: dict[str, Any], tmp_path: Path) -> None:
     [name] = wrong
     with pytest.raises(pyckpt.OptionError, match=name) as caught:
-        WriteOptions(**wrong)
-    assert isinstance(caught.value, ValueError)
-    with pytest.raises(pyckpt.OptionError, match=name):
         pyckpt.save([1], tmp_path / "x.tar.gz", **wrong)
+    assert isinstance(caught.value, ValueError)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, True, np.True_, "all", 4097, 10**9, 2**70])
+def test_wrong_numbers_of_threads_for_what_reads(tmp_path: Path, wrong: Any) -> None:
+    path = tmp_path / "x.tar.gz"
+    pyckpt.save({"w": torch.ones(2)}, path)
+    state = pyckpt.State(torch.nn.Linear(1, 1))
+    for call in (
+        lambda: pyckpt.load(path, num_threads=wrong),
+        lambda: pyckpt.verify(path, num_threads=wrong),
+        lambda: pyckpt.inspect(path, num_threads=wrong),
+        lambda: convert(path, tmp_path / "y.tar", num_threads=wrong),
+        lambda: extract(path, tmp_path / "folder", num_threads=wrong),
+        lambda: extract_tensor(path, "w", num_threads=wrong),
+        lambda: pyckpt.load_checkpoint(path, state, num_threads=wrong),
+    ):
+        with pytest.raises(pyckpt.OptionError, match="num_threads must be"):
+            call()
+    assert os.listdir(tmp_path) == ["x.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"max_pending": value} for value in (0, -1, 1.0, True, "1", None)),
+        *({"nice": value} for value in (-1, 20, 10**30, 1.0, False, None)),
+    ],
+    ids=str,
+)
+def test_wrong_values_of_asynchronous_saves(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    state = pyckpt.State(torch.nn.Linear(1, 1))
+    with pytest.raises(pyckpt.OptionError, match=f"{next(iter(wrong))} must be"):
+        pyckpt.async_save_checkpoint(state, tmp_path / "x.tar", **wrong)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor], ids=lambda x: x.__name__)
+def test_integers_of_other_libraries(tmp_path: Path, kind: Callable[[int], Any]) -> None:
+    path = tmp_path / "x.tar.gz"
+    pyckpt.save([1], path, compression_level=kind(9), num_threads=kind(2))
+    assert pyckpt.load(path, num_threads=kind(2)) == [1]
+    assert pyckpt.verify(path, num_threads=kind(2)).ok
+    assert pyckpt.inspect(path, num_threads=kind(2)).members
+    convert(path, tmp_path / "y.tar.gz", compression_level=kind(1), num_threads=kind(2))
+    state = pyckpt.State(torch.nn.Linear(1, 1))
+    pending = pyckpt.async_save_checkpoint(
+        state, tmp_path / "z.tar", num_threads=kind(2), nice=kind(3), max_pending=kind(2)
+    )
+    pyckpt.load_checkpoint(*pending.result(), state, num_threads=kind(2))
+    options = WriteOptions(kind(9), kind(2))
+    assert (type(options.compression_level), type(options.num_threads)) == (int, int)
 
 
 @pytest.mark.parametrize(

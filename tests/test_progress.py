@@ -1,5 +1,6 @@
 """Progress hooks: called in order, up to the end, and on rank 0 only."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 import pyckpt
 from pyckpt.archive.formats import usual_suffixes
+from pyckpt.cli import main
 
 SUFFIXES = [*usual_suffixes(), ".pt"]
 STATE = {"t": torch.arange(2_000_000.0), "u": torch.zeros(9)}
@@ -52,6 +54,24 @@ def test_checkpoints(tmp_path: Path) -> None:
     pyckpt.load_checkpoint(tmp_path / "x.tar.gz", state, progress=loaded)
     assert saved.seen[-1][0] == saved.seen[-1][1]
     assert loaded.seen[-1][0] == loaded.seen[-1][1]
+
+
+def test_a_bar_without_a_standard_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.tar.gz"
+    monkeypatch.setattr(sys, "stderr", None)
+    pyckpt.save(STATE, path, progress=True)
+    assert torch.equal(pyckpt.load(path, progress=True)["t"], STATE["t"])
+    assert pyckpt.verify(path, progress=True).ok
+
+
+def test_the_command_without_a_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.tar.gz"
+    pyckpt.save(STATE, path)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["verify", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: whole")
 
 
 def test_rank_0_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

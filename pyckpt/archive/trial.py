@@ -11,7 +11,7 @@ import torch
 from pyckpt.archive.formats import usual_suffixes
 from pyckpt.archive.load import load
 from pyckpt.archive.save import save
-from pyckpt.errors import OptionError
+from pyckpt.options import WriteOptions, whole_number
 
 __all__ = ["measure"]
 
@@ -28,10 +28,10 @@ def measure(
         is for torch.save and torch.load.
 
     Raises:
-        OptionError: ``nbytes`` is less than 1.
+        OptionError: ``nbytes`` is less than 1, or ``num_threads`` is wrong.
     """
-    if nbytes < 1:
-        raise OptionError(f"nbytes must be at least 1, not {nbytes}")
+    nbytes = whole_number("nbytes", nbytes, 1)
+    WriteOptions(num_threads=num_threads)
     generator = torch.Generator().manual_seed(0)
     numel = max(1, nbytes // (4 * _TENSORS))
     state = {

@@ -25,7 +25,7 @@ from typing import Literal
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import OptionError, TornSaveError
 from pyckpt.key_paths import IgnoreKeys
-from pyckpt.options import BackgroundOptions, WriteOptions, default_threads
+from pyckpt.options import BackgroundOptions, WriteOptions, default_threads, whole_number
 from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
@@ -100,7 +100,8 @@ def async_save_checkpoint(
     """
     global _last_write
     if when_busy == "wait":
-        wait_for_room(max(1, max_pending) if isinstance(max_pending, int) else 1)
+        with suppress(OptionError):  # is raised below, on all ranks
+            wait_for_room(_checked(max_pending))
     training, background = begin_together("async_save_checkpoint", channels=2)
 
     def make_options() -> WriteOptions:
@@ -109,9 +110,7 @@ def async_save_checkpoint(
             raise OptionError(f"stage must be 'copy', 'lazy' or None, not {stage!r}")
         if when_busy not in ("wait", "raise"):
             raise OptionError(f"when_busy must be 'wait' or 'raise', not {when_busy!r}")
-        if not isinstance(max_pending, int) or isinstance(max_pending, bool) or max_pending < 1:
-            raise OptionError(f"max_pending must be an int of at least 1, not {max_pending!r}")
-        check_room(max_pending)
+        check_room(_checked(max_pending))
         if stage == "lazy":
             check_lazy(state)
         return BackgroundOptions(compression_level, num_threads, fsync, nice=nice)
@@ -150,6 +149,10 @@ def async_save_checkpoint(
     if at_exit:
         run()
     return pending
+
+
+def _checked(max_pending: int) -> int:
+    return whole_number("max_pending", max_pending, 1)
 
 
 class _Staging:
