@@ -102,7 +102,7 @@ def group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch.compile's own imports
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch.compile's own imports
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("wrapping", ["none", "parallel", "replicas", "compiled", "both"])
 def test_weights_have_the_names_of_the_module_itself(wrapping: str) -> None:

@@ -24,7 +24,11 @@ from pyckpt.torch_format.admitted_types import admitted, state_types
 from pyckpt.torch_format.pickle_cut import cut_pickle
 from pyckpt.torch_format.tensor_index import tensors_in
 from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
-from pyckpt.torch_format.torch_internals import WeightsUnpickler, rebuilding_at
+from pyckpt.torch_format.torch_internals import (
+    WeightsUnpickler,
+    rebuilding_at,
+    validate_sparse_tensors,
+)
 
 __all__ = [
     "BrokenRecord",
@@ -98,7 +102,7 @@ def _unpickle(unpickler: Any, storage_of: _StorageOf, weights_only: bool) -> Any
     path = storage_of.path
     try:
         obj = unpickler.load()
-        torch._utils._validate_loaded_sparse_tensors()
+        validate_sparse_tensors(weights_only)
         return obj
     except pickle.UnpicklingError as error:
         if not weights_only:

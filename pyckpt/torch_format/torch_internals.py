@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import _weights_only_unpickler as weights_only_unpickler
 
-__all__ = ["WeightsUnpickler", "add_safe_globals", "rebuilding_at", "remove_safe_globals"]
+__all__ = [
+    "WeightsUnpickler",
+    "add_safe_globals",
+    "rebuilding_at",
+    "remove_safe_globals",
+    "validate_sparse_tensors",
+]
 
 _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 # Their attributes differ between versions, and few have types.
@@ -82,6 +88,20 @@ def _named(function: Callable[..., Any], full_name: str) -> Callable[..., Any]:
 
     named.__module__, _, named.__name__ = full_name.rpartition(".")
     return named
+
+
+def validate_sparse_tensors(weights_only: bool) -> None:
+    """Checks the indices of the sparse tensors that were just unpickled.
+
+    Wrong indices would make torch read other memory. Some versions of torch check only if users
+    have asked for it. ``weights_only`` checks always, since the file need not be trusted.
+
+    Raises:
+        RuntimeError, ValueError: Indices are wrong.
+    """
+    checks: Any = torch.sparse.check_sparse_tensor_invariants
+    with checks(enable=weights_only or checks.is_enabled()):
+        _utils._validate_loaded_sparse_tensors()
 
 
 @contextmanager

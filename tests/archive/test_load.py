@@ -1,7 +1,7 @@
 """pyckpt.load: files by other writers, broken files, and parts of files."""
 
+import fractions
 import gzip
-import itertools
 import lzma
 import random
 import shutil
@@ -88,10 +88,10 @@ def test_load_of_the_old_lzma_format(tmp_path: Path) -> None:
 def test_load_passes_its_options_on(tmp_path: Path) -> None:
     pyckpt.save({"t": torch.ones(3)}, tmp_path / "x.tar.gz")
     assert pyckpt.load(tmp_path / "x.tar.gz", map_location="meta")["t"].device.type == "meta"
-    pyckpt.save({"t": itertools.count()}, tmp_path / "y.tar.gz")
+    pyckpt.save({"t": fractions.Fraction(1, 2)}, tmp_path / "y.tar.gz")
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
         pyckpt.load(tmp_path / "y.tar.gz")
-    assert next(pyckpt.load(tmp_path / "y.tar.gz", weights_only=False)["t"]) == 0
+    assert pyckpt.load(tmp_path / "y.tar.gz", weights_only=False)["t"] == fractions.Fraction(1, 2)
 
 
 # Loading broken files.
@@ -338,7 +338,7 @@ def test_views_share_their_storage_again(tmp_path: Path) -> None:
         assert loaded["a"][0, 0] == -1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_what_only_torch_reads(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(3, 4)).save(str(tmp_path / "script.pt"))
     with pytest.warns(UserWarning, match="TorchScript"):

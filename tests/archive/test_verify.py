@@ -294,7 +294,7 @@ def test_records_that_torch_cannot_read(tmp_path: Path) -> None:
                 assert torch.equal(pyckpt.load(path)["t"], torch.arange(9))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_records_that_are_compressed(tmp_path: Path) -> None:
     """TorchScript compresses some records; other programs may compress all."""
     torch.jit.script(torch.nn.Linear(3, 4)).save(str(tmp_path / "script.pt"))

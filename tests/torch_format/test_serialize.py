@@ -240,14 +240,14 @@ def states(draw: st.DrawFn) -> Any:
     )
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.filterwarnings("ignore:B?Complex(Half|32) support")
 @given(states())
 def test_any_state_comes_back_as_from_torch_save(tmp_path: Path, state: Any) -> None:
     check(state, tmp_path)
     assert_same(loads(by_pyckpt(state, tmp_path), weights_only=False), state)
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.filterwarnings("ignore:B?Complex(Half|32) support")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (2, 0, 3), (33, 31, 3)], ids=str)
 def test_every_dtype_and_shape(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -310,6 +310,7 @@ def test_quantized(tmp_path: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_sparse(tmp_path: Path) -> None:
     dense = torch.eye(6) * torch.arange(1.0, 7.0)
     check(
@@ -489,7 +490,7 @@ def test_compact_views_store_only_their_span() -> None:
     assert nbytes == 4 * (20 + 12 + 91 + 1 + 0 + 1 + 10)
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.filterwarnings("ignore:B?Complex(Half|32) support")
 @given(states())
 def test_compact_views_keep_all_values(state: Any) -> None:
     back, _ = compacted(state)

@@ -112,3 +112,13 @@ def test_an_error_of_our_own_is_not_called_damage(
     monkeypatch.setattr(*broken, fail)
     with pytest.raises(AttributeError, match="no such thing"):
         pyckpt.load(tmp_path / "x.tar")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_tensors_whose_indices_lead_out_are_refused(tmp_path: Path) -> None:
+    wrong = torch.sparse_coo_tensor([[7]], [1.0], (2,), check_invariants=False)
+    pyckpt.save({"t": wrong}, tmp_path / "x.tar")
+    before = torch.sparse.check_sparse_tensor_invariants.is_enabled()
+    with pytest.raises(pyckpt.CorruptArchiveError, match="broken pickle"):
+        pyckpt.load(tmp_path / "x.tar")
+    assert torch.sparse.check_sparse_tensor_invariants.is_enabled() == before
