@@ -36,6 +36,7 @@ from pyckpt.staging.copies import Copies
 from pyckpt.staging.latch import Latch
 from pyckpt.state import TrainingState, is_deepspeed_engine, optimizers_of
 from pyckpt.torch_format.records import Record
+from pyckpt.torch_format.torch_internals import wrapped_step
 
 __all__ = ["LiveRecords", "check_lazy", "distrust", "is_lazy_safe"]
 
@@ -373,7 +374,7 @@ def _is_hooked(optimizer: Any) -> bool:
     """
     step = optimizer.step if isinstance(optimizer, torch.optim.Optimizer) else None
     while step is not None and getattr(step, "__code__", None) is not _HOOKING:
-        step = getattr(step, "__wrapped__", None)
+        step = wrapped_step(step)
     return step is not None
 
 

@@ -6,6 +6,7 @@ newest one, the difference is dealt with here, and only here.
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ __all__ = [
     "rebuilding_at",
     "remove_safe_globals",
     "validate_sparse_tensors",
+    "wrapped_step",
 ]
 
 _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -114,3 +116,13 @@ def rebuilding_at(map_location: Any) -> Iterator[None]:
         yield
     finally:
         local.map_location = None
+
+
+def wrapped_step(step: Any) -> Any:
+    """The function that ``step``, of an optimizer, is wrapped around; None if there is none.
+
+    Before torch 2.5, what a learning rate scheduler makes of a step does not tell it.
+    """
+    if getattr(step, "_wrapped_by_lr_sched", False) and not hasattr(step, "__wrapped__"):
+        return inspect.getclosurevars(step).nonlocals.get("func")
+    return getattr(step, "__wrapped__", None)
