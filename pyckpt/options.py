@@ -6,6 +6,8 @@ import operator
 import os
 from dataclasses import dataclass
 
+import numpy as np
+
 from pyckpt.cgroups import cpu_limit
 from pyckpt.errors import OptionError
 from pyckpt.progress import ProgressHook
@@ -28,19 +30,21 @@ def whole_number(
 ) -> int:
     """``value`` as an int: it may be an integer of NumPy, but no bool and no float.
 
+    Args:
+        highest: Only with ``lowest``.
+
     Raises:
         OptionError: It is no integer, or out of range.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool | np.bool_):
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise OptionError(f"{name} must be an int, not {value!r}") from None
-    if lowest is not None and number < lowest:
-        raise OptionError(f"{name} must be at least {lowest}, not {number}")
-    if highest is not None and number > highest:
-        raise OptionError(f"{name} must be at most {highest}, not {number}")
+    if lowest is not None and not lowest <= number <= (number if highest is None else highest):
+        allowed = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+        raise OptionError(f"{name} must be {allowed}, not {number}")
     return number
 
 

@@ -396,7 +396,7 @@ def test_ctrl_c_at_the_last_moment_of_the_call_leaves_nothing(
         ({"filename": "x", "stage": "snapshot"}, "stage must be"),
         ({"filename": "x", "nice": 20}, "nice must be 0 to 19"),
         ({"filename": "x", "nice": True}, "nice must be an int"),
-        ({"filename": "x", "num_threads": 0}, "num_threads must be at least 1"),
+        ({"filename": "x", "num_threads": 0}, "num_threads must be 1 to 4096"),
         ({"filename": "x", "max_pending": 0}, "max_pending must be"),
         ({"filename": "x", "when_busy": "drop"}, "when_busy must be"),
         ({"filename": "x.tar", "compression_level": 3}, "compression_level"),
