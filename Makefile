@@ -11,16 +11,24 @@ CHECK_PACKAGES := clang-format clang-tidy
 SOURCES := $(sort $(shell find csrc -name '*.cc'))
 HEADERS := $(sort $(shell find csrc -name '*.h'))
 
-.PHONY: help demo test test-nvme test-asan test-tsan fuzz check bench clean
+.PHONY: help demo test test-versions test-nvme test-asan test-tsan fuzz check bench clean
 
 help:
-	@echo "make demo | test | test-nvme | test-asan | test-tsan | fuzz | check | bench | clean"
+	@echo "make demo | test | test-versions | test-nvme | test-asan | test-tsan | fuzz | check | bench"
+	@echo "make clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2
+
+# The oldest and the newest Python, torch and NumPy that pyproject.toml allows, as far as they are
+# here. Not part of `make test`: PyPI's torch for Linux brings CUDA, some 5 GB for each version.
+test-versions:
+	sh scripts/system-packages $(BUILD_PACKAGES) $(TEST_PACKAGES)
+	scripts/test-versions oldest 3.10 torch==2.4.0 numpy==1.26.0
+	scripts/test-versions newest 3.13 torch numpy
 
 # Not part of `make test`: DeepSpeed compiles for minutes before it can write to NVMe.
 test-nvme: .venv/installed-test

@@ -1,11 +1,14 @@
-"""The documents name every suffix, and the files that they name exist."""
+"""The documents name every suffix, the files that they name exist, and their code runs."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pyckpt import _core
+from tests.workers.document_worker import Block, blocks_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,6 +35,83 @@ def test_files_of_the_project_are_there(document: Path) -> None:
     paths = re.findall(r"`((?:csrc|pyckpt|tests|docs|benchmarks|scripts|fuzz)/[\w./*-]*)`", text)
     gone = [path for path in paths if not list(ROOT.glob(path.rstrip("/")))]
     assert not [path for path in gone if path not in TO_BE_MADE]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if any(not block.not_run for block in blocks_of(path))],
+    ids=lambda path: path.name,
+)
+@pytest.mark.timeout(120)
+def test_code_runs(document: Path, tmp_path: Path) -> None:
+    worker = Path(__file__).parent / "workers" / "document_worker.py"
+    done = subprocess.run(
+        [sys.executable, str(worker), str(document)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_blocks_that_are_not_run() -> None:
+    """They are few, because each can be wrong unseen."""
+    left_out = {
+        (path.name, block.code.split()[0])
+        for path in DOCUMENTS
+        for block in blocks_of(path)
+        if block.not_run
+    }
+    assert left_out == {
+        ("README.md", "apt-get"),
+        ("README.md", "make"),
+        ("CONTRIBUTING.md", "make"),
+    }
+
+
+def test_targets_of_make_exist() -> None:
+    """They are not run, so at least their names are checked."""
+    makefile = (ROOT / "Makefile").read_text()
+    for document in DOCUMENTS:
+        for target in re.findall(r"(?:`|^)make ([a-z-]+)", document.read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def written(tmp_path: Path, page: str) -> list[Block]:
+    (tmp_path / "page.md").write_text(page)
+    return list(blocks_of(tmp_path / "page.md"))
+
+
+def test_comments_before_blocks(tmp_path: Path) -> None:
+    page = "a\n<!-- first:\nx = 1\n-->\n```python\nx\n```\n- b\n\n  ```sh\n  ls\n    -l\n  ```\n"
+    page += "<!-- not run: why -->\n```sh\nmake\n```\n<!-- c -->\n\n```cpp\nint x;\n```\n"
+    assert written(tmp_path, page) == [
+        Block("python", "x\n", 6, "", "x = 1"),
+        Block("sh", "ls\n  -l\n", 11, "", ""),
+        Block("sh", "make\n", 16, "why", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
+        ("```python\nimport warnings; warnings.warn('w')\n```\n", "UserWarning: w"),
+        ("```sh\nfalse\ntrue\n```\n", "returned non-zero"),
+        ("```python\n1 / 0\n# KeyError: 1\n```\n", "ZeroDivisionError"),
+        ("```python\n1\n# KeyError: 1 ...\n```\n", "has not ended with KeyError"),
+    ],
+)
+def test_blocks_that_fail_are_found(tmp_path: Path, page: str, message: str) -> None:
+    (tmp_path / "page.md").write_text(page)
+    worker = Path(__file__).parent / "workers" / "document_worker.py"
+    command = [sys.executable, str(worker), str(tmp_path / "page.md")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "page.md:" in done.stderr
 
 
 # Future files: CONTRIBUTING says where they will be.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyckpt.archive.load import load
@@ -116,7 +117,7 @@ def write_tensor(tensor: torch.Tensor, path: Path | None) -> None:
     Without a path, the raw bytes go to the standard output.
 
     Raises:
-        OptionError: numpy does not have the tensor's type (bfloat16), or is not installed.
+        OptionError: numpy does not have the tensor's type (bfloat16).
         OSError: The file cannot be written.
     """
     if path is not None and path.suffix == ".pt":
@@ -125,10 +126,8 @@ def write_tensor(tensor: torch.Tensor, path: Path | None) -> None:
     contiguous = tensor.detach().contiguous()
     if path is not None and path.suffix == ".npy":
         try:
-            import numpy as np
-
             array = contiguous.numpy()
-        except (ImportError, TypeError) as error:
+        except TypeError as error:
             raise OptionError(f"{path} cannot be written: {error}") from error
         with path.open("wb") as file:
             np.save(file, array)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["RandomStates", "rng_state", "set_rng_state"]
@@ -20,14 +21,11 @@ class RandomStates(list[dict[str, Any]]):
 
 def rng_state() -> dict[str, Any]:
     """The states of ``python``, ``numpy``, ``torch`` and, if CUDA is in use, ``cuda``."""
-    state: dict[str, Any] = {"python": random.getstate()}
-    try:
-        import numpy as np
-    except ImportError:  # without numpy it has no state
-        pass
-    else:
-        state["numpy"] = np.random.get_state()
-    state["torch"] = torch.random.get_rng_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.random.get_rng_state(),
+    }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -41,12 +39,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     if "python" in state:
         random.setstate(state["python"])
     if "numpy" in state:
-        try:
-            import numpy as np
-        except ImportError:  # without numpy nothing draws from it
-            pass
-        else:
-            np.random.set_state(state["numpy"])
+        np.random.set_state(state["numpy"])
     if "torch" in state:
         torch.random.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():

@@ -257,6 +257,7 @@ def test_every_dtype_and_shape(tmp_path: Path, dtype: torch.dtype, shape: tuple[
     assert_same(loads(by_pyckpt(state, tmp_path), weights_only=False), state)
 
 
+@pytest.mark.newest_torch
 def test_the_dtypes_that_matter_are_among_those_tested() -> None:
     assert {
         torch.float64, torch.float32, torch.float16, torch.bfloat16,

@@ -607,6 +607,7 @@ def run_async_ranks(
     return [json.loads(path.read_text()) for path in sorted(out.iterdir())]
 
 
+@pytest.mark.frameworks
 @ranks_take_long
 @pytest.mark.parametrize("zero", [[], [0], [1], [2], [3]])
 def test_on_all_ranks_the_files_are_those_of_a_blocking_save(
@@ -615,6 +616,7 @@ def test_on_all_ranks_the_files_are_those_of_a_blocking_save(
     assert run_async_ranks(tmp_path, "equal", *zero) == [{"wrong": []}] * 2
 
 
+@pytest.mark.frameworks
 @ranks_take_long
 @pytest.mark.parametrize(
     ("scenario", "kind", "message"),
@@ -650,6 +652,7 @@ def test_a_rank_that_is_killed_in_the_background_hangs_nobody(tmp_path: Path) ->
     assert (folder / "x-0.tar").read_bytes() == b"old"
 
 
+@pytest.mark.frameworks
 @ranks_take_long
 def test_ranks_end_after_the_save_though_their_groups_are_destroyed(tmp_path: Path) -> None:
     run_async_ranks(tmp_path, "exit", 2, launch=torchrun)

@@ -16,6 +16,8 @@ from tests.launch import WORKERS
 WORKER = WORKERS / "composer_worker.py"
 SUFFIXES = [".pt", ".tgz", *usual_suffixes()]
 
+pytestmark = pytest.mark.frameworks
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

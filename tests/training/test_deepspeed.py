@@ -16,7 +16,7 @@ import torch
 import pyckpt
 from tests.launch import TIMEOUT_SECONDS, private_mounts, run_ranks, torchrun
 
-pytestmark = pytest.mark.timeout(2 * TIMEOUT_SECONDS)
+pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
 
 COMPILE_SECONDS = 1800
 

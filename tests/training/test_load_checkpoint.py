@@ -333,6 +333,7 @@ def test_all_ranks_check_before_one_restores(tmp_path: Path) -> None:
     assert second["unchanged"]
 
 
+@pytest.mark.frameworks
 @pytest.mark.parametrize(
     ("stage", "suffix", "extra"),
     [
@@ -364,6 +365,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.frameworks
 @pytest.mark.parametrize("trouble", ["missing", "damaged", "same"])
 def test_a_rank_without_its_shard_stops_all(tmp_path: Path, sharded: Path, trouble: str) -> None:
     paths = [tmp_path / f"x-rank{rank}.tar" for rank in range(2)]
@@ -393,6 +395,7 @@ def test_a_rank_without_its_shard_stops_all(tmp_path: Path, sharded: Path, troub
     assert first["batch"] == second["batch"] == 0
 
 
+@pytest.mark.frameworks
 def test_shards_of_another_number_of_ranks(tmp_path: Path, sharded: Path) -> None:
     run_ranks("deepspeed_worker.py", "load", 1, tmp_path, f"{sharded}/x-rank{{rank}}", ranks=1)
     [report] = reports(tmp_path, "load", ranks=1)
@@ -401,6 +404,7 @@ def test_shards_of_another_number_of_ranks(tmp_path: Path, sharded: Path) -> Non
     assert report["unchanged"]
 
 
+@pytest.mark.frameworks
 def test_weights_alone_under_deepspeed(tmp_path: Path, sharded: Path) -> None:
     template = f"{sharded}/x-rank{{rank}}"
     run_ranks("deepspeed_worker.py", "load-weights", 1, tmp_path, template)
