@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import fnmatch
 import re
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from pyckpt.errors import OptionError
+from pyckpt.warn import warn
 
 __all__ = ["Globs", "IgnoreKeys", "join_path", "only", "without_ignored"]
 
@@ -44,7 +44,7 @@ def without_ignored(tree: dict[str, Any], ignore_keys: IgnoreKeys) -> dict[str, 
         matches = fnmatch.filter(paths, glob)
         if not matches:
             # A warning, as in Composer: the glob may be meant for a different kind of run.
-            warnings.warn(f"ignore_keys: nothing matches {glob!r}", stacklevel=3)
+            warn(f"ignore_keys: nothing matches {glob!r}")
         removed.update(matches)
     left: dict[str, Any] = _copy_without(tree, removed)
     return left

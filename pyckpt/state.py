@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from pyckpt.fitting import (
     is_plain_optimizer,
     parameters_by_position,
 )
+from pyckpt.warn import warn
 
 __all__ = [
     "RestorableState",
@@ -268,7 +268,7 @@ def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tu
         if name in saved:
             yield one, saved[name]
         elif saved:  # no warning if none were saved: that is intended
-            warnings.warn(f"the checkpoint has no {key}/{name}: it stays as it is", stacklevel=3)
+            warn(f"the checkpoint has no {key}/{name}: it stays as it is")
 
 
 def check_is_state(state: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,6 +16,7 @@ from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, p
 from pyckpt.training.names import find
 from pyckpt.training.rng import RandomStates, set_rng_state
 from pyckpt.training.shared_reads import Source, read_shared
+from pyckpt.warn import warn
 
 __all__ = ["load_checkpoint"]
 
@@ -159,9 +159,7 @@ class _Load:
                 self._state.model, contents.get("rng"), self._load_weights_only
             )
         if not self._load_weights_only and contents["state"].keys() <= _WITH_WEIGHTS_ONLY:
-            warnings.warn(
-                f"{self._path} holds only weights: everything else stays as it is", stacklevel=5
-            )
+            warn(f"{self._path} holds only weights: everything else stays as it is")
         contents = without_ignored(contents, ignore_keys)
         training_state = contents.get("state", {})
         if self._load_weights_only:
@@ -204,10 +202,9 @@ class _Load:
     def _restore_random_states(self, saved: list[dict[str, Any]]) -> None:
         rank, world_size = self._ranks.rank, self._ranks.world_size
         if len(saved) != world_size:
-            warnings.warn(
+            warn(
                 f"{self._path} has the random states of {len(saved)} ranks, and there are "
                 f"{world_size}: training will not go on exactly as it would have",
-                stacklevel=5,
             )
         if rank < len(saved):
             set_rng_state(saved[rank])
