@@ -29,8 +29,8 @@ void GuardedCopy(std::uint8_t* to, const std::uint8_t* from, std::size_t nbytes)
   while (nbytes != 0) {
     const ssize_t copied = CopyThroughKernel(to, from, nbytes);
     if (copied <= 0) {
-      throw Error::System(copied == 0 ? EFAULT : errno, "cannot read memory that was saved in place",
-                          "");
+      throw Error::System(copied == 0 ? EFAULT : errno,
+                          "cannot read memory that was saved in place", "");
     }
     to += copied;
     from += copied;

@@ -6,8 +6,8 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <thread>
-#include <vector>
+
+#include "base/thread_group.h"
 
 namespace pyckpt {
 namespace {
@@ -20,19 +20,18 @@ class Crew {
       : count_(count), new_task_(new_task) {}
 
   void Run(int threads, const std::function<void()>& poll) {
-    std::vector<std::thread> workers;
     const auto most = static_cast<std::size_t>(std::max(1, threads));
-    working_ = std::min(count_, most);
-    const std::size_t wanted = working_;
-    try {
-      while (workers.size() < wanted) workers.emplace_back([this] { Work(); });
-    } catch (...) {  // the system has no more threads
+    const std::size_t wanted = std::min(count_, most);
+    working_ = wanted;
+    ThreadGroup workers;
+    const std::size_t started = workers.Start(wanted, [this] { Work(); });
+    {
       const std::lock_guard<std::mutex> lock(mutex_);
-      working_ -= wanted - workers.size();
-      Fail();
+      working_ -= wanted - std::max<std::size_t>(1, started);
     }
+    if (started == 0) Work();
     Wait(poll);
-    for (std::thread& worker : workers) worker.join();
+    workers.Join();
     if (error_) std::rethrow_exception(error_);
   }
 

@@ -13,18 +13,23 @@
 #include <utility>
 
 #include "base/error.h"
+#include "write/file_attributes.h"
 
 namespace pyckpt {
 namespace {
 
 constexpr mode_t kNewFileMode = 0666;
-constexpr mode_t kPermissionBits = 07777;
+constexpr mode_t kPermissions = 0777;
 
 std::string FolderOf(const std::string& path) {
   const std::size_t slash = path.rfind('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
 }
+
+constexpr const char* kNewFileFailed =
+    "cannot make a new file in its folder (which a save needs, since it never overwrites a file in "
+    "place)";
 
 // Retries a system call that a signal interrupted.
 template <typename Call>
@@ -37,13 +42,14 @@ auto Retry(Call call) {
 }
 
 // A file without a name, or -1 if the file system does not support this.
-int OpenUnnamed(const std::string& folder) {
+int OpenUnnamed(const std::string& folder, mode_t mode) {
 #if defined(O_TMPFILE)
   // Commit() names the file through /proc.
   if (access("/proc/self/fd", X_OK) != 0) return -1;
-  return Retry([&] { return open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, kNewFileMode); });
+  return Retry([&] { return open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, mode); });
 #else
   (void)folder;
+  (void)mode;
   return -1;
 #endif
 }
@@ -57,19 +63,17 @@ FileSink::FileSink(std::string target, bool durable)
   struct stat existing {};
   const bool exists = stat(target_.c_str(), &existing) == 0;
   if (!exists && errno != ENOENT) throw Error::System(errno, "cannot write to", target_);
-  fd_ = OpenUnnamed(folder_);
+  if (exists) CheckReplaceable(existing.st_uid);
+  // Never more readable than the old file, not even for a moment.
+  const mode_t mode = exists ? existing.st_mode & kPermissions : kNewFileMode;
+  fd_ = OpenUnnamed(folder_, mode);
   if (fd_ == -1) {
-    temporary_ = Sibling("tmp");
-    fd_ = Retry([&] {
-      return open(temporary_.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, kNewFileMode);
-    });
-    if (fd_ == -1) throw Error::System(errno, "cannot create a temporary file beside", target_);
+    const std::string name = Sibling("tmp");
+    fd_ = Retry([&] { return open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, mode); });
+    if (fd_ == -1) throw Error::System(errno, kNewFileFailed, target_);
+    temporary_ = name;
   }
-  if (exists && fchmod(fd_, existing.st_mode & kPermissionBits) != 0) {
-    const int error_number = errno;
-    Abandon();
-    throw Error::System(error_number, "cannot keep the mode of", target_);
-  }
+  if (exists) TakeOverAttributes(fd_, target_, existing);
 }
 
 FileSink::~FileSink() {
@@ -187,6 +191,16 @@ void FileSink::Abandon() noexcept {
   if (fd_ != -1) close(std::exchange(fd_, -1));
 }
 
+// The owner is the target's.
+void FileSink::CheckReplaceable(uid_t owner) const {
+  struct stat folder {};
+  if (stat(folder_.c_str(), &folder) != 0 || (folder.st_mode & S_ISVTX) == 0) return;
+  const uid_t self = geteuid();
+  if (self == 0 || self == owner || self == folder.st_uid) return;
+  throw Error::System(
+      EPERM, "cannot replace it (its folder is sticky, and the file is another user's)", target_);
+}
+
 // A hidden name in the target's folder that no other process chooses.
 std::string FileSink::Sibling(const char* purpose) const {
   const std::size_t slash = target_.rfind('/');
@@ -201,7 +215,14 @@ std::string FileSink::Sibling(const char* purpose) const {
 void FileSink::SyncFolder() {
   const int folder =
       Retry([&] { return open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
-  if (folder == -1) throw Error::System(errno, "cannot open the folder of", target_);
+  if (folder == -1) {
+    // The folder may be writable and not readable. Then flush all that the file system has.
+    if (errno != EACCES) throw Error::System(errno, "cannot open the folder of", target_);
+#if defined(__linux__)
+    if (syncfs(fd_) != 0) throw Error::System(errno, "cannot flush the folder of", target_);
+#endif
+    return;
+  }
   const int status = Retry([&] { return fsync(folder); });
   const int error_number = errno;
   close(folder);

@@ -12,6 +12,8 @@
 #ifndef PYCKPT_WRITE_FILE_SINK_H_
 #define PYCKPT_WRITE_FILE_SINK_H_
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -22,9 +24,10 @@ namespace pyckpt {
 
 class FileSink {
  public:
-  // Creates the temporary file. It gets the mode bits of an existing target. If there is none, it
-  // gets 0666 without the bits of the umask. If durable, Seal waits until the bytes are on disk,
-  // and Commit until the name is.
+  // Creates the temporary file. It takes over what TakeOverAttributes() says of an existing target.
+  // If there is none, it gets 0666 without the bits of the umask. If durable, Seal waits until the
+  // bytes are on disk, and Commit until the name is. Fails if the target could not be replaced at
+  // the end: its folder is not writable, or is sticky (as /tmp) and the target is another user's.
   FileSink(std::string target, bool durable);
   FileSink(const FileSink&) = delete;
   FileSink& operator=(const FileSink&) = delete;
@@ -51,6 +54,7 @@ class FileSink {
   void Abandon() noexcept;
 
  private:
+  void CheckReplaceable(uid_t owner) const;
   std::string Sibling(const char* purpose) const;
   void SyncFolder();
 

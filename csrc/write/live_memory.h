@@ -26,13 +26,13 @@ namespace pyckpt {
 // Thread-safe except AddMemory and AddSource.
 class LiveMemory {
  public:
-  // Adds a range and returns its index. Call it before anything is read. The memory should stay valid
-  // until released().
+  // Adds a range and returns its index. Call it before anything is read. The memory should stay
+  // valid until released().
   std::size_t AddMemory(Span memory);
   std::size_t AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes);
 
-  // Copies [offset, offset + nbytes) of a range to out. Throws the errors of its source, and kSystem
-  // with EFAULT if the memory is gone.
+  // Copies [offset, offset + nbytes) of a range to out. Throws the errors of its source, and
+  // kSystem with EFAULT if the memory is gone.
   void Read(std::size_t range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
   // The size of the buffer that Stage needs now. It only falls.

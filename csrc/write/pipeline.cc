@@ -7,8 +7,9 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <vector>
+
+#include "base/thread_group.h"
 
 namespace pyckpt {
 namespace {
@@ -34,17 +35,16 @@ class Pipeline {
 
   std::uint64_t Run(const Poll& poll) {
     WriteNow(joiner_->Begin());
-    std::vector<std::thread> workers;
     working_ = threads_;
-    try {
-      while (workers.size() < threads_) workers.emplace_back([this] { Work(); });
-    } catch (...) {  // the system has no more threads
+    ThreadGroup workers;
+    const std::uint64_t started = workers.Start(threads_, [this] { Work(); });
+    {
       const std::lock_guard<std::mutex> lock(mutex_);
-      working_ -= threads_ - workers.size();
-      Fail(std::current_exception());
+      working_ -= threads_ - std::max<std::uint64_t>(1, started);
     }
+    if (started == 0) Work();  // the system has no more threads
     Wait(poll);
-    for (std::thread& worker : workers) worker.join();
+    workers.Join();
     if (error_) std::rethrow_exception(error_);
     WriteNow(joiner_->End());
     return file_offset_;

@@ -6,8 +6,8 @@
 
 Each save has a background thread. These threads write one after another. They are not daemons, also
 if training runs in one, so the interpreter waits for them. A save that begins when the interpreter
-ends already is written before the call returns. With several ranks, the training thread and the
-background thread have a process group each.
+ends already, or when the system has no more threads, is written before the call returns. With
+several ranks, the training thread and the background thread have a process group each.
 """
 
 from __future__ import annotations
@@ -120,18 +120,17 @@ def async_save_checkpoint(
     pending = PendingSave(staging.staged, staging.stage, staging.progress, staging.give_up)
     begun: Future[bool] = Future()
     written = Latch()
-    run = partial(_run, begun, pending, save, staging, background, nice, _last_write, written)
+    run = partial(_run, begun, pending, save, staging, background, _last_write, written, nice=nice)
     thread = threading.Thread(target=run, name="pyckpt-save", daemon=False)
-    # The main thread is not alive when the interpreter ends. Then no thread begins any more.
-    at_exit = not threading.main_thread().is_alive()
+    in_background = False
     try:
         save.collect(make_options, training)
         lazy = stage == "lazy" or (stage is None and is_lazy_safe(state))
 
         def begin() -> None:
             staging.begin(save.writer, state, lazy, chosen=stage is not None)
-            if not at_exit:
-                thread.start()
+            nonlocal in_background
+            in_background = _start(thread)
 
         together("staging the state", begin, training)
         pending_saves.begin(pending)
@@ -146,8 +145,8 @@ def async_save_checkpoint(
             staging.close()
             save.close()
         raise
-    if at_exit:
-        run()
+    if not in_background:
+        run(nice=0)
     return pending
 
 
@@ -239,15 +238,27 @@ class _Staging:
         self._state = None
 
 
+def _start(thread: threading.Thread) -> bool:
+    """Starts a thread, if the system has one more, and the interpreter is not about to end."""
+    if not threading.main_thread().is_alive():
+        return False
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads
+        return False
+    return True
+
+
 def _run(
     begun: Future[bool],
     pending: PendingSave,
     save: Save,
     staging: _Staging,
     channel: Channel,
-    nice: int,
     earlier: Latch | None,
     written: Latch,
+    *,
+    nice: int,
 ) -> None:
     if not begun.result():
         return

@@ -1,0 +1,192 @@
+/* Loaded before libc (LD_PRELOAD): notes system calls of a save, and lets some fail as planned.
+ *
+ * calls_begin("fsync@1=5 pwritev@2=short") forgets what was noted and sets a plan. Each item names a
+ * call, which of its calls from now on (* for all), and what happens: an errno, or "short", which
+ * writes half of the first piece. calls_noted() returns "name(detail)" of each call, by spaces.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum { kShort = -1, kLongest = 1 << 20 };
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static char noted[kLongest];
+static char plan[4096];
+static struct { char name[32]; int count; } counts[32];
+
+void calls_begin(const char* new_plan) {
+  pthread_mutex_lock(&mutex);
+  noted[0] = 0;
+  memset(counts, 0, sizeof(counts));
+  snprintf(plan, sizeof(plan), "%s", new_plan);
+  pthread_mutex_unlock(&mutex);
+}
+
+const char* calls_noted(void) { return noted; }
+
+/* Notes a call. Returns what is planned for it: 0, an errno, or kShort. */
+static int note(const char* name, long detail) {
+  char copy[sizeof(plan)];
+  char* rest = copy;
+  char* item;
+  int result = 0;
+  int number = 0;
+  const int saved = errno;
+  pthread_mutex_lock(&mutex);
+  const size_t length = strlen(noted);
+  if (length + 64 < kLongest) snprintf(noted + length, 64, "%s(%ld) ", name, detail);
+  for (size_t i = 0; i < sizeof(counts) / sizeof(*counts); ++i) {
+    if (counts[i].name[0] == 0) snprintf(counts[i].name, sizeof(counts[i].name), "%s", name);
+    if (strcmp(counts[i].name, name) == 0) {
+      number = ++counts[i].count;
+      break;
+    }
+  }
+  memcpy(copy, plan, sizeof(plan));
+  pthread_mutex_unlock(&mutex);
+  while ((item = strsep(&rest, " ")) != NULL) {
+    char* at = strchr(item, '@');
+    char* is = strchr(item, '=');
+    if (at == NULL || is == NULL) continue;
+    *at = *is = 0;
+    if (strcmp(item, name) == 0 && (at[1] == '*' || atoi(at + 1) == number)) {
+      result = strcmp(is + 1, "short") == 0 ? kShort : atoi(is + 1);
+    }
+  }
+  errno = saved;
+  return result;
+}
+
+#define REAL(type, name, ...) ((type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name))
+#define FAIL_AS_PLANNED(name, detail)    \
+  do {                                   \
+    const int planned = note(name, detail); \
+    if (planned > 0) {                   \
+      errno = planned;                   \
+      return -1;                         \
+    }                                    \
+  } while (0)
+
+static ssize_t write_vector(int fd, const struct iovec* pieces, int count, off64_t offset,
+                            ssize_t (*real)(int, const struct iovec*, int, off64_t)) {
+  const int planned = note("pwritev", (long)offset);
+  if (planned > 0) {
+    errno = planned;
+    return -1;
+  }
+  if (planned == kShort) {
+    const struct iovec half = {pieces[0].iov_base, (pieces[0].iov_len + 1) / 2};
+    return real(fd, &half, 1, offset);
+  }
+  return real(fd, pieces, count, offset);
+}
+
+ssize_t pwritev(int fd, const struct iovec* pieces, int count, off_t offset) {
+  return write_vector(fd, pieces, count, offset,
+                      REAL(ssize_t, pwritev64, int, const struct iovec*, int, off64_t));
+}
+
+ssize_t pwritev64(int fd, const struct iovec* pieces, int count, off64_t offset) {
+  return write_vector(fd, pieces, count, offset,
+                      REAL(ssize_t, pwritev64, int, const struct iovec*, int, off64_t));
+}
+
+int fallocate(int fd, int mode, off_t offset, off_t length) {
+  FAIL_AS_PLANNED("fallocate", (long)length);
+  return REAL(int, fallocate, int, int, off_t, off_t)(fd, mode, offset, length);
+}
+
+int fallocate64(int fd, int mode, off64_t offset, off64_t length) {
+  FAIL_AS_PLANNED("fallocate", (long)length);
+  return REAL(int, fallocate64, int, int, off64_t, off64_t)(fd, mode, offset, length);
+}
+
+int ftruncate(int fd, off_t length) {
+  FAIL_AS_PLANNED("ftruncate", (long)length);
+  return REAL(int, ftruncate, int, off_t)(fd, length);
+}
+
+int ftruncate64(int fd, off64_t length) {
+  FAIL_AS_PLANNED("ftruncate", (long)length);
+  return REAL(int, ftruncate64, int, off64_t)(fd, length);
+}
+
+int fsync(int fd) {
+  struct stat status;
+  const int is_folder = fstat(fd, &status) == 0 && S_ISDIR(status.st_mode);
+  FAIL_AS_PLANNED(is_folder ? "fsync-folder" : "fsync", 0);
+  return REAL(int, fsync, int)(fd);
+}
+
+int syncfs(int fd) {
+  FAIL_AS_PLANNED("syncfs", 0);
+  return REAL(int, syncfs, int)(fd);
+}
+
+int fchmod(int fd, mode_t mode) {
+  FAIL_AS_PLANNED("fchmod", (long)mode);
+  return REAL(int, fchmod, int, mode_t)(fd, mode);
+}
+
+int fchown(int fd, uid_t owner, gid_t group) {
+  FAIL_AS_PLANNED("fchown", (long)owner);
+  return REAL(int, fchown, int, uid_t, gid_t)(fd, owner, group);
+}
+
+int fsetxattr(int fd, const char* name, const void* value, size_t nbytes, int flags) {
+  FAIL_AS_PLANNED("fsetxattr", (long)nbytes);
+  return REAL(int, fsetxattr, int, const char*, const void*, size_t, int)(fd, name, value, nbytes,
+                                                                         flags);
+}
+
+int linkat(int from_fd, const char* from, int to_fd, const char* to, int flags) {
+  FAIL_AS_PLANNED("linkat", 0);
+  return REAL(int, linkat, int, const char*, int, const char*, int)(from_fd, from, to_fd, to,
+                                                                   flags);
+}
+
+int rename(const char* from, const char* to) {
+  FAIL_AS_PLANNED("rename", 0);
+  return REAL(int, rename, const char*, const char*)(from, to);
+}
+
+static int open_file(const char* name, const char* path, int flags, mode_t mode) {
+  if ((flags & O_TMPFILE) == O_TMPFILE) FAIL_AS_PLANNED("open-unnamed", (long)mode);
+  if ((flags & O_DIRECTORY) && !(flags & (O_RDWR | O_WRONLY))) FAIL_AS_PLANNED("open-folder", 0);
+  return ((int (*)(const char*, int, ...))dlsym(RTLD_NEXT, name))(path, flags, mode);
+}
+
+int open(const char* path, int flags, ...) {
+  va_list rest;
+  va_start(rest, flags);
+  const mode_t mode = va_arg(rest, mode_t);
+  va_end(rest);
+  return open_file("open", path, flags, mode);
+}
+
+int open64(const char* path, int flags, ...) {
+  va_list rest;
+  va_start(rest, flags);
+  const mode_t mode = va_arg(rest, mode_t);
+  va_end(rest);
+  return open_file("open64", path, flags, mode);
+}
+
+/* Returns the error, as pthread_create does. */
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*),
+                   void* argument) {
+  const int planned = note("pthread_create", 0);
+  if (planned > 0) return planned;
+  return REAL(int, pthread_create, pthread_t*, const pthread_attr_t*, void* (*)(void*),
+              void*)(thread, attributes, run, argument);
+}
