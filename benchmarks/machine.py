@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pyckpt import _core
 from pyckpt.options import available_cpus
 
 __all__ = ["describe_machine"]
@@ -17,6 +18,7 @@ def describe_machine(folder: Path) -> dict[str, str]:
     """CPU, versions, and the file system that holds ``folder``."""
     return {
         "CPU": f"{_cpu_model()}, {available_cpus()} of {os.cpu_count()} usable",
+        "kernels": ", ".join(_core.kernels()) or "portable",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         "torch": torch.__version__,

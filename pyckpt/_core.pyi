@@ -86,6 +86,15 @@ def by_type(
     A handler of None means a function that returns None.
     """
 
+def kernels() -> list[str]:
+    """The instruction sets that kernels use beyond what every CPU of this kind has.
+
+    Empty if PYCKPT_PORTABLE is 1.
+    """
+
+def tar_header(name: str, nbytes: int, uid: int, gid: int) -> bytes:
+    """The header blocks of a file in a tar: see container/tar_format.h."""
+
 def can_guard_copies() -> bool:
     """Whether memory can be read that may be freed at any time: see base/guarded_copy.h."""
 

@@ -47,6 +47,17 @@ def test_saves_loads_and_checks(tmp_path: Path, suffix: str) -> None:
     verified.check(None)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES[1:-1])
+def test_progress_is_told_on_the_way(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    saved, loaded = Calls(), Calls()
+    pyckpt.save({"t": torch.randn(12_000_000)}, path, progress=saved, num_threads=1)
+    pyckpt.load(path, progress=loaded, num_threads=1)
+    for calls in (saved, loaded):
+        between = {done for done, total in calls.seen if total and 0 < done < total}
+        assert len(between) >= 2, calls.seen
+
+
 def test_checkpoints(tmp_path: Path) -> None:
     state = pyckpt.State(torch.nn.Linear(1000, 1000))
     saved, loaded = Calls(), Calls()

@@ -10,10 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "base/cpu.h"
 #include "base/error.h"
 #include "base/guarded_copy.h"
 #include "base/parallel_copy.h"
 #include "codec/formats.h"
+#include "container/tar_format.h"
 #include "python/by_type.h"
 #include "python/reader.h"
 #include "write/archive_writer.h"
@@ -163,6 +165,24 @@ void ToPython(std::exception_ptr thrown) {
   }
 }
 
+// The instruction sets that kernels use beyond what every CPU of this kind has.
+std::vector<std::string> Kernels() {
+  std::vector<std::string> names;
+  if (UseAvx2()) names.emplace_back("avx2");
+  if (UseBmi2()) names.emplace_back("bmi2");
+  return names;
+}
+
+py::bytes TarFileHeader(const std::string& name, std::uint64_t nbytes, std::uint32_t uid,
+                        std::uint32_t gid) {
+  TarEntry entry;
+  entry.name = name;
+  entry.nbytes = nbytes;
+  entry.uid = uid;
+  entry.gid = gid;
+  return TarHeader(entry);
+}
+
 }  // namespace
 }  // namespace pyckpt
 
@@ -209,6 +229,9 @@ PYBIND11_MODULE(_core, m) {
       .def("restore", &ArchiveWriter::Restore)
       .def("abandon", &ArchiveWriter::Abandon);
 
+  m.def("kernels", &pyckpt::Kernels);
+  m.def("tar_header", &pyckpt::TarFileHeader, py::arg("name"), py::arg("nbytes"), py::arg("uid"),
+        py::arg("gid"));
   m.def("can_guard_copies", &pyckpt::CanGuardCopies);
   m.def("by_type", &pyckpt::ByType, py::arg("handlers"), py::arg("other"));
   m.def("parallel_copy", &pyckpt::CopyInParallel, py::arg("copies"), py::arg("threads"),

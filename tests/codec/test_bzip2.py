@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyckpt
+from pyckpt import _core
 
 BLOCK_NBYTES = 899_981  # of level 9, after run-length coding
 SMALL_BLOCK_NBYTES = 99_981  # of level 1
@@ -282,7 +283,14 @@ writer.time = SimpleNamespace(time=lambda: 1_700_000_000.0)
 tensor = torch.frombuffer(bytearray(Path(sys.argv[1]).read_bytes()), dtype=torch.uint8)
 for path in sys.argv[2:]:
     pyckpt.save(tensor, path, fsync=False)
+print(*pyckpt._core.kernels())
 """
+
+
+def cpu_flags() -> list[str]:
+    """The instruction sets of this CPU; see proc(5)."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split() for line in lines if line.startswith("flags")), [])
 
 
 def test_every_kernel_writes_the_same(tmp_path: Path) -> None:
@@ -290,12 +298,16 @@ def test_every_kernel_writes_the_same(tmp_path: Path) -> None:
     payload = b"".join(CONTENTS[name][:400_000] for name in CONTENTS)
     (tmp_path / "payload").write_bytes(payload)
     portable = [tmp_path / "portable.tar.bz2", tmp_path / "portable.tar.gz"]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", SAVE_ALL, tmp_path / "payload", *portable],
         env=os.environ | {"PYCKPT_PORTABLE": "1"},
         timeout=120,
         check=True,
+        capture_output=True,
+        text=True,
     )
+    assert done.stdout.split() == []
+    assert _core.kernels() == [name for name in ("avx2", "bmi2") if name in cpu_flags()]
     for path in portable:
         suffixes = "".join(path.suffixes)
         assert path.read_bytes() == save(payload, tmp_path / f"x{suffixes}")

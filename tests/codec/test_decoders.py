@@ -162,6 +162,45 @@ def test_streams_without_number(library: str) -> None:
     assert decompress(LIBRARIES[library](b"") * 300_000) == b""
 
 
+def with_header_checksum(raw: bytes) -> bytes:
+    """A gzip member whose header has a checksum of its own (flag FHCRC, RFC 1952)."""
+    member = bytearray(gzip.compress(raw, mtime=0))
+    member[3] |= 2
+    checksum = zlib.crc32(member[:10]) & 0xFFFF
+    return bytes(member[:10]) + checksum.to_bytes(2, "little") + bytes(member[10:])
+
+
+def test_what_gzip_says_of_itself_is_compared() -> None:
+    """Every field that guards the data: the header's checksum, the data's, and its length."""
+    raw = mixed(300_000)
+    file = with_header_checksum(raw)
+    assert decompress(file) == raw == gzip.decompress(file)
+    for at, message in (
+        (4, "header"),  # the time, which the header's checksum covers
+        (10, "header"),
+        (len(file) - 8, "checksum does not match"),
+        (len(file) - 4, "length does not match"),
+        (len(file) - 1, "length does not match"),
+    ):
+        broken = bytearray(file)
+        broken[at] ^= 1
+        with pytest.raises(_core.CorruptError, match=message):
+            decompress(bytes(broken))
+
+
+@pytest.mark.parametrize("at", [-8, -4, -1])
+def test_the_trailer_of_what_is_decoded_in_parallel_is_compared(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "x.tar.gz"
+    pyckpt.save(torch.randn(1_000_000), path)
+    file = bytearray(path.read_bytes())
+    end = file.rindex(b"PYCKPTIX")  # the index is a member of its own behind the data
+    member = file.rindex(b"\x1f\x8b\x08", 0, end)
+    file[member + at] ^= 1
+    message = "checksum does not match" if at == -8 else "does not match"
+    with pytest.raises(_core.CorruptError, match=message):
+        decompress(bytes(file))
+
+
 def test_magics_behind_the_end() -> None:
     """They look like blocks, but belong to no stream."""
     with pytest.raises(RuntimeError, match="no stream begins here, at byte"):

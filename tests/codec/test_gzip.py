@@ -270,6 +270,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.bin")):
     for level in (1, 6, 9):
         to = path.with_suffix(f".{level}.tar.gz")
         pyckpt.save(tensor, to, fsync=False, num_threads=2, compression_level=level)
+print(*pyckpt._core.kernels())
 """
 
 
@@ -279,12 +280,15 @@ def test_the_bytes_do_not_depend_on_the_cpu(tmp_path: Path, frozen_time: int) ->
         (tmp_path / f"{number:02d}.bin").write_bytes(build())
     written = []
     for portable in ("0", "1"):
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", SAVE_ALL, str(tmp_path), str(frozen_time)],
             env={**os.environ, "PYCKPT_PORTABLE": portable},
             timeout=200,
             check=True,
+            capture_output=True,
+            text=True,
         )
+        assert done.stdout.split() == ([] if portable == "1" else _core.kernels())
         written.append([path.read_bytes() for path in sorted(tmp_path.glob("*.tar.gz"))])
     assert len(written[0]) == 3 * len(CONTENTS)
     assert written[0] == written[1]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyckpt
+from pyckpt import _core
 
 # Constants of csrc/codec/xz/lanes.h and csrc/codec/xz/encoder.h: a lane is an LZMA2 chunk of
 # literals, a group of sixteen lanes is coded at once, and four groups make a block.
@@ -275,6 +276,7 @@ from pyckpt.archive import writer
 writer.time = types.SimpleNamespace(time=lambda: float(sys.argv[2]))
 for path in sorted(Path(sys.argv[1]).glob("*.pt")):
     pyckpt.save(torch.load(path), path.with_suffix(".tar.xz"), fsync=False, num_threads=2)
+print(*pyckpt._core.kernels())
 """
 
 
@@ -283,11 +285,14 @@ def test_the_bytes_do_not_depend_on_the_cpu(tmp_path: Path, frozen_time: int) ->
         torch.save(build().clone(), tmp_path / f"{number:02d}.pt")
     written = []
     for portable in ("0", "1"):
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", SAVE_ALL, str(tmp_path), str(frozen_time)],
             env={**os.environ, "PYCKPT_PORTABLE": portable},
             check=True,
+            capture_output=True,
+            text=True,
         )
+        assert done.stdout.split() == ([] if portable == "1" else _core.kernels())
         written.append([path.read_bytes() for path in sorted(tmp_path.glob("*.tar.xz"))])
     assert len(written[0]) == len(CONTENTS)
     assert written[0] == written[1]

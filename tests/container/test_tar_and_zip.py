@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import pyckpt
+from pyckpt import _core
 from pyckpt.archive import formats
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
@@ -205,3 +206,40 @@ def test_names_that_ustar_cannot_hold_have_a_pax_header(tmp_path: Path, member: 
         assert f" path={member}\n" in record
         length = record.split(" ")[0]
         assert record[: int(length)].endswith("\n")
+
+
+@pytest.mark.parametrize("nbytes", [0, (8 << 30) - 1, 8 << 30, 1 << 50])
+@pytest.mark.parametrize("number", [0, 0o7777777, 0o7777777 + 1, (1 << 32) - 2])
+def test_large_sizes_and_ids(nbytes: int, number: int) -> None:
+    """ustar has 33 bits for a size and 21 for an id. Larger ones need records of pax."""
+    header = _core.tar_header("x.pt", nbytes, uid=number, gid=number)
+    records = {}
+    if nbytes >= 8 << 30:
+        records["size"] = str(nbytes)
+    if number > 0o7777777:
+        records |= {"uid": str(number), "gid": str(number)}
+    with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
+        member = tar.firstmember
+        assert member is not None
+        assert (member.name, member.size, member.uid, member.gid) == (
+            *("x.pt", nbytes),
+            *(number, number),
+        )
+        assert member.pax_headers == records
+    # Readers that skip these records find the numbers in base-256.
+    plain = tarfile.TarInfo.frombuf(header[-BLOCK:], "utf-8", "strict")
+    assert (plain.size, plain.uid, plain.gid) == (nbytes, number, number)
+
+
+@pytest.mark.parametrize("numel", [1, 1_000, 2_000, 2_560, 3_000, 12_345])
+def test_tars_end_as_tar_programs_end_them(tmp_path: Path, numel: int) -> None:
+    """Two blocks of zeros at least, then zeros up to a multiple of 10,240 bytes."""
+    path = tmp_path / "x.tar"
+    pyckpt.save(torch.ones(numel, dtype=torch.uint8), path)
+    data = path.read_bytes()
+    assert len(data) % 10_240 == 0
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    end = last.offset_data + -(-last.size // BLOCK) * BLOCK
+    assert 2 * BLOCK <= len(data) - end < 2 * BLOCK + 10_240
+    assert not any(data[end:])
