@@ -13,7 +13,10 @@ import pyckpt
 from pyckpt.training.agreement import Description
 from tests.launch import TIMEOUT_SECONDS, run_ranks
 
-pytestmark = pytest.mark.timeout(TIMEOUT_SECONDS)
+pytestmark = [
+    pytest.mark.newest_torch,  # before torch 2.6, FSDP2 needs a GPU
+    pytest.mark.timeout(TIMEOUT_SECONDS),
+]
 
 REFUSED = {
     "none": ("OptionError", r"not NoneType: pass pyckpt.State"),
