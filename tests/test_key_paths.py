@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyckpt
-from pyckpt.key_paths import without_ignored
+from pyckpt.key_paths import only, path_of, without_ignored
 
 
 def tree() -> dict[str, Any]:
@@ -160,3 +160,35 @@ def int_of(part: str) -> int | None:
 
 def int_key(node: Any, part: str) -> bool:
     return part.isdigit() and int(part) in node
+
+
+def test_what_contains_itself() -> None:
+    tree: dict[str, Any] = {"a": {"b": 1, "c": [2]}, "list": [0]}
+    tree["a"]["up"] = tree
+    tree["list"].append(tree["list"])
+    left = without_ignored(tree, ["a/b", "list/0"])
+    assert left["a"].keys() == {"c", "up"}
+    assert left["a"]["up"] is left
+    assert left["list"] == [left["list"]]
+    assert tree["a"]["b"] == 1
+    kept = only(tree, ["a/c"])
+    assert kept == {"a": {"c": [2]}}
+    assert without_ignored(tree, lambda state: state.pop("list"))["a"]["up"].keys() == {"a"}
+
+
+def test_any_depth() -> None:
+    tree: Any = {"x": 1, "y": 2}
+    for _ in range(5000):
+        tree = {"a": tree}
+    path = "a/" * 5000 + "x"
+    for left in (without_ignored(tree, path), only(tree, [path[:-1] + "y"])):
+        for _ in range(5000):
+            left = left["a"]
+        assert left == {"y": 2}
+
+
+def test_the_path_of_a_value() -> None:
+    wanted = object()
+    tree = {"a": [1, ({b"k": wanted},)], "b": wanted}
+    assert path_of(tree, lambda value: value is wanted) == "a/1/0/k"
+    assert path_of(tree, lambda value: value == 7) is None

@@ -5,23 +5,22 @@ Only that part is then unpickled. The rest takes no time and cannot run code.
 
 from __future__ import annotations
 
-import copyreg
-import io
 import pickle
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
-from pyckpt.key_paths import Globs, join_path
-from pyckpt.torch_format.pickle_tree import Inert, InertClass, StoredStorage, Way, read_tree
+from pyckpt.deep_calls import Deep, run_deep
+from pyckpt.key_paths import Globs
+from pyckpt.torch_format.pickle_tree import Inert, InertDict, Way, read_tree
+from pyckpt.torch_format.tree_pickler import TreePickler
 
 __all__ = ["cut_pickle"]
 
 _OLDEST_PROTOCOL = 2  # the oldest that torch reads
-_KEYS = str | int | float | None  # keys whose str() is the same as in the unpickled object
+# Keys whose text in a key path is the same as in the unpickled object.
+_KEYS = str | bytes | int | float | None
 _NOTHING = object()
-# pickle recognizes these two functions by their names.
-_NEW: Any = copyreg.__dict__["__newobj__"]
-_NEW_WITH_KEYWORDS: Any = copyreg.__dict__["__newobj_ex__"]
+_INNER = (InertDict, list, tuple, Inert)  # what has parts with names
 
 
 def cut_pickle(data: bytes, globs: Sequence[str]) -> tuple[bytes, set[str]]:
@@ -38,17 +37,10 @@ def cut_pickle(data: bytes, globs: Sequence[str]) -> tuple[bytes, set[str]]:
         pickle.UnpicklingError: torch.save does not write this pickle.
     """
     tree = read_tree(data)
-    try:
-        part = _Cut(globs, len(data)).below(tree, "")
-        buffer = io.BytesIO()
-        pickler = _TreePickler(buffer, _protocol(data))
-        pickler.dump(None if part is _NOTHING else part)
-    except pickle.UnpicklingError:
-        raise
-    # Values of unexpected types raise any exception.
-    except Exception as error:
-        raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
-    return buffer.getvalue(), pickler.storage_keys
+    part = run_deep(_Cut(globs, tree.end).below(tree.root, ""))
+    pickler = TreePickler(_protocol(data))
+    cut = pickler.dumps(None if part is _NOTHING else part)
+    return cut, pickler.storage_keys
 
 
 def _protocol(data: bytes) -> int:
@@ -61,78 +53,54 @@ class _Cut:
         self._globs = Globs(globs)
         self._way = Way(data_nbytes)
 
-    def below(self, node: Any, path: str) -> Any:
+    def below(self, node: Any, path: str) -> Deep[Any]:
         """What is left of a node that no glob matches itself; _NOTHING if nothing is left."""
-        if not isinstance(node, dict | list | tuple | Inert):
+        if not isinstance(node, _INNER) or not self._globs.may_match_below(path):
             return _NOTHING
-        if not self._globs.may_match_below(path) or not self._way.enter(node):
+        if not self._way.enter(node, len(path)):
             return _NOTHING
-        left = self._of_inert(node, path) if isinstance(node, Inert) else self._of(node, path)
+        if isinstance(node, Inert):
+            left = yield self._of_object(node, path)
+        elif isinstance(node, InertDict):
+            flat = yield self._of_items(node.flat, path)
+            left = InertDict(flat) if flat else _NOTHING
+        else:
+            left = yield self._of_sequence(node, path)
         self._way.leave(node)
         return left
 
-    def _of(self, node: dict[Any, Any] | list[Any] | tuple[Any, ...], path: str) -> Any:
-        if isinstance(node, dict):
-            return dict(self._items(node, path)) or _NOTHING
-        left = [self._named(value, join_path(path, index)) for index, value in enumerate(node)]
+    def _of_sequence(self, node: list[Any] | tuple[Any, ...], path: str) -> Deep[Any]:
+        left = []
+        for index, value in enumerate(node):
+            inner_path = self._way.join(path, index)
+            if self._globs.match(inner_path):
+                left.append(value)
+            elif isinstance(value, _INNER):
+                left.append((yield self.below(value, inner_path)))
+            else:
+                left.append(_NOTHING)
         if all(one is _NOTHING for one in left):
             return _NOTHING
         return type(node)(None if one is _NOTHING else one for one in left)
 
-    def _of_inert(self, node: Inert, path: str) -> Any:
-        items = dict(self._items(node.items, path))
-        if items:
-            return node.with_items(items)
+    def _of_object(self, node: Inert, path: str) -> Deep[Any]:
+        flat = yield self._of_items(node.flat, path)
+        if flat:
+            return node.with_items(flat)
         # Only its class knows what the object becomes and where its parts then are.
-        inside = (*node.args, node.members, node.state)
-        return node if any(self.below(one, path) is not _NOTHING for one in inside) else _NOTHING
-
-    def _items(self, items: dict[Any, Any], path: str) -> Iterator[tuple[Any, Any]]:
-        for key, value in items.items():
-            is_plain = isinstance(key, _KEYS)
-            left = self._named(value, join_path(path, key)) if is_plain else value
+        for one in (*node.args, list(node.members), list(node.added), node.state):
+            left = yield self.below(one, path)
             if left is not _NOTHING:
-                yield key, left
+                return node
+        return _NOTHING
 
-    def _named(self, node: Any, path: str) -> Any:
-        return node if self._globs.match(path) else self.below(node, path)
-
-
-# Based on the pickler in Python: the one in C checks that every named class and function exists.
-# The cast is needed because only the pickler in C has type stubs.
-class _TreePickler(cast(type[Any], pickle._Pickler)):  # type: ignore[misc]
-    """Pickles a tree of stand-ins as the objects that they stand for.
-
-    Attributes:
-        storage_keys: The keys of the storages that were written.
-    """
-
-    def __init__(self, buffer: io.BytesIO, protocol: int) -> None:
-        super().__init__(buffer, protocol)
-        self.storage_keys: set[str] = set()
-
-    def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, StoredStorage):
-            return None
-        self.storage_keys.add(str(obj.saved_id[2]))
-        return obj.saved_id
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, InertClass):
-            return obj.__name__
-        if not isinstance(obj, Inert):
-            return NotImplemented
-        return (*_call(obj), obj.state, iter(obj.members), iter(obj.items.items()))
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        self.write(pickle.GLOBAL + f"{obj.__module__}\n{name}\n".encode())
-        self.memoize(obj)
-
-
-def _call(obj: Inert) -> tuple[Any, tuple[Any, ...]]:
-    """The function that makes an object, and its arguments, as pickle wants them."""
-    if obj.maker is not None:
-        return obj.maker, obj.args
-    if obj.kwargs:
-        return _NEW_WITH_KEYWORDS, (type(obj), obj.args, obj.kwargs)
-    return _NEW, (type(obj), *obj.args)
+    def _of_items(self, flat: Sequence[Any], path: str) -> Deep[list[Any]]:
+        left = []
+        for key, value in zip(flat[::2], flat[1::2], strict=True):
+            if isinstance(key, _KEYS):
+                inner_path = self._way.join(path, key)
+                if not self._globs.match(inner_path):
+                    value = yield self.below(value, inner_path)
+            if value is not _NOTHING:
+                left += [key, value]
+        return left

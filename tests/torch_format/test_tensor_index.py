@@ -135,3 +135,42 @@ def test_any_bytes(data: st.DataObject) -> None:
     except pickle.UnpicklingError:
         return
     assert all(isinstance(tensor, TensorInfo) for tensor in found)
+
+
+class Subclass(torch.Tensor):
+    """A tensor of another class, and nothing else."""
+
+
+def test_tensors_with_attributes_and_subclasses() -> None:
+    plain = torch.ones(2, 3)
+    plain.note = {"inner": torch.zeros(4)}  # type: ignore[attr-defined]
+    subclass = torch.ones(5, dtype=torch.float64).as_subclass(Subclass)
+    parameter = nn.Parameter(torch.ones(6))
+    parameter.tied = torch.zeros(7)  # type: ignore[attr-defined]
+    found = by_path({"plain": plain, "list": [subclass], "parameter": parameter})
+    assert {path: (t.dtype, t.shape) for path, t in found.items()} == {
+        "plain": (torch.float32, (2, 3)),
+        "plain/note/inner": (torch.float32, (4,)),
+        "list/0": (torch.float64, (5,)),
+        "parameter": (torch.float32, (6,)),
+        "parameter/tied": (torch.float32, (7,)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors() -> None:
+    parts = [torch.ones(2, 3), torch.ones(1, 3)]
+    jagged = by_path({"n": torch.nested.nested_tensor(parts, layout=torch.jagged)})
+    assert (jagged["n/values"].shape, jagged["n/offsets"].shape) == ((3, 3), (3,))
+    strided = tensors_in(pickle_of({"n": torch.nested.nested_tensor(parts)}))
+    assert {t.key_path for t in strided} == {"n"}
+    assert (9,) in {t.shape for t in strided}
+
+
+def test_shapes_that_are_no_numbers() -> None:
+    data = pickle_of({"t": torch.ones(9)})
+    for shape in (b"N", b"G" + bytes(8), b"\x88", b"X\1\0\0\0a", b"J\xff\xff\xff\xff", b"]"):
+        with pytest.raises(pickle.UnpicklingError, match="shape"):
+            tensors_in(data.replace(b"K\x09\x85", shape + b"\x85"))
+    with pytest.raises(pickle.UnpicklingError, match="not a storage"):
+        tensors_in(data.replace(b"K\x09t", b"]t"))
