@@ -145,6 +145,7 @@ void BindReader(py::module_* m) {
       .def_readonly("crc", &ZipEntry::crc)
       .def_readonly("stored", &ZipEntry::stored)
       .def_readonly("deflated", &ZipEntry::deflated)
+      .def_readonly("index", &ZipEntry::index)
       .def_readonly("header_offset", &ZipEntry::header_offset);
 
   py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")

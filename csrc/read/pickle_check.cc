@@ -38,9 +38,9 @@ constexpr std::array<Argument, 256> Arguments() {
   };
   set("(.012NQR]abdelostu})\x81\x85\x86\x87\x88\x89\x8F\x90\x91\x92\x93\x94\x97\x98",
       Argument::kNone);
-  set("Kh\x80", Argument::kBytes1);
-  set("M", Argument::kBytes2);
-  set("Jj", Argument::kBytes4);
+  set("Kh\x80\x82", Argument::kBytes1);  // \x82 to \x84: the process's registry of extensions
+  set("M\x83", Argument::kBytes2);
+  set("Jj\x84", Argument::kBytes4);
   set("G\x95", Argument::kBytes8);  // a frame's size: its opcodes follow
   set("CU\x8A\x8C", Argument::kCounted1);
   set("BTX\x8B", Argument::kCounted4);

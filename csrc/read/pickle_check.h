@@ -8,7 +8,7 @@
 namespace pyckpt {
 
 // Throws Error::Corrupt, with the offset in the pickle, if
-// - an opcode does not exist, or uses the process's registry of extensions,
+// - an opcode does not exist,
 // - an argument reaches beyond the end,
 // - a memo index is not a number, or is larger than the size of the pickle in bytes,
 // - the pickle has no STOP opcode.

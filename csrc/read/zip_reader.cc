@@ -138,6 +138,7 @@ std::vector<ZipEntry> ReadZipDirectory(StreamImage* image, Extent zip) {
     const std::uint64_t entry_nbytes = kEntryNbytes + name_nbytes + extra_nbytes + Load16(p + 32);
     if (entry_nbytes > left) Broken("a directory entry is cut off", at);
     ZipEntry entry;
+    entry.index = i;
     const std::uint8_t* name = p + kEntryNbytes;
     entry.name.assign(name, name + name_nbytes);
     entry.crc = Load32(p + 16);

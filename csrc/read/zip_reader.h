@@ -18,8 +18,9 @@ struct ZipEntry {
   std::uint64_t nbytes = 0;
   std::uint64_t code_nbytes = 0;  // compressed; the same as nbytes if stored
   std::uint32_t crc = 0;
-  bool stored = true;     // neither compressed nor encrypted
-  bool deflated = false;  // compressed by deflate, and not encrypted
+  bool stored = true;       // neither compressed nor encrypted
+  bool deflated = false;    // compressed by deflate, and not encrypted
+  std::uint64_t index = 0;  // its place in the central directory
   std::uint64_t header_offset = 0;
   std::uint64_t end_offset = 0;  // where the next header or the directory begins
 };

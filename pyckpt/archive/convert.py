@@ -157,8 +157,8 @@ def _segments(
         headers.forget(member)
         return [_segment(reader, member.offset, member.nbytes, element_nbytes)]
     file = TorchFile(headers, member.offset, member.nbytes)
-    sizes = _element_sizes(file.read("data.pkl")) if file.is_plain else {}
-    records = list(file.records.values())
+    sizes = _element_sizes(file.read("data.pkl")) if file.holds_object else {}
+    records = [record for record in file.records.values() if record.stored]
     segments = []
     at = member.offset
     for record, (offset, nbytes) in zip(records, file.locate(records), strict=True):

@@ -93,7 +93,7 @@ def _member_info(reader: ArchiveReader, member: Member) -> MemberInfo:
 
 
 def _tensor_entries(file: TorchFile) -> list[TensorEntry]:
-    if not file.is_plain:
+    if not file.holds_object:
         return []
     try:
         tensors = tensors_in(file.read("data.pkl"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import zipfile
-import zlib
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +17,11 @@ from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
-from pyckpt.torch_format.admitted_types import admitted, state_types
-from pyckpt.torch_format.deserialize import can_deserialize, deserialize
+from pyckpt.torch_format.deserialize import deserialize
+from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
 from pyckpt.torch_format.torch_file import TorchFile
+from pyckpt.torch_format.weights_only import is_weights_only
 
 __all__ = ["load"]
 
@@ -34,7 +33,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     map_location: Any = "cpu",
-    weights_only: bool = True,
+    weights_only: bool | None = None,
     mmap: bool | None = None,
     verify: bool = True,
     num_threads: int | None = None,
@@ -49,8 +48,9 @@ def load(
 
     Args:
         map_location: As in torch.load.
-        weights_only: As in torch.load. Besides the types that torch allows, the plain types of a
-            training state are allowed (numpy arrays of random states, time deltas).
+        weights_only: As in torch.load; None means True, unless torch's environment variables say
+            otherwise. Besides the types that torch allows, the plain types of a training state
+            are allowed (numpy's numbers and arrays of numbers, time deltas).
         mmap: Whether the tensors of an uncompressed file stay in the file until they are read.
             Writes to them go to a copy. None means False.
         verify: Compare the checksums of everything that is loaded. If no member follows the loaded
@@ -74,6 +74,7 @@ def load(
     path = local_path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
     globs = _globs(keys)
+    safely = is_weights_only(weights_only)
     with reporting(progress, f"loading {path.name}") as report:
 
         def tell(done: int, total: int | None) -> None:
@@ -82,7 +83,7 @@ def load(
                 report(done, total)
 
         reader = ArchiveReader(path, num_threads=num_threads, mapped=bool(mmap), report=tell)
-        obj = _load(reader, member, globs, map_location, weights_only, verify)
+        obj = _load(reader, member, globs, map_location, safely, verify)
         if report is not None and reader.wanted_nbytes is not None:
             report(reader.wanted_nbytes, reader.wanted_nbytes)
     return obj if globs is None else only(obj, globs)
@@ -114,16 +115,16 @@ def _load(
         raise CorruptArchiveError(
             f"{member!r} in {path} is not a file of torch.save", path=str(path)
         )
-    file = _torch_file(reader, found) if contents is Contents.TORCH_ZIP else None
-    if file is not None and can_deserialize(file):
-        return deserialize(
-            file,
-            map_location=map_location,
-            weights_only=weights_only,
-            verify=verify,
-            keys=keys,
-        )
-    return _load_by_torch(reader, found, map_location, weights_only, verify, whole=keys is None)
+    file: TorchFile | LegacyFile
+    if contents is Contents.TORCH_ZIP:
+        file = _torch_file(reader, found)
+        if file.is_torch_script:
+            return _load_script(file, found, map_location, weights_only, verify)
+    else:
+        file = LegacyFile(reader, found.offset, found.nbytes)
+    return deserialize(
+        file, map_location=map_location, weights_only=weights_only, verify=verify, keys=keys
+    )
 
 
 def _torch_file(reader: ArchiveReader, member: Member) -> TorchFile:
@@ -141,50 +142,26 @@ def _torch_file(reader: ArchiveReader, member: Member) -> TorchFile:
         ) from error
 
 
-def _load_by_torch(
-    reader: ArchiveReader,
-    member: Member,
-    map_location: Any,
-    weights_only: bool,
-    verify: bool,
-    *,
-    whole: bool,
+def _load_script(
+    file: TorchFile, member: Member, map_location: Any, weights_only: bool, verify: bool
 ) -> Any:
-    """Loads rare formats with torch.load: before torch 1.6, TorchScript, the other byte order."""
-    path = reader.path
-    reader.require(member.offset, member.nbytes)
-    if verify and whole:
-        reader.check_rest()
-    file = io.BufferedReader(_BytesFile(reader.take(member.offset, member.nbytes)), _COPY_NBYTES)
-    if verify and reader.contents(member.offset) is Contents.TORCH_ZIP:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
-        except _BROKEN as error:
-            raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
-        if damaged is not None:
-            raise CorruptArchiveError(f"{path} is damaged in record {damaged!r}", path=str(path))
-        file.seek(0)
+    """Loads a program of TorchScript, which is code, with torch."""
+    stream, path = file.stream, file.stream.path
+    if weights_only:
+        raise pickle.UnpicklingError(
+            f"{path} is a program of TorchScript, which is code (weights_only=False allows it)"
+        )
+    if verify:
+        for name in file.records:
+            file.read(name)
+    taken = stream.take(member.offset, member.nbytes)
+    raw = io.BufferedReader(_BytesFile(taken), _COPY_NBYTES)
     try:
-        with admitted(state_types() if weights_only else []):
-            return torch.load(file, map_location=map_location, weights_only=weights_only)
+        return torch.load(raw, map_location=map_location, weights_only=False)
     except RuntimeError as error:
         if "PytorchStreamReader" not in str(error):  # torch's zip reader
             raise
         raise CorruptArchiveError(f"{path} is damaged: {error}", path=str(path)) from error
-
-
-# What zipfile raises for broken contents.
-_BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-)
 
 
 class _BytesFile(io.RawIOBase):

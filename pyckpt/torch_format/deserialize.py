@@ -1,4 +1,4 @@
-"""Reads the object from torch's zip file: the reverse of serialize.py.
+"""Reads the object from torch's file: the reverse of serialize.py.
 
 Storages use the memory that the archive was decoded to, so no tensor is copied. Before the pickle
 runs, all storages are decoded and all checksums are compared.
@@ -8,52 +8,39 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.serialization import default_restore_location
+from torch.serialization import LoadEndianness, default_restore_location
 
-from pyckpt.errors import CorruptArchiveError
+from pyckpt import _core
+from pyckpt.errors import CheckpointError, CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.stream import Damage, StreamReader, describe
-from pyckpt.torch_format.admitted_types import admitted, state_types
+from pyckpt.torch_format.legacy_file import LegacyFile, LegacyRecord
 from pyckpt.torch_format.pickle_cut import cut_pickle
-from pyckpt.torch_format.tensor_index import tensors_in
-from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
-from pyckpt.torch_format.torch_internals import (
-    WeightsUnpickler,
-    rebuilding_at,
-    validate_sparse_tensors,
-)
+from pyckpt.torch_format.pickle_machine import BrokenPickleError
+from pyckpt.torch_format.pickle_tree import read_tree
+from pyckpt.torch_format.tensor_index import storage_dtype, tensors_in
+from pyckpt.torch_format.torch_file import PICKLE, STORAGES, StoredRecord, TorchFile
+from pyckpt.torch_format.torch_internals import rebuilding_at, validate_sparse_tensors
+from pyckpt.torch_format.weights_unpickler import WeightsUnpickler
 
-__all__ = [
-    "BrokenRecord",
-    "broken_records",
-    "can_deserialize",
-    "deserialize",
-]
+__all__ = ["BrokenRecord", "broken_records", "byte_order", "deserialize"]
 
-_PICKLE = "data.pkl"
-_STORAGES = "data/"
 _BYTEORDER = "byteorder"
 # torch aligns its own allocations to this, for vector instructions.
 _ALIGNMENT = 64
 _MOST_NAMED = 5
 
-
-def can_deserialize(file: TorchFile) -> bool:
-    """Whether ``file`` has torch.save's usual layout and this machine's byte order."""
-    if not file.is_plain:
-        return False
-    return _BYTEORDER not in file.records or file.read(_BYTEORDER) == sys.byteorder.encode()
+_Record = StoredRecord | LegacyRecord
 
 
 def deserialize(
-    file: TorchFile,
+    file: TorchFile | LegacyFile,
     *,
     map_location: Any,
     weights_only: bool,
@@ -76,75 +63,138 @@ def deserialize(
         CheckpointError: There is not enough memory.
         pickle.UnpicklingError: ``weights_only`` forbids something.
     """
-    data = file.read(_PICKLE, verify=verify)
-    records = [r for r in file.records.values() if r.name.startswith(_STORAGES)]
+    if isinstance(file, TorchFile) and file.others:
+        path, name = file.stream.path, min(file.others).removeprefix("../")
+        raise CorruptArchiveError(
+            f"{path} has a record {name!r} outside of the folder of the other records, which torch "
+            "refuses",
+            path=str(path),
+        )
+    data = file.read(PICKLE, verify=verify)
+    records: list[Any] = [r for r in file.records.values() if r.name.startswith(STORAGES)]
     if keys is not None:
         data, wanted = _cut(file, data, keys)
-        records = [r for r in records if r.name.removeprefix(_STORAGES) in wanted]
-    places = _decode_storages(file, records, data, verify)
+        records = [r for r in records if r.name.removeprefix(STORAGES) in wanted]
+    storages = _storages(file, records, data, verify)
     if verify and keys is None:
         file.stream.check_rest()
-    storages = {
-        record.name.removeprefix(_STORAGES): _storage(file.stream, place)
-        for record, place in zip(records, places, strict=True)
-    }
-    storage_of = _StorageOf(file, storages, _restorer(map_location))
-    unpickler: Any = (_WeightsUnpickler if weights_only else _AnyUnpickler)(
-        io.BytesIO(data), storage_of
-    )
-    with rebuilding_at(map_location), admitted(state_types() if weights_only else []):
-        obj = _unpickle(unpickler, storage_of, weights_only)
-    storage_of.check_sizes()
-    return obj
-
-
-def _unpickle(unpickler: Any, storage_of: _StorageOf, weights_only: bool) -> Any:
-    path = storage_of.path
+    is_foreign = isinstance(file, TorchFile) and byte_order(file) != sys.byteorder
+    storage_of = _StorageOf(file.stream, storages, _restorer(map_location), is_foreign)
     try:
-        obj = unpickler.load()
-        validate_sparse_tensors(weights_only)
-        return obj
+        with rebuilding_at(map_location):
+            obj = _unpickled(data, storage_of, weights_only)
+            _validate_sparse_tensors(weights_only)
+        storage_of.check_sizes()
+    except BrokenPickleError as error:
+        # Damage was found by the checksums before, so torch.save never wrote this pickle.
+        raise _broken_pickle(file, error) from error
     except pickle.UnpicklingError as error:
         if not weights_only:
             raise
         raise pickle.UnpicklingError(
-            f"{path}: {error} (weights_only=False allows it, and runs code of the file)"
+            f"{file.stream.path}: {error} (weights_only=False allows it, and runs code of the file)"
         ) from error
-    except CorruptArchiveError:
-        raise
-    except _BROKEN as error:
-        # Damage was found by the checksums before, so torch.save never wrote this pickle. What the
-        # user's own classes or map_location raise is passed on unchanged.
-        if not weights_only or error is storage_of.error:
-            raise
-        raise CorruptArchiveError(
-            f"{path} has a broken pickle: {type(error).__name__}: {error}", path=str(path)
-        ) from error
+    finally:
+        # torch's list for all loads. What a failed load leaves would fail the next one.
+        torch._utils._sparse_tensors_to_validate.clear()
+    return obj
 
 
-# What torch's unpickler raises for an invalid pickle.
-_BROKEN = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+def byte_order(file: TorchFile) -> str:
+    """The order of the bytes in the numbers of a file: "little" or "big", as torch.load takes it.
+
+    Raises:
+        CorruptArchiveError: The file names another one.
+    """
+    if _BYTEORDER in file.records:
+        named = file.read(_BYTEORDER).decode("ascii", "replace")
+        if named not in ("little", "big"):
+            path = file.stream.path
+            raise CorruptArchiveError(
+                f"{path} has numbers of the byte order {named!r}", path=str(path)
+            )
+        return named
+    usual = torch.serialization.get_default_load_endianness()
+    if usual is LoadEndianness.NATIVE:
+        return sys.byteorder
+    return "big" if usual is LoadEndianness.BIG else "little"
 
 
-def _cut(file: TorchFile, data: bytes, keys: Sequence[str]) -> tuple[bytes, set[str]]:
+def _cut(file: TorchFile | LegacyFile, data: bytes, keys: Sequence[str]) -> tuple[bytes, set[str]]:
     try:
         return cut_pickle(data, keys)
     except pickle.UnpicklingError as error:
-        path = file.stream.path
-        raise CorruptArchiveError(f"{path} has a broken pickle: {error}", path=str(path)) from error
+        raise _broken_pickle(file, error) from error
+
+
+def _broken_pickle(file: TorchFile | LegacyFile, error: Exception) -> CorruptArchiveError:
+    path = file.stream.path
+    return CorruptArchiveError(f"{path} has a broken pickle: {error}", path=str(path))
+
+
+def _unpickled(data: bytes, storage_of: _StorageOf, weights_only: bool) -> Any:
+    """Runs the pickle.
+
+    Raises:
+        BrokenPickleError: The pickle is broken.
+        Exception: With ``weights_only=False``, whatever the classes that it names raise.
+    """
+    if weights_only:
+        return WeightsUnpickler(data, storage_of).run()
+    try:
+        # Python's unpickler believes the numbers in a pickle.
+        _core.check_pickle(data)
+    except _core.CorruptError as error:
+        raise BrokenPickleError(str(error)) from error
+    try:
+        return _AnyUnpickler(io.BytesIO(data), storage_of).load()
+    except (CheckpointError, BrokenPickleError):
+        raise
+    except Exception as error:
+        if error is not storage_of.error:
+            _require_valid(data, error)
+        raise
+
+
+def _require_valid(data: bytes, cause: Exception) -> None:
+    """Raises BrokenPickleError if ``data`` is not even a pickle, whatever its classes are."""
+    try:
+        read_tree(data)
+    except BrokenPickleError as error:
+        raise BrokenPickleError(str(error)) from cause
+    except pickle.UnpicklingError:
+        return
+
+
+def _validate_sparse_tensors(weights_only: bool) -> None:
+    try:
+        validate_sparse_tensors(weights_only)
+    except Exception as error:
+        raise BrokenPickleError(f"{type(error).__name__}: {error}") from error
+
+
+def _storages(
+    file: TorchFile | LegacyFile, records: Sequence[Any], data: bytes, verify: bool
+) -> dict[str, torch.UntypedStorage]:
+    """Decodes and checks the records. Returns the storages by key."""
+    stored = [record for record in records if record.stored]
+    places = _decode_storages(file, stored, data, verify)
+    storages = {
+        record.name.removeprefix(STORAGES): _storage(file.stream, place)
+        for record, place in zip(stored, places, strict=True)
+    }
+    for record in records:
+        if isinstance(file, TorchFile) and not record.stored:
+            raw = bytearray(file.read_inflated(record, verify=verify))
+            tensor = (
+                torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, device="cpu")
+            )
+            storages[record.name.removeprefix(STORAGES)] = tensor.untyped_storage()
+    return storages
 
 
 def _decode_storages(
-    file: TorchFile, records: Sequence[StoredRecord], data: bytes, verify: bool
+    file: TorchFile | LegacyFile, records: Sequence[Any], data: bytes, verify: bool
 ) -> list[tuple[int, int]]:
     """Decodes and checks the records. Returns where they are in the stream: (offset, nbytes)."""
     places = file.locate(records)
@@ -180,7 +230,7 @@ class BrokenRecord:
         damage: What cannot be decoded; None if only the checksum does not match.
     """
 
-    record: StoredRecord
+    record: _Record
     offset: int
     damage: Damage | None
 
@@ -191,7 +241,7 @@ class BrokenRecord:
 def broken_records(
     places: Sequence[tuple[int, int]],
     crcs: Sequence[int] | None,
-    records: Sequence[StoredRecord],
+    records: Sequence[_Record],
     damages: Sequence[Damage],
 ) -> list[BrokenRecord]:
     """The damaged records, found from the results of StreamReader.fill."""
@@ -212,7 +262,7 @@ def _damage_report(broken: Sequence[BrokenRecord], data: bytes) -> str:
         tensors = []
     lines = []
     for one in broken[:_MOST_NAMED]:
-        key = one.record.name.removeprefix(_STORAGES)
+        key = one.record.name.removeprefix(STORAGES)
         names = [str(tensor) for tensor in tensors if tensor.storage.key == key]
         what = " and ".join(names[:_MOST_NAMED]) or "a record"
         lines.append(f"{what} in {one.record.name!r}: {one}")
@@ -245,50 +295,89 @@ def _restorer(map_location: Any) -> Restorer:
 class _StorageOf:
     """Maps the persistent ids of a pickle to storages.
 
+    Args:
+        is_foreign: Whether the bytes of each number are in the other order.
+
     Attributes:
-        path: The file that holds them.
-        error: The exception raised when a storage was moved to its device, or None. It is not the
-            fault of the pickle.
+        error: The exception raised when a storage was moved to its device, or None.
     """
 
     error: Exception | None = None
 
     def __init__(
         self,
-        file: TorchFile,
+        stream: StreamReader,
         storages: Mapping[str, torch.UntypedStorage],
         restore: Restorer,
+        is_foreign: bool,
     ) -> None:
-        self.path = file.stream.path
+        self._path = stream.path
         self._storages = storages
         self._restore = restore
+        self._is_foreign = is_foreign
         self._done: dict[str, torch.storage.TypedStorage] = {}
         self._nbytes: dict[str, int] = {}
+        self._views: dict[str, torch.storage.TypedStorage] = {}
 
-    def __call__(self, saved_id: Any) -> torch.storage.TypedStorage:
-        kind, storage_type, key, location, numel = saved_id
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"a persistent id that is not a storage: {kind!r}")
+    def __call__(self, saved_id: Any) -> Any:
+        saved_id = [_ascii(one) for one in saved_id] if isinstance(saved_id, tuple) else [None]
+        if saved_id[0] == "module" and len(saved_id) == _MODULE_ID_PARTS:
+            return saved_id[1]  # a class; its source code follows
+        if saved_id[0] != "storage" or len(saved_id) not in (5, 6):
+            raise BrokenPickleError("a persistent id that is not a storage's")
+        storage_type, key, location, numel = saved_id[1:5]
+        is_untyped = storage_type is torch.UntypedStorage
+        dtype = torch.uint8 if is_untyped else getattr(storage_type, "dtype", None)
+        if not isinstance(dtype, torch.dtype) or type(numel) is not int:
+            raise BrokenPickleError("a storage without a type or a size")
+        if not isinstance(key, str | int) or not isinstance(location, str):
+            raise BrokenPickleError("a storage without a key or a location")
+        whole = self._whole(str(key), dtype, location, numel)
+        view = saved_id[5] if len(saved_id) > 5 else None
+        return whole if view is None else self._view(whole, view)
+
+    def _whole(
+        self, key: str, dtype: torch.dtype, location: str, numel: int
+    ) -> torch.storage.TypedStorage:
         if key in self._done:
             return self._done[key]
-        dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
         nbytes = numel * dtype.itemsize
         storage = self._storages.get(key)
         if storage is None or storage.nbytes() != nbytes:
             has = "none" if storage is None else f"one of {storage.nbytes()}"
             raise CorruptArchiveError(
-                f"{self.path} needs a storage {key!r} of {nbytes} bytes, but has {has}",
-                path=str(self.path),
+                f"{self._path} needs a storage {key!r} of {nbytes} bytes, but has {has}",
+                path=str(self._path),
             )
+        if self._is_foreign:
+            storage.byteswap(dtype)
         try:
             restored = self._restore(storage, location)
-            typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         except Exception as error:
             self.error = error
             raise
+        typed = torch.storage.TypedStorage(wrap_storage=restored, dtype=dtype, _internal=True)
         self._done[key] = typed
         self._nbytes[key] = restored.nbytes()
         return typed
+
+    def _view(self, whole: torch.storage.TypedStorage, view: Any) -> torch.storage.TypedStorage:
+        """A part of a storage, as before torch 1.6."""
+        numbers = view[1:] if isinstance(view, tuple) else ()
+        if len(numbers) != 2 or any(type(n) is not int or n < 0 for n in numbers):
+            raise BrokenPickleError("a part of a storage without a place")
+        start, numel = numbers
+        if start + numel > whole._size():
+            raise BrokenPickleError("a part of a storage that is not inside it")
+        key = str(_ascii(view[0])) if isinstance(view[0], str | bytes | int) else ""
+        if key not in self._views:
+            itemsize = whole.dtype.itemsize
+            self._views[key] = torch.storage.TypedStorage(
+                wrap_storage=whole._untyped_storage[start * itemsize : (start + numel) * itemsize],
+                dtype=whole.dtype,
+                _internal=True,
+            )
+        return self._views[key]
 
     def check_sizes(self) -> None:
         """Checks that no storage has grown.
@@ -301,20 +390,17 @@ class _StorageOf:
         for key, typed in self._done.items():
             if typed._untyped_storage.nbytes() > self._nbytes[key]:
                 raise CorruptArchiveError(
-                    f"{self.path} has a tensor that is larger than its storage {key!r}",
-                    path=str(self.path),
+                    f"{self._path} has a tensor that is larger than its storage {key!r}",
+                    path=str(self._path),
                 )
 
 
-class _WeightsUnpickler(WeightsUnpickler):
-    """The unpickler of ``weights_only``, with our storages."""
+_MODULE_ID_PARTS = 4
 
-    def __init__(self, file: io.BytesIO, storage_of: _StorageOf) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._storage_of = storage_of
 
-    def persistent_load(self, pid: Any) -> Any:
-        return self._storage_of(pid)
+def _ascii(text: Any) -> Any:
+    """Texts that Python 2 wrote may be bytes."""
+    return text.decode("ascii", "replace") if isinstance(text, bytes) else text
 
 
 class _AnyUnpickler(pickle.Unpickler):
@@ -328,7 +414,9 @@ class _AnyUnpickler(pickle.Unpickler):
         return self._storage_of(pid)
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("torch") and name.endswith("Storage") and name != "UntypedStorage":
+        # Like torch, this does not look at the module: a class of anybody's named FloatStorage is
+        # taken for torch's.
+        if "Storage" in name and name != "UntypedStorage" and storage_dtype(name) is not None:
             return torch.serialization.StorageType(name)
         # Before torch 1.8, Tensor was in torch.tensor.
         return super().find_class("torch._tensor" if module == "torch.tensor" else module, name)

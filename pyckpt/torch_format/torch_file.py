@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,13 @@ from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.stream import StreamReader, describe
+from pyckpt.torch_format.inflate import inflated
 
-__all__ = ["StoredRecord", "TorchFile"]
+__all__ = ["PICKLE", "STORAGES", "StoredRecord", "TorchFile"]
+
+PICKLE = "data.pkl"
+STORAGES = "data/"
+"""What the names of the records that hold storages begin with."""
 
 _HEADER_NBYTES = 30  # of a zip record's local header, before the name
 
@@ -49,6 +55,8 @@ class TorchFile:
 
     Attributes:
         records: The records by name without the root folder, in the order of the file.
+        others: The records outside of the root folder, by name, which begins with ``../``. torch
+            refuses files that have some.
 
     Raises:
         CorruptArchiveError: It is not a zip file, or it is damaged.
@@ -64,28 +72,28 @@ class TorchFile:
         with stream.corruption():
             entries = _core.read_zip_directory(stream.image, (offset, nbytes))
         names = [entry.name.decode("utf-8", "surrogateescape") for entry in entries]
-        # Like torch, take the first record's folder as the root of all records.
-        root = names[0].partition("/")[0] + "/" if names else ""
-        self.records = {
-            name.removeprefix(root): StoredRecord(
-                name.removeprefix(root),
-                entry.nbytes,
-                entry.crc,
-                entry.stored,
-                entry.deflated,
-                entry,
+        # Like torch, take the folder of the directory's first record as the root of all records.
+        first = min(range(len(entries)), key=lambda at: entries[at].index, default=None)
+        root = "" if first is None else names[first].partition("/")[0] + "/"
+        self.records: dict[str, StoredRecord] = {}
+        self.others: dict[str, StoredRecord] = {}
+        for full_name, entry in zip(names, entries, strict=True):
+            is_inside = root != "" and full_name.startswith(root)
+            name = full_name.removeprefix(root) if is_inside else f"../{full_name}"
+            group = self.records if is_inside else self.others
+            group[name] = StoredRecord(
+                name, entry.nbytes, entry.crc, entry.stored, entry.deflated, entry
             )
-            for name, entry in zip(names, entries, strict=True)
-        }
 
     @property
-    def is_plain(self) -> bool:
-        """Whether this is what torch.save writes: no TorchScript, nothing compressed."""
-        return (
-            "data.pkl" in self.records
-            and "constants.pkl" not in self.records
-            and all(record.stored for record in self.records.values())
-        )
+    def is_torch_script(self) -> bool:
+        """Whether it holds a program of TorchScript, which only torch reads."""
+        return "constants.pkl" in self.records
+
+    @property
+    def holds_object(self) -> bool:
+        """Whether torch.save wrote it: it has a pickle, and is not TorchScript."""
+        return PICKLE in self.records and not self.is_torch_script
 
     def locate(self, records: Sequence[StoredRecord]) -> list[tuple[int, int]]:
         """Where the data of records is in the stream, as it is stored there: (offset, nbytes)."""
@@ -126,7 +134,11 @@ class TorchFile:
         record = self.records.get(name)
         path = self.stream.path
         if record is None:
-            raise CorruptArchiveError(f"{path} has no record {name!r}", path=str(path))
+            raise CorruptArchiveError(
+                f"{path} has no record {name!r}, so torch.save did not write it", path=str(path)
+            )
+        if not record.stored:
+            return self.read_inflated(record, verify=verify)
         require_memory(2 * record.nbytes, path)  # once in the stream's memory, once as a copy
         [place] = self.locate([record])
         [crc], damages = self.stream.fill([place], keep=True, checksums=verify)
@@ -139,6 +151,23 @@ class TorchFile:
                 f"{path} is damaged in record {name!r}: its checksum does not match", path=str(path)
             )
         return self.stream.image.read(place)
+
+    def read_inflated(self, record: StoredRecord, *, verify: bool = True) -> bytes:
+        """Reads a record that is compressed inside the zip file. Raises as read() does."""
+        path = self.stream.path
+        require_memory(2 * record.nbytes, path)
+        [(offset, nbytes)] = self.locate([record])
+        try:
+            if not record.deflated:
+                raise ValueError("it is encrypted, or compressed by an unknown method")
+            data = b"".join(inflated([self.stream.read(offset, nbytes)], record.nbytes))
+            if verify and record.has_checksum and zlib.crc32(data) != record.crc:
+                raise ValueError("its checksum does not match")
+        except ValueError as error:
+            raise CorruptArchiveError(
+                f"{path} is damaged in record {record.name!r}: {error}", path=str(path)
+            ) from error
+        return data
 
     def code_nbytes(self, record: StoredRecord) -> int | None:
         """About how many bytes of the file hold a record; None if blocks have no known places."""

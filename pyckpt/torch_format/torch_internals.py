@@ -7,89 +7,21 @@ newest one, the difference is dealt with here, and only here.
 from __future__ import annotations
 
 import inspect
-import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
-from torch import _weights_only_unpickler as weights_only_unpickler
 
 __all__ = [
-    "WeightsUnpickler",
-    "add_safe_globals",
     "rebuilding_at",
-    "remove_safe_globals",
     "validate_sparse_tensors",
     "wrapped_step",
 ]
 
 _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 # Their attributes differ between versions, and few have types.
-_loader: Any = weights_only_unpickler
 _utils: Any = torch._utils
-_Unpickler: Any = weights_only_unpickler.Unpickler
-
-
-class WeightsUnpickler(_Unpickler):  # type: ignore[misc]
-    """torch's restricted unpickler, which builds only types that are known to be harmless."""
-
-    def load(self) -> Any:
-        """Returns the object.
-
-        Raises:
-            pickle.UnpicklingError: Something is not allowed.
-            Exception: The pickle is broken, or what it calls raises an error.
-        """
-        try:
-            return super().load()
-        except RuntimeError as error:
-            if not str(error).startswith(_REFUSALS_BEFORE_2_5):
-                raise
-            raise pickle.UnpicklingError(str(error)) from error
-
-
-# torch 2.4 refuses with a RuntimeError, which torch.load turns into an UnpicklingError.
-_REFUSALS_BEFORE_2_5 = (
-    "Can only ",
-    "Only persistent_load ",
-    "String is too long",
-    "Trying to ",
-    "Unsupported ",
-    "persistent_load id must ",
-)
-
-
-def add_safe_globals(allowed: Sequence[Any]) -> None:
-    """Like torch.serialization.add_safe_globals: types and functions, or pairs with a name."""
-    torch.serialization.add_safe_globals([_known_to_torch(one) for one in allowed])
-
-
-def remove_safe_globals(allowed: Sequence[Any]) -> None:
-    """Takes back what add_safe_globals has added."""
-    gone = [_known_to_torch(one) for one in allowed]
-    if _VERSION >= (2, 5):
-        _loader._remove_safe_globals(gone)
-    else:
-        _loader._marked_safe_globals_list[:] = [
-            one for one in torch.serialization.get_safe_globals() if one not in gone
-        ]
-
-
-def _known_to_torch(one: Any) -> Any:
-    return _named(*one) if isinstance(one, tuple) and _VERSION < (2, 6) else one
-
-
-@cache
-def _named(function: Callable[..., Any], full_name: str) -> Callable[..., Any]:
-    """``function`` under another name: torch < 2.6 knows functions only by their own."""
-
-    def named(*args: Any) -> Any:
-        return function(*args)
-
-    named.__module__, _, named.__name__ = full_name.rpartition(".")
-    return named
 
 
 def validate_sparse_tensors(weights_only: bool) -> None:

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.load import load
@@ -26,13 +29,18 @@ from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
 from pyckpt.ranks.exchange import Channel, Ranks, together
-from pyckpt.torch_format.admitted_types import admitted
+from pyckpt.torch_format.plain_types import register_attributes, register_enum
 from pyckpt.training.shared_reads import Source, read_shared
 
 __all__ = ["TAG", "EngineStates", "check_can_load", "collect_engine_states"]
 
 TAG = "deepspeed"
 """The tag that the checkpoint is saved under, as Composer names it."""
+
+# The types in DeepSpeed's states.
+for _type in (DynamicLossScaler, LossScaler, fragment_address):
+    register_attributes(_type)
+register_enum(ZeroStageEnum)
 
 
 @contextmanager
@@ -137,7 +145,7 @@ class EngineStates:
 
     Args:
         path: This rank's archive.
-        options: Those of ``pyckpt.load``; DeepSpeed's own types are admitted.
+        options: Those of ``pyckpt.load``.
     """
 
     def __init__(self, path: Path, ranks: Ranks, channel: Channel, options: dict[str, Any]) -> None:
@@ -173,9 +181,8 @@ class EngineStates:
             lambda: [Source(self._holder(member), member) for member in wanted],
             self._channel,
         )
-        with _admitted_types():
-            sources = found[self._ranks.rank]
-            read = read_shared(sources, self._ranks, self._channel, **self._options)
+        sources = found[self._ranks.rank]
+        read = read_shared(sources, self._ranks, self._channel, **self._options)
         self._states = dict(zip(wanted, read, strict=True))
         return self._states.pop(STATES_MEMBER)
 
@@ -226,8 +233,7 @@ class EngineStates:
         if member in self._states:
             return self._states[member]
         # A state of another rank: experts, or a part of the model that DeepSpeed looks at.
-        with _admitted_types():
-            return load(self._holder(member), **self._options, member=member)
+        return load(self._holder(member), **self._options, member=member)
 
     def _holder(self, member: str) -> Path:
         try:
@@ -284,14 +290,3 @@ def _state_members(path: Path) -> list[str]:
     folder = f"{TAG}/"
     names = [member.inner_name(path) for member in ArchiveReader(path).members()]
     return [n for n in names if n == STATES_MEMBER or (n.startswith(folder) and n.endswith(".pt"))]
-
-
-@contextmanager
-def _admitted_types() -> Iterator[None]:
-    """Allows torch's ``weights_only`` loader the types in DeepSpeed's states."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with admitted([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
-        yield

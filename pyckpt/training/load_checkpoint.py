@@ -13,6 +13,7 @@ from pyckpt.options import WriteOptions, default_threads
 from pyckpt.progress import ProgressHook
 from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks, together
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
+from pyckpt.torch_format.weights_only import is_weights_only
 from pyckpt.training.names import find
 from pyckpt.training.rng import RandomStates, set_rng_state
 from pyckpt.training.shared_reads import Source, read_shared
@@ -30,7 +31,7 @@ def load_checkpoint(
     load_weights_only: bool = False,
     strict_model_weights: bool = True,
     ignore_keys: IgnoreKeys = None,
-    weights_only: bool = True,
+    weights_only: bool | None = None,
     num_threads: int | None = None,
     progress: ProgressHook = False,
 ) -> list[dict[str, Any]] | None:
@@ -55,7 +56,8 @@ def load_checkpoint(
         strict_model_weights: Whether the weights must be exactly those of the model.
         ignore_keys: What not to restore: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the loaded dict. DeepSpeed's own states are not in it.
-        weights_only: As in ``pyckpt.load``. False unpickles anything, and runs code of the files.
+        weights_only: As in ``pyckpt.load``. None means True, unless torch's environment variables
+            say otherwise. False unpickles anything, and runs code of the files.
         num_threads: Decoding threads of each rank; None takes an equal share of the CPUs that the
             process may use.
         progress: As in ``pyckpt.load``; for each file that rank 0 reads.
@@ -127,6 +129,7 @@ class _Load:
         if self._options["num_threads"] is None:
             self._options["num_threads"] = default_threads(self._ranks.local_world_size)
         WriteOptions(num_threads=self._options["num_threads"], progress=self._options["progress"])
+        self._options["weights_only"] = is_weights_only(self._options["weights_only"])
         self._path = find(self._template, self._ranks)
         if not callable(getattr(self._state, "load_state_dict", None)):
             raise OptionError(f"{type(self._state).__qualname__} has no load_state_dict()")

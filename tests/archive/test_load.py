@@ -5,8 +5,10 @@ import gzip
 import lzma
 import random
 import shutil
+import sys
 import tarfile
 import threading
+import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -424,3 +426,57 @@ def test_map_location_is_torchs(folder: Path, map_location: Any, mmap: bool) -> 
     assert loaded["floats"].device == expected["floats"].device
     if loaded["floats"].device.type != "meta":
         assert_equal(loaded, expected)
+
+
+class TheirStorage:
+    """A class of a user whose name ends as torch's storages do, in a module named torch..."""
+
+    def __init__(self) -> None:
+        self.value = 3
+
+
+TheirStorage.__module__ = "torchmodels_of_a_user"
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+def test_classes_named_storage(
+    tmp_path: Path, new_format: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType(TheirStorage.__module__)
+    module.TheirStorage = TheirStorage  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, TheirStorage.__module__, module)
+    path = tmp_path / "x.pt"
+    state = {"mine": TheirStorage(), "t": torch.ones(2), "s": torch.ones(2).untyped_storage()}
+    torch.save(state, path, _use_new_zipfile_serialization=new_format)
+    loaded = pyckpt.load(path, weights_only=False)
+    assert type(loaded["mine"]) is TheirStorage
+    assert loaded["mine"].value == 3
+    with torch.serialization.safe_globals([TheirStorage]):
+        assert pyckpt.load(path)["mine"].value == 3
+    assert pyckpt.verify(path).ok
+
+
+def swapped(path: Path) -> None:
+    """Turns a file into that of a machine with the other byte order."""
+    with zipfile.ZipFile(path) as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in records.items():
+            if name.endswith("byteorder"):
+                data = {b"little": b"big", b"big": b"little"}[data]
+            if "/data/" in name:
+                data = np.frombuffer(data, np.uint32).byteswap().tobytes()
+            file.writestr(name, data)
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_the_other_byte_order(tmp_path: Path, weights_only: bool) -> None:
+    path = tmp_path / "x.pt"
+    state = {"t": torch.arange(9.0), "random": np.arange(3, dtype=np.uint32)}
+    torch.save(state, path)
+    swapped(path)
+    loaded = pyckpt.load(path, weights_only=weights_only)
+    assert torch.equal(loaded["t"], state["t"])
+    assert np.array_equal(loaded["random"], state["random"])
+    assert pyckpt.load(path, keys="t", weights_only=weights_only)["t"][2] == 2
+    assert pyckpt.verify(path).ok
