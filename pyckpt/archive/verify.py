@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +18,12 @@ from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
 from pyckpt.stream import describe
 from pyckpt.torch_format.deserialize import broken_records
+from pyckpt.torch_format.inflate import inflated
+from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
+from pyckpt.torch_format.object_check import object_problems
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
-from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
+from pyckpt.torch_format.torch_file import PICKLE, STORAGES, StoredRecord, TorchFile
 
 __all__ = ["Problem", "Report", "verify"]
 
@@ -100,9 +105,10 @@ def verify(
 ) -> Report:
     """Compares every checksum of a file: of the compression, of tar headers, of zip records.
 
-    It also finds sizes that do not match, members and records that appear twice, names that lead
-    out of the archive, files named ``.pt`` or ``.pth`` that are not files of torch.save, and data
-    after the end of the archive. Nothing is unpickled. For the memory see docs/reading.md.
+    It also compares the pickle with the storages: what it needs must be there, and as long as it
+    says. And it finds members and records that appear twice, names that lead out of the archive,
+    files named ``.pt`` or ``.pth`` that are not files of torch.save, and data after the end of the
+    archive. Nothing is unpickled. For the memory see docs/reading.md.
 
     Args:
         path: A file of pyckpt, Composer or torch.save.
@@ -132,7 +138,7 @@ def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
             if reader.contents(0) is Contents.TORCH_ZIP:
                 _verify_torch_file(reader, reader.whole(), report)
             else:
-                report.unchecked.append(path.name)
+                _verify_legacy_file(reader, reader.whole(), report)
         _verify_stream(reader, report)
     except CorruptArchiveError as error:
         # A stream that cannot be decoded further raises the same error at each access.
@@ -154,14 +160,13 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
         except CorruptArchiveError:
             report.problems.append(Problem("its name leads out of the archive", name, offset=at))
         contents = reader.contents(member.offset) if member.type == "0" else Contents.OTHER
-        if contents is Contents.TORCH_ZIP:
+        if contents is not Contents.OTHER:
+            is_zip = contents is Contents.TORCH_ZIP
             try:
-                _verify_torch_file(reader, member, report)
+                (_verify_torch_file if is_zip else _verify_legacy_file)(reader, member, report)
             except CorruptArchiveError as error:
                 report.problems.append(_broken_file(reader, member, error))
             reader.forget(member)
-        elif contents is Contents.TORCH_LEGACY:
-            report.unchecked.append(name)
         elif member.type == "0" and name.endswith(_TORCH_SUFFIXES):
             report.problems.append(
                 Problem("it is not a file of torch.save", name, offset=member.offset)
@@ -171,36 +176,60 @@ def _verify_tar(reader: ArchiveReader, report: Report) -> None:
 
 def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
     file = TorchFile(reader, member.offset, member.nbytes)
-    located, wrong = file.locate_whole(list(file.records.values()))
+    everything = {**file.records, **file.others}
+    located, wrong = file.locate_whole(list(everything.values()))
     for name in list(located):
-        record = file.records[name]
+        record = everything[name]
         if not record.stored:
-            message = _compressed_problem(reader, record, located.pop(name))
+            message = _compressed_problem(file, record, located.pop(name))
             if message is not None:
                 wrong[name] = message
-    records = [file.records[name] for name in located]
+    records = [everything[name] for name in located]
     places = list(located.values())
     crcs, damages = reader.fill(places, keep=False, checksums=True)
     broken = broken_records(places, crcs, records, damages)
-    report.records += len(file.records)
-    report.nbytes += sum(record.nbytes for record in file.records.values())
+    report.records += len(everything)
+    report.nbytes += sum(record.nbytes for record in everything.values())
     report.unchecked += [
-        f"{member.name}:{record.name}"
-        for record in file.records.values()
-        if not record.has_checksum
+        f"{member.name}:{record.name}" for record in everything.values() if not record.has_checksum
     ]
     found: list[tuple[str, str, int | None]] = [
         (name, message, None) for name, message in wrong.items()
     ]
     found += [(one.record.name, str(one), one.offset) for one in broken]
+    if PICKLE not in {name for name, _, _ in found} and _is_of_torch(file, member):
+        known = {name for name, _, _ in found}
+        found += [(name, what, None) for name, what in object_problems(file) if name not in known]
+    _report_records(file, member, found, report)
+
+
+def _report_records(
+    file: TorchFile,
+    member: Member,
+    found: Sequence[tuple[str, str, int | None]],
+    report: Report,
+) -> None:
     tensors = _tensors(file) if found else []
     for name, message, offset in found:
-        hit = tuple(t for t in tensors if f"data/{t.storage.key}" == name)
+        hit = tuple(t for t in tensors if f"{STORAGES}{t.storage.key}" == name)
         report.problems.append(Problem(message, member.name or None, name, hit, offset))
 
 
+def _is_of_torch(file: TorchFile, member: Member) -> bool:
+    """Whether it should be a file of torch.save. A tar may hold other zip files too."""
+    return not member.name or member.name.endswith(_TORCH_SUFFIXES) or PICKLE in file.records
+
+
+def _verify_legacy_file(reader: ArchiveReader, member: Member, report: Report) -> None:
+    """A file from before torch 1.6 has no checksums, but its sizes must match its pickle."""
+    report.unchecked.append(member.name or reader.path.name)
+    file = LegacyFile(reader, member.offset, member.nbytes)
+    for name, message in object_problems(file):
+        report.problems.append(Problem(message, member.name or None, name))
+
+
 def _compressed_problem(
-    reader: ArchiveReader, record: StoredRecord, place: tuple[int, int]
+    file: TorchFile, record: StoredRecord, place: tuple[int, int]
 ) -> str | None:
     """What is wrong with a record that is compressed inside the zip file; None if nothing is.
 
@@ -208,24 +237,28 @@ def _compressed_problem(
     """
     if not record.deflated:
         return "torch cannot read it: it is encrypted, or compressed by an unknown method"
-    offset, left = place
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    crc = nbytes = 0
+    reader = file.stream
+    assert isinstance(reader, ArchiveReader)
+    crc = 0
     try:
-        while left and not inflater.eof and nbytes <= record.nbytes:
-            code = reader.read_once(offset, min(left, _PIECE_NBYTES))
-            offset, left = offset + len(code), left - len(code)
-            while code and nbytes <= record.nbytes:
-                raw = inflater.decompress(code, _PIECE_NBYTES)
-                crc, nbytes = zlib.crc32(raw, crc), nbytes + len(raw)
-                code = inflater.unconsumed_tail
-    except zlib.error as error:
-        return f"its compressed data is damaged: {error}"
+        if record.name == PICKLE:  # kept, since it is read again
+            file.read(PICKLE)
+            return None
+        for raw in inflated(_pieces(reader, *place), record.nbytes):
+            crc = zlib.crc32(raw, crc)
+    except ValueError as error:
+        return str(error)
     except CorruptArchiveError as error:
-        return str(error).removeprefix(f"{reader.path} ")
-    if nbytes != record.nbytes or left or not inflater.eof:
-        return "its size does not match"
+        path = re.escape(str(reader.path))
+        return re.sub(f"^{path} (is damaged in record '{PICKLE}': )?", "", str(error))
     return None if not record.has_checksum or crc == record.crc else "its checksum does not match"
+
+
+def _pieces(reader: ArchiveReader, offset: int, nbytes: int) -> Iterator[bytes]:
+    while nbytes:
+        piece = reader.read_once(offset, min(nbytes, _PIECE_NBYTES))
+        offset, nbytes = offset + len(piece), nbytes - len(piece)
+        yield piece
 
 
 def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveError) -> Problem:
@@ -239,7 +272,7 @@ def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveErr
 
 def _tensors(file: TorchFile) -> list[TensorInfo]:
     try:
-        return tensors_in(file.read("data.pkl"))
+        return tensors_in(file.read(PICKLE))
     except (CorruptArchiveError, pickle.UnpicklingError):
         return []
 

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import pickle
 import random
 import tarfile
 import zipfile
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -303,18 +305,122 @@ def test_records_that_are_compressed(tmp_path: Path) -> None:
     assert report.ok, report.problems
     path = tmp_path / "x.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("x/data.pkl", b"text" * 1_000_000)
+        file.writestr("x/data.pkl", pickle.dumps("text" * 1_000_000, 2))
         file.writestr("x/other", random.Random(0).randbytes(1000))
     report = pyckpt.verify(path)
     assert report.ok, report.problems
     assert report.unchecked == []
-    assert report.nbytes == 4_001_000
+    nbytes = len(pickle.dumps("text" * 1_000_000, 2))
+    assert report.nbytes == nbytes + 1000
     whole = path.read_bytes()
     for change, message in (
         (lambda data: flipped(data, data.index(b"x/data.pkl") + 30), "data.pkl"),
         (lambda data: flipped(data, data.index(b"x/other") + 300), "other"),
-        (lambda data: data.replace((4_000_000).to_bytes(4, "little"), bytes([9, 0, 0, 0])), "size"),
+        (lambda data: data.replace(nbytes.to_bytes(4, "little"), bytes([9, 0, 0, 0])), "size"),
     ):
         path.write_bytes(change(whole))
         [problem] = pyckpt.verify(path).problems
         assert message in str(problem)
+
+
+# The pickle and its storages.
+
+
+def repacked(path: Path, change: Callable[[dict[str, bytes]], Any]) -> None:
+    """Rewrites a file of torch.save with other records, and the right checksums."""
+    with zipfile.ZipFile(path) as file:
+        records = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
+    change(records)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in records.items():
+            file.writestr(f"x/{name}", data)
+
+
+def larger_tensor(records: dict[str, bytes]) -> None:
+    assert records["data.pkl"].count(b"K\t\x85") == 1
+    records["data.pkl"] = records["data.pkl"].replace(b"K\t\x85", b"K\x63\x85")
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
+    "no storage": (lambda r: r.pop("data/0"), "data/0"),
+    "a short storage": (lambda r: r.update({"data/0": bytes(32)}), "data/0"),
+    "a long storage": (lambda r: r.update({"data/0": bytes(40)}), "data/0"),
+    "no pickle": (lambda r: r.pop("data.pkl"), "data.pkl"),
+    "an empty pickle": (lambda r: r.update({"data.pkl": b""}), "data.pkl"),
+    "half a pickle": (lambda r: r.update({"data.pkl": r["data.pkl"][:-9]}), "data.pkl"),
+    "another byte order": (lambda r: r.update({"byteorder": b"middle"}), "byteorder"),
+    "a tensor that is larger": (larger_tensor, "data/0"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".tar", ".tar.gz"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_load_refuses_is_not_whole(tmp_path: Path, name: str, suffix: str) -> None:
+    change, record = CHANGES[name]
+    path = tmp_path / "composer_states.pt"
+    torch.save({"w": torch.ones(9)}, path)
+    repacked(path, lambda records: None)
+    assert pyckpt.verify(path).ok
+    repacked(path, change)
+    if suffix != ".pt":
+        with tarfile.open(tmp_path / "x", "w:gz" if suffix == ".tar.gz" else "w") as tar:
+            tar.add(path, path.name)
+        path = tmp_path / "x"
+    for weights_only in (True, False):
+        with pytest.raises(pyckpt.CorruptArchiveError):
+            pyckpt.load(path, weights_only=weights_only)
+    [problem] = pyckpt.verify(path).problems
+    assert problem.record == record
+    assert problem.member == (None if suffix == ".pt" else "composer_states.pt")
+
+
+def test_zip_files_of_other_programs(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.ones(3))
+    [problem] = pyckpt.verify(tmp_path / "x.npz").problems
+    assert "not a file of torch.save" in problem.message
+    # A tar may hold them.
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "x.npz", "arrays.npz")
+    assert pyckpt.verify(tmp_path / "x.tar").ok
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "x.npz", "arrays.pt")
+    assert not pyckpt.verify(tmp_path / "x.tar").ok
+
+
+@pytest.mark.parametrize("mode", [None, "w", "w:gz"])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.999])
+def test_old_files_that_are_cut_off(tmp_path: Path, mode: str | None, part: float) -> None:
+    path = tmp_path / "old.pt"
+    torch.save(
+        {"a": torch.ones(99), "b": torch.zeros(50)}, path, _use_new_zipfile_serialization=False
+    )
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+    if mode is not None:
+        with tarfile.open(tmp_path / "x", mode) as tar:
+            tar.add(path, "composer_states.pt")
+        path = tmp_path / "x"
+    with pytest.raises(pyckpt.CorruptArchiveError, match=path.name):
+        pyckpt.load(path)
+    assert not pyckpt.verify(path).ok
+
+
+def test_a_record_outside_of_the_root_folder(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.ones(9)}, path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("data.pkl", pickle.dumps({"other": 1}, 2))
+    with pytest.raises(RuntimeError, match="not in a subdirectory"):
+        torch.load(path)
+    with pytest.raises(pyckpt.CorruptArchiveError, match="outside of the folder"):
+        pyckpt.load(path)
+    [problem] = pyckpt.verify(path).problems
+    assert problem.record == "../data.pkl"
+
+
+class Half:
+    """A class that verify does not know."""
+
+
+def test_classes_of_the_user_are_no_problem(tmp_path: Path) -> None:
+    torch.save({"half": Half(), "t": torch.ones(2)}, tmp_path / "x.pt")
+    assert pyckpt.verify(tmp_path / "x.pt").ok
