@@ -17,10 +17,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch._utils import _rebuild_tensor_v2
+from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3
 from torch.serialization import location_tag, normalize_storage_type
 
 from pyckpt import _core
+from pyckpt.key_paths import path_of
 from pyckpt.torch_format.device_reader import DeviceReader
 from pyckpt.torch_format.records import Record
 
@@ -68,11 +69,16 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
         pickle.PicklingError, TypeError, AttributeError: ``obj`` cannot be pickled.
         RuntimeError: Storages of different types share memory (torch.save refuses it too), or
             their device cannot be stored.
+        ValueError: A tensor needs more bytes than its storage has (it was freed, for example), or
+            a storage is not a whole number of elements, so that nobody could read it.
     """
     buffer = io.BytesIO()
     storages = _Storages()
     pickler = (_CompactPickler if compact_views else _StoragePickler)(buffer, storages)
-    pickler.dump(obj)
+    try:
+        pickler.dump(obj)
+    except _WrongStorageError as error:
+        raise ValueError(f"{_place(obj, error.storage)}: {error}") from None
     data = buffer.getvalue()
     head = [
         _bytes_record("data.pkl", data),
@@ -86,6 +92,26 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
         _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
     ]
     return head + tensors + tail
+
+
+class _WrongStorageError(Exception):
+    """A storage that nobody could read."""
+
+    def __init__(self, storage: torch.UntypedStorage, message: str) -> None:
+        super().__init__(message)
+        self.storage = storage
+
+
+def _place(obj: Any, storage: torch.UntypedStorage) -> str:
+    """Where a storage is used in ``obj``, for a message."""
+
+    def uses(value: Any) -> bool:
+        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+            return False
+        return bool(value.untyped_storage()._cdata == storage._cdata)
+
+    path = path_of(obj, uses)
+    return "a tensor cannot be saved" if path is None else f"tensor {path!r} cannot be saved"
 
 
 # The part of a storage that becomes one record, usually all of it: the storage's _cdata, start and
@@ -135,8 +161,13 @@ class _Storages:
         Raises:
             RuntimeError: It was already seen with a different dtype. The two would no longer share
                 memory after loading.
+            _WrongStorageError: It is not a whole number of elements.
         """
         address, nbytes = storage.data_ptr(), storage.nbytes()
+        if nbytes % dtype.itemsize:
+            raise _WrongStorageError(
+                storage, f"its storage of {nbytes} bytes is no multiple of {dtype.itemsize}"
+            )
         # The address is 0 if the storage is empty or on the meta device.
         if address and (known := self._dtypes.setdefault(address, dtype)) != dtype:
             raise RuntimeError(
@@ -177,14 +208,28 @@ class _StoragePickler(pickle.Pickler):
             return OrderedDict, ()
         if not _is_plain(obj):
             return NotImplemented
+        dtype, storage = obj.dtype, obj.untyped_storage()
+        offset, shape, stride = obj.storage_offset(), tuple(obj.shape), obj.stride()
+        _check_size(storage, offset + _span(shape, stride), dtype)
+        if storage.nbytes() % dtype.itemsize:
+            # A view of a buffer of bytes. torch reads the storage as bytes too.
+            stored = self._storages.whole(storage, torch.uint8, torch.UntypedStorage)
+            return _rebuild_tensor_v3, (
+                _Stored((stored,)),
+                offset,
+                shape,
+                stride,
+                obj.requires_grad,
+                OrderedDict(),
+                dtype,
+            )
         # The same result as torch's, in a third of the time: training waits for the pickle.
-        dtype = obj.dtype
-        stored = self._storages.whole(obj.untyped_storage(), dtype, _PLAIN_DTYPES[dtype])
+        stored = self._storages.whole(storage, dtype, _PLAIN_DTYPES[dtype])
         return _rebuild_tensor_v2, (
             _Stored((stored,)),
-            obj.storage_offset(),
-            tuple(obj.shape),
-            obj.stride(),
+            offset,
+            shape,
+            stride,
             obj.requires_grad,
             OrderedDict(),
         )
@@ -200,11 +245,28 @@ class _CompactPickler(_StoragePickler):
         if reduced[0] is not _rebuild_tensor_v2:
             return reduced
         typed, start, size, stride, *rest = reduced[1]
-        span = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        span = _span(size, stride)
         storage, dtype = typed._untyped_storage, typed.dtype
+        _check_size(storage, start + span, dtype)
         extent = (storage._cdata, start * dtype.itemsize, span * dtype.itemsize, dtype)
         stored = self._storages.part(extent, storage, _storage_type(typed))
         return reduced[0], (_Stored((stored,)), 0, size, stride, *rest)
+
+
+def _span(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """How many elements there are from the first to the last of a tensor, with gaps."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+
+
+def _check_size(storage: torch.UntypedStorage, end: int, dtype: torch.dtype) -> None:
+    """Raises _WrongStorageError if ``storage`` ends before element ``end``."""
+    needed, nbytes = end * dtype.itemsize, storage.nbytes()
+    if needed > nbytes:
+        raise _WrongStorageError(
+            storage, f"it needs {needed} bytes, but its storage has {nbytes}; was it freed?"
+        )
 
 
 def _is_plain(obj: Any) -> bool:

@@ -7,6 +7,7 @@ import pickle
 import warnings
 import weakref
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -520,3 +521,58 @@ def test_compact_views_of_one_buffer_may_differ_in_type() -> None:
     back, _ = compacted(state)
     assert [t.dtype for t in back] == [t.dtype for t in state]
     _assert_same(back, state, [], [])
+
+
+def odd_view(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor over a buffer that is not a whole number of its elements."""
+    view = torch.zeros(1003, dtype=torch.uint8)[:1000].view(dtype)
+    view[3:] = 7
+    return view
+
+
+def test_views_of_buffers_of_any_length(tmp_path: Path) -> None:
+    odd = odd_view()
+    state = {"whole": odd, "part": odd[2:5], "parameter": nn.Parameter(odd)}
+    pyckpt.save(state, tmp_path / "x.pt")
+    assert pyckpt.verify(tmp_path / "x.pt").ok
+    for options in ({"weights_only": True}, {"weights_only": False}):
+        for load in (pyckpt.load, torch.load):
+            found = load(tmp_path / "x.pt", **options)
+            for name, tensor in state.items():
+                assert type(found[name]) is type(tensor)
+                assert found[name].dtype == tensor.dtype
+                assert torch.equal(found[name], tensor)
+            found["whole"][2] = -1
+            assert found["part"][0] == found["parameter"][2] == -1
+    [entry, *_] = pyckpt.inspect(tmp_path / "x.pt").members[0].tensors
+    assert (entry.info.key_path, entry.info.dtype) == ("whole", torch.float32)
+
+
+def freed() -> torch.Tensor:
+    tensor = torch.ones(10)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def shrunken_view() -> torch.Tensor:
+    tensor = torch.ones(20)[::2]
+    tensor.untyped_storage().resize_(4 * 18)
+    return tensor
+
+
+@pytest.mark.parametrize("make", [freed, shrunken_view, lambda: odd_view(torch.complex64)])
+@pytest.mark.parametrize("compact", [True, False])
+def test_storages_that_nobody_could_read(
+    tmp_path: Path, make: Callable[[], torch.Tensor], compact: bool
+) -> None:
+    """torch.save writes them."""
+    state = {"good": torch.ones(3), "list": [0, {"bad": nn.Parameter(make())}]}
+    if compact and make not in (freed, shrunken_view):
+        return  # only the part of the storage that the tensor spans is saved
+    with pytest.raises(ValueError, match="tensor 'list/1/bad' cannot be saved: "):
+        serialize(state, compact_views=compact)
+    path = tmp_path / "x.tar"
+    pyckpt.save({"old": 1}, path)
+    with pytest.raises(pyckpt.CheckpointError, match="'list/1/bad'"):
+        pyckpt.save(state, path)
+    assert pyckpt.load(path) == {"old": 1}
