@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path, PurePath
 
 from pyckpt import _core
-from pyckpt.errors import FilenameError
+from pyckpt.errors import FilenameError, OptionError
 
 __all__ = [
     "STATES_MEMBER",
     "TAR_SUFFIX",
     "add_tar_suffix",
     "archive_format",
+    "as_path",
     "is_compressed",
     "match_suffix",
     "tar_suffixes",
@@ -22,6 +25,12 @@ STATES_MEMBER = "composer_states.pt"
 """The name of the member that holds the object. Composer uses the same."""
 
 TAR_SUFFIX = ".tar"
+# Endings of compressed files that are no tars, and of tars that pyckpt does not write.
+_COMPRESSED = (
+    *(".gz", ".bz", ".bz2", ".bzip", ".bzip2", ".xz", ".lzma", ".zst", ".zstd", ".lz", ".lz4"),
+    *(".lzo", ".br", ".7z", ".z", ".sz"),
+    *(".tbz", ".tb2", ".tz2", ".tlz", ".tlzma", ".tzst", ".taz", ".tz", ".tzo"),
+)
 _START_NBYTES = 64  # enough to recognize every format
 
 
@@ -35,17 +44,47 @@ def usual_suffixes() -> list[str]:
     return [row.suffixes[0] for row in _core.formats()]
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """
+    Raises:
+        OptionError: ``path`` is empty. Path("") would be the current folder.
+    """
+    if os.fspath(path) == "":
+        raise OptionError("the path is empty")
+    return Path(path)
+
+
 def archive_format(path: Path) -> _core.Format | None:
     """The tar format of this file name, or None for torch's own zip file.
 
     Raises:
-        FilenameError: The name looks like a compressed tar of an unknown kind.
+        FilenameError: The name looks like a compressed tar of an unknown kind, or like something
+            else that is compressed. A file without compression must not be written under it.
     """
     suffix = match_suffix(path.name, tar_suffixes())
+    if suffix is None:
+        _refuse_compressed(path.name)
     for row in _core.formats():
         if suffix in row.suffixes:
             return row
     return None
+
+
+def _refuse_compressed(name: str) -> None:
+    lower = name.lower()
+    ending = PurePath(lower).suffix or lower
+    if any(lower.endswith(suffix) for suffix in tar_suffixes()):
+        raise FilenameError(
+            f"{name!r} looks like a tar, but pyckpt and Composer know its suffix only in lower "
+            "case, and only behind a name",
+            path=name,
+        )
+    if ending in _COMPRESSED:
+        raise FilenameError(
+            f"{name!r} looks like a compressed file, and pyckpt compresses only tars; it knows "
+            f"{', '.join(tar_suffixes())}",
+            path=name,
+        )
 
 
 def is_compressed(path: Path) -> bool:
@@ -54,6 +93,8 @@ def is_compressed(path: Path) -> bool:
     Raises:
         OSError: The file cannot be read.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe could take forever
+        return False
     with path.open("rb") as file:
         return _core.compression_of(file.read(_START_NBYTES)) != ""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import pyckpt
 from pyckpt.archive.formats import add_tar_suffix, archive_format, match_suffix, tar_suffixes
@@ -41,7 +42,7 @@ def test_suffixes_of_tars(name: str, format_name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["x", "x.pt", "x.gz", "x.TAR", "x.TAR.GZ", "tar", "xtar", ".tar", ".tar.gz", "x.tar.a.b"],
+    ["x", "x.pt", "x.zip", "gz", "x.gz.pt", "tar", "xtar", "x.tar.a.b", "x.gz.", "ep1.5"],
 )
 def test_names_of_torch_files(name: str) -> None:
     assert archive_format(Path("folder.tar") / name) is None
@@ -56,6 +57,28 @@ def test_tars_of_unknown_kinds(name: str) -> None:
     assert caught.value.path == name
     with pytest.raises(pyckpt.FilenameError):
         add_tar_suffix(Path(name), tar_suffixes())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x.gz", "x.pt.gz", "x.ckpt.bz2", "x.pt.xz", "x.lzma", "x.pt.zst", "x.PT.GZ", "x.tbz"),
+        *("x.TAR", "x.TAR.GZ", "x.tar.GZ", "x.Tgz", ".tar", ".tar.gz", ".gz", "x.tzst"),
+    ],
+)
+def test_names_of_compressed_files(tmp_path: Path, name: str) -> None:
+    """Nothing that is not compressed gets such a name."""
+    pyckpt.save([1], tmp_path / "source.tar")
+    state = pyckpt.State(nn.Linear(1, 1))
+    for write in (
+        lambda path: pyckpt.save([1], path),
+        lambda path: pyckpt.save_checkpoint(state, path),
+        lambda path: pyckpt.async_save_checkpoint(state, path).result(),
+        lambda path: pyckpt.convert(tmp_path / "source.tar", path),
+    ):
+        with pytest.raises(pyckpt.FilenameError, match="looks like a"):
+            write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.tar"]
 
 
 @given(PLAIN.filter(lambda text: text[0] != "."), st.sampled_from(tar_suffixes()))
