@@ -56,7 +56,7 @@ class ArchiveWriter:
         gid: int,
     ) -> None: ...
     def add_directory(self, name: str, mode: int) -> None: ...
-    def add_file(self, name: str, mode: int, source_path: str) -> None: ...
+    def add_file(self, name: str, mode: int, source_path: bytes) -> None: ...
     def add_segments(
         self, name: str, mode: int, segments: list[tuple[int, int, _Reader]]
     ) -> None: ...
@@ -150,17 +150,23 @@ class StreamImage:
     @property
     def placed_nbytes(self) -> int:
         """Bytes that have a place: all, or those decoded so far if the size is unknown."""
+    @property
+    def trailing_nbytes(self) -> int:
+        """Bytes of the file that follow the compressed stream. Known after a finish()."""
     def code_nbytes(self, range: tuple[int, int], /) -> int: ...
     def require(self, range: tuple[int, int], /) -> bool: ...
-    def skip(self, offset: int, /) -> None: ...
+    def keep(self, range: tuple[int, int], /) -> None:
+        """Keeps the bytes when a TarReader passes them. Only one range at a time is kept."""
     def fill(
         self, ranges: Sequence[tuple[int, int]], *, keep: bool, checksums: bool
     ) -> tuple[list[int], list[tuple[int, int, int, str]]]: ...
     def finish(self) -> list[tuple[int, int, int, str]]: ...
     def read(self, range: tuple[int, int], /) -> bytes:
         """A copy of bytes that were required before."""
+    def copy(self, range: tuple[int, int], address: int, /) -> None:
+        """Copies bytes that were required before to other memory."""
     def forget(self, range: tuple[int, int], /) -> None:
-        """Gives back the memory of bytes that will not be read again."""
+        """Gives back the memory of bytes that will not be read again, or once they are decoded."""
     def take(self, range: tuple[int, int], /) -> ImageBytes:
         """The bytes themselves. Their memory is given back when the result is freed.
 
@@ -173,8 +179,8 @@ class TarReader:
     def __init__(self, image: StreamImage, /) -> None: ...
     @property
     def offset(self) -> int: ...
-    def next(self) -> tuple[bytes, str, int, int, int] | None:
-        """(name, type, header_offset, offset, nbytes)"""
+    def next(self) -> tuple[bytes, str, int, int, int, bytes] | None:
+        """(name, type, header_offset, offset, nbytes, link); gives back the bytes before it."""
 
 def check_pickle(pickle: bytes, /) -> None:
     """Raises CorruptError if the pickle is malformed or asks for the extension registry.

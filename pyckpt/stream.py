@@ -73,14 +73,19 @@ class StreamReader:
         self.num_threads = default_threads() if num_threads is None else whole_threads(num_threads)
         self.wanted_nbytes: int | None = None
         self._reporter = report
+        self._may_map = mapped
+        self.reopen()
+        self.mapped = mapped and not self.image.compression
+
+    def reopen(self) -> None:
+        """Begins again, with nothing decoded. Nothing may be taken."""
         with self.corruption():
             self.image = _core.StreamImage(
-                os.fsencode(path),
+                os.fsencode(self.path),
                 threads=self.num_threads,
-                mapped=mapped,
-                progress=None if report is None else _weakly(self._report),
+                mapped=self._may_map,
+                progress=None if self._reporter is None else _weakly(self._report),
             )
-        self.mapped = mapped and not self.image.compression
 
     def require(self, offset: int, nbytes: int) -> None:
         """Decodes bytes of the stream, so that they can be read or taken."""

@@ -2,6 +2,7 @@
 #ifndef PYCKPT_BASE_BYTES_H_
 #define PYCKPT_BASE_BYTES_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -89,6 +90,12 @@ inline void StoreLe64(std::uint8_t* p, std::uint64_t word) {
 // The distance from offset up to the next multiple of alignment.
 inline std::uint64_t PaddingTo(std::uint64_t offset, std::uint64_t alignment) {
   return (alignment - offset % alignment) % alignment;
+}
+
+// Whether all bytes from begin on are zero.
+inline bool IsZero(Span span, std::uint64_t begin) {
+  return std::all_of(span.data + begin, span.data + span.nbytes,
+                     [](std::uint8_t byte) { return byte == 0; });
 }
 
 }  // namespace pyckpt

@@ -17,7 +17,10 @@ FileMap::FileMap(const std::string& path, Writes writes) {
   struct stat status {};
   int error_number = fstat(fd, &status) == 0 ? 0 : errno;
   if (error_number == 0 && S_ISDIR(status.st_mode)) error_number = EISDIR;
-  if (error_number == 0 && !S_ISREG(status.st_mode)) error_number = EINVAL;
+  if (error_number == 0 && !S_ISREG(status.st_mode)) {
+    close(fd);
+    throw Error::System(ESPIPE, "cannot read (only regular files, no pipes and devices)", path);
+  }
   if (error_number == 0 && status.st_size != 0) {
     nbytes_ = static_cast<std::size_t>(status.st_size);
     const int protection = PROT_READ | (writes == Writes::kToCopy ? PROT_WRITE : 0);

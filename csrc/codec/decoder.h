@@ -88,6 +88,10 @@ class StreamChecker {
   // Called after the last block. Throws Corrupt if a checksum or a length does not match, or if the
   // stream is incomplete.
   virtual void End() = 0;
+
+  // How many bytes of the file belong to the format, zeros at the end included. Something else may
+  // follow, as gzip, bzip2 and xz allow. Known after End().
+  virtual std::uint64_t used_nbytes() const = 0;
 };
 
 // A file that can be decoded in parallel. The file's bytes must stay valid while this is used.
@@ -117,6 +121,9 @@ class SequentialDecoder {
   // nbytes only at the end of the stream, and 0 after that. Once it returns fewer, it has compared
   // all checksums and lengths.
   virtual std::size_t Read(std::uint8_t* out, std::size_t nbytes) = 0;
+
+  // See StreamChecker. Known once Read() has returned fewer bytes than were wanted.
+  virtual std::uint64_t used_nbytes() const = 0;
 };
 
 // Reads files of one format.
@@ -134,8 +141,8 @@ class Decompressor {
   virtual std::unique_ptr<BlockStream> OpenBlocks(Span file) const = 0;
   virtual std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const = 0;
 
-  // Whether raw is an index that our own encoder added. raw is what follows the contents (the tar)
-  // in the decoded stream.
+  // Whether raw is an index that an encoder of this format adds to a tar. raw is what follows the
+  // tar in the decoded stream.
   virtual bool IsIndex(Span raw) const {
     (void)raw;
     return false;

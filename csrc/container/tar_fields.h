@@ -21,6 +21,7 @@ inline constexpr Field kSize{124, 12};
 inline constexpr Field kMtime{136, 12};
 inline constexpr Field kChecksum{148, 8};
 inline constexpr std::size_t kTypeOffset = 156;
+inline constexpr Field kLink{157, 100};
 inline constexpr Field kMagic{257, 5};  // "ustar"; then NUL and the version "00", or GNU's blanks
 inline constexpr Field kDevMajor{329, 8};
 inline constexpr Field kDevMinor{337, 8};

@@ -3,6 +3,8 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -104,8 +106,9 @@ std::optional<std::uint64_t> Nbytes(const StreamImage& image) {
   return image.nbytes();
 }
 
-// (name, type, header_offset, offset, nbytes)
-using MemberTuple = std::tuple<py::bytes, py::str, std::uint64_t, std::uint64_t, std::uint64_t>;
+// (name, type, header_offset, offset, nbytes, link)
+using MemberTuple =
+    std::tuple<py::bytes, py::str, std::uint64_t, std::uint64_t, std::uint64_t, py::bytes>;
 
 std::optional<MemberTuple> Next(TarReader* tar) {
   TarMember member;
@@ -116,7 +119,7 @@ std::optional<MemberTuple> Next(TarReader* tar) {
   }
   if (!found) return std::nullopt;
   return MemberTuple(member.name, std::string(1, member.type), member.header_offset,
-                     member.data.offset, member.data.nbytes);
+                     member.data.offset, member.data.nbytes, member.link);
 }
 
 std::vector<ZipEntry> Directory(StreamImage* image, const Range& range) {
@@ -154,6 +157,7 @@ void BindReader(py::module_* m) {
       .def_property_readonly("compression", &Compression)
       .def_property_readonly("nbytes", &Nbytes)
       .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)
+      .def_property_readonly("trailing_nbytes", &StreamImage::trailing_nbytes)
       .def("is_index", &IsIndex, py::arg("raw"))
       .def("code_nbytes", [](const StreamImage& image,
                              const Range& range) { return image.CodeNbytes(ToExtent(range)); })
@@ -161,13 +165,20 @@ void BindReader(py::module_* m) {
           "require",
           [](StreamImage* image, const Range& range) { return image->Require(ToExtent(range)); },
           py::call_guard<py::gil_scoped_release>())
-      .def("skip", &StreamImage::Skip, py::call_guard<py::gil_scoped_release>())
+      .def("keep", [](StreamImage* image, const Range& range) { image->Keep(ToExtent(range)); })
       .def("fill", &Fill, py::arg("ranges"), py::kw_only(), py::arg("keep"), py::arg("checksums"))
       .def("finish", &Finish)
       .def("read",
            [](StreamImage* image, const Range& range) {
              const Extent extent = ToExtent(range);
              return py::bytes(reinterpret_cast<const char*>(image->Bytes(extent)), extent.nbytes);
+           })
+      .def("copy",
+           [](StreamImage* image, const Range& range, std::uintptr_t address) {
+             const Extent extent = ToExtent(range);
+             const std::uint8_t* bytes = image->Bytes(extent);
+             if (extent.nbytes == 0) return;
+             std::memcpy(reinterpret_cast<void*>(address), bytes, extent.nbytes);
            })
       .def("forget", [](StreamImage* image, const Range& range) { image->Forget(ToExtent(range)); })
       .def("take", [](StreamImage* image, const Range& range) {

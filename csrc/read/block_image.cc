@@ -59,12 +59,15 @@ class BlockImage final : public StreamImage {
         checker->Append(stream_->blocks()[i], decoded_[i]);
       }
       checker->End();
+      trailing_nbytes_ = file_->bytes().nbytes - checker->used_nbytes();
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kCorrupt) throw;
       damages.push_back({{0, nbytes_}, error.offset(), error.what()});
     }
     return damages;
   }
+
+  std::uint64_t trailing_nbytes() const override { return trailing_nbytes_; }
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
@@ -102,6 +105,12 @@ class BlockImage final : public StreamImage {
     };
   }
 
+  bool Lose(std::size_t unit) override {
+    if (present_[unit] == kNever) return false;
+    present_[unit] = kChecked;
+    return true;
+  }
+
  private:
   enum Presence : std::uint8_t { kNever, kChecked, kHere };
 
@@ -121,6 +130,7 @@ class BlockImage final : public StreamImage {
   const Format& format_;
   std::shared_ptr<AnonymousMap> map_;
   std::uint64_t nbytes_;
+  std::uint64_t trailing_nbytes_ = 0;
   std::vector<Presence> present_;
   std::vector<DecodedBlock> decoded_;  // meaningless for blocks that were not decoded
 };

@@ -6,11 +6,19 @@
 namespace pyckpt {
 
 void OrderedImage::Skip(std::uint64_t offset) {
-  while (nbytes_ < offset && !ended_) {
-    const std::uint64_t before = nbytes_;
-    Reach(std::min(offset, nbytes_ + kSkippedNbytes));
-    DropPages(base() + before, std::min(offset, nbytes_) - before);
-  }
+  const auto forget = [this](std::uint64_t begin, std::uint64_t end) {
+    if (begin < end) Forget({begin, end - begin});
+  };
+  forget(skipped_nbytes_, std::min(offset, kept_.offset));
+  forget(std::max(skipped_nbytes_, kept_.end()), offset);
+  skipped_nbytes_ = std::max(skipped_nbytes_, offset);
+  Reach(offset);
+}
+
+void OrderedImage::Keep(Extent extent) {
+  const std::uint64_t end = std::min(kept_.end(), skipped_nbytes_);
+  if (kept_.offset < end) Forget({kept_.offset, end - kept_.offset});
+  kept_ = extent;
 }
 
 std::vector<Damage> OrderedImage::Finish() {
@@ -27,7 +35,7 @@ bool OrderedImage::Reach(std::uint64_t end) {
   if (end <= nbytes_) return true;
   if (failure_) throw Error(*failure_);
   try {
-    while (nbytes_ < end && !ended_) ended_ = !Advance();
+    Decode(end);
   } catch (const Error& error) {
     failure_ = error;
     throw;
@@ -37,6 +45,17 @@ bool OrderedImage::Reach(std::uint64_t end) {
     throw;
   }
   return end <= nbytes_;
+}
+
+void OrderedImage::Decode(std::uint64_t end) {
+  std::uint64_t begin = nbytes_;
+  while (nbytes_ < end && !ended_) {
+    ended_ = !Advance();
+    if (nbytes_ - begin >= kStepNbytes || nbytes_ >= end || ended_) {
+      DropForgotten({begin, nbytes_ - begin});
+      begin = nbytes_;
+    }
+  }
 }
 
 std::uint8_t* OrderedImage::Room(std::size_t nbytes) {

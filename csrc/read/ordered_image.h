@@ -31,6 +31,7 @@ class OrderedImage : public StreamImage {
   std::uint64_t placed_nbytes() const override { return nbytes_; }
 
   void Skip(std::uint64_t offset) override;
+  void Keep(Extent extent) override;
 
   std::vector<Damage> Finish() override;
 
@@ -60,12 +61,17 @@ class OrderedImage : public StreamImage {
   Span file() const { return file_->bytes(); }
 
  private:
-  static constexpr std::uint64_t kSkippedNbytes = std::uint64_t{16} << 20;
+  // So many bytes are decoded before the memory of forgotten bytes is given back.
+  static constexpr std::uint64_t kStepNbytes = std::uint64_t{16} << 20;
+
+  void Decode(std::uint64_t end);
 
   std::unique_ptr<FileMap> file_;
   const Format& format_;
   std::shared_ptr<AnonymousMap> map_ = std::make_shared<AnonymousMap>();
   std::uint64_t nbytes_ = 0;  // decoded so far
+  std::uint64_t skipped_nbytes_ = 0;
+  Extent kept_;
   bool ended_ = false;
   std::optional<Error> failure_;
 };

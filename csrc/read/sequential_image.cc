@@ -15,6 +15,8 @@ class SequentialImage final : public OrderedImage {
       : OrderedImage(std::move(file), format, options),
         decoder_(format.decompressor->OpenSequential(OrderedImage::file())) {}
 
+  std::uint64_t trailing_nbytes() const override { return file().nbytes - decoder_->used_nbytes(); }
+
  protected:
   bool Advance() override {
     const std::size_t n = decoder_->Read(Room(kUnitNbytes), kUnitNbytes);

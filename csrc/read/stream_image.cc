@@ -120,9 +120,35 @@ const std::uint8_t* StreamImage::Bytes(Extent extent) const {
 }
 
 void StreamImage::Forget(Extent extent) {
+  forgotten_.Add(extent);
+  DropForgotten(extent);
+}
+
+void StreamImage::DropForgotten(Extent extent) {
+  // The pages at both ends may be forgotten as a whole by now.
+  constexpr std::uint64_t kMostPageNbytes = std::uint64_t{64} << 10;
   const std::uint64_t placed = placed_nbytes();
-  if (extent.offset >= placed || extent.nbytes == 0) return;
-  DropPages(Address(extent.offset), std::min(extent.nbytes, placed - extent.offset));
+  const std::uint64_t begin = extent.offset - std::min(extent.offset, kMostPageNbytes);
+  const std::uint64_t end = std::min(std::min(extent.end(), placed) + kMostPageNbytes, placed);
+  if (begin >= end) return;
+  for (const Extent part : forgotten_.Inside({begin, end - begin})) {
+    DropPages(base() + part.offset, part.nbytes);
+  }
+}
+
+void StreamImage::Skip(std::uint64_t offset) {
+  offset = std::min(offset, placed_nbytes());
+  if (offset < given_back_ + kUnitNbytes) return;  // soon enough later
+  const std::uint64_t begin = given_back_;
+  bool any_lost = false;
+  // The unit that the offset is in stays.
+  for (std::size_t unit = UnitAt(begin); given_back_ < offset; ++unit) {
+    const Extent extent = UnitExtent(unit);
+    if (extent.offset + extent.nbytes > offset) break;
+    any_lost = Lose(unit) || any_lost;
+    given_back_ = extent.offset + extent.nbytes;
+  }
+  if (any_lost) DropPages(base() + begin, given_back_ - begin);
 }
 
 std::shared_ptr<std::uint8_t> StreamImage::Take(Extent extent) {

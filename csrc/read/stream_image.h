@@ -6,10 +6,11 @@
 //   blocks whose sizes are known     decoded on their own, in parallel
 //   any other                        decoded from the start, as far as needed
 //
-// Memory: the kept bytes, in whole blocks, and a decoder for each thread. Blocks that are only
-// checked are decoded to one buffer per thread. If block sizes are unknown (bzip2), up to 8 decoded
-// blocks per thread wait for their place, each of at most 2 MiB. A larger block (rare, of equal
-// bytes) does not wait: it is decoded again when its place is known.
+// Memory: the wanted bytes, in whole blocks, until they are skipped or forgotten, and a decoder for
+// each thread. Blocks that are only checked are decoded to one buffer per thread. If block sizes
+// are unknown (bzip2), up to 8 decoded blocks per thread wait for their place, each of at most 2
+// MiB. A larger block (rare, of equal bytes) does not wait: it is decoded again when its place is
+// known.
 #ifndef PYCKPT_READ_STREAM_IMAGE_H_
 #define PYCKPT_READ_STREAM_IMAGE_H_
 
@@ -23,16 +24,12 @@
 
 #include "base/anonymous_map.h"
 #include "base/bytes.h"
+#include "read/extent.h"
+#include "read/extent_set.h"
 
 namespace pyckpt {
 
 struct Format;
-
-// Bytes of the decompressed stream.
-struct Extent {
-  std::uint64_t offset = 0;
-  std::uint64_t nbytes = 0;
-};
 
 // Bytes of the stream that could not be decoded.
 struct Damage {
@@ -82,8 +79,14 @@ class StreamImage {
   // The same for many extents at once. Throws Corrupt if the stream ends before one of them does.
   void RequireAll(const std::vector<Extent>& extents);
 
-  // The caller promises not to ask for bytes below offset, except those it has asked for before.
-  virtual void Skip(std::uint64_t offset) { (void)offset; }
+  // Gives back the memory of all bytes below offset, except those to keep. Bytes must not be taken
+  // then. In a stream of unknown size they cannot be asked for again; in any other, they are
+  // decoded again.
+  virtual void Skip(std::uint64_t offset);
+
+  // The bytes stay readable when they are skipped, once they are decoded. Only one extent at a time
+  // is kept.
+  virtual void Keep(Extent extent) { (void)extent; }
 
   // Decodes the extents, and computes their checksums if checksums is true. Without keep, the bytes
   // may be unreadable afterwards. Damage is returned, not thrown.
@@ -92,6 +95,9 @@ class StreamImage {
   // Decodes what has not been decoded, without keeping it, and compares the checksums of the whole
   // stream. Damage is returned, not thrown.
   virtual std::vector<Damage> Finish() { return {}; }
+
+  // How many bytes of the file follow the compressed stream and are not read. Known after Finish().
+  virtual std::uint64_t trailing_nbytes() const { return 0; }
 
   // The extent's bytes, which must be readable. Throws kArgument if the extent reaches beyond
   // placed_nbytes(). Valid as long as what Address() returns.
@@ -103,7 +109,8 @@ class StreamImage {
   // throws kArgument when it needs more room.
   std::shared_ptr<std::uint8_t> Take(Extent extent);
 
-  // Gives back the extent's memory. Do not ask for this extent again.
+  // Gives back the extent's memory, or as soon as it is decoded. Do not ask for this extent again.
+  // A page of memory is given back once all of its bytes are forgotten.
   void Forget(Extent extent);
 
   // The address of the byte at offset, which must be readable. Valid until more bytes are required.
@@ -134,6 +141,15 @@ class StreamImage {
   virtual std::size_t UnitAt(std::uint64_t offset) const;
   virtual Extent UnitExtent(std::size_t unit) const;
   virtual Loader NewLoader();
+  // Notes that the unit has to be brought again. Returns false if its memory must not be given
+  // back.
+  virtual bool Lose(std::size_t unit) {
+    (void)unit;
+    return false;
+  }
+
+  // Gives back what is forgotten of the bytes in extent, which are decoded.
+  void DropForgotten(Extent extent);
 
   // Whether Fill() counts the bytes done. If not, Reach() counts them.
   virtual bool counts_fill() const { return true; }
@@ -143,6 +159,8 @@ class StreamImage {
 
  private:
   ReadOptions options_;
+  ExtentSet forgotten_;
+  std::uint64_t given_back_ = 0;  // by Skip(): everything below
   std::atomic<std::uint64_t> done_nbytes_{0};
 };
 

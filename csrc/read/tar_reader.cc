@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "codec/decoder.h"
 #include "container/tar_fields.h"
 #include "container/tar_format.h"
 
@@ -15,6 +16,10 @@ namespace {
 using namespace ustar;
 
 constexpr std::size_t kBinary = 0x80;
+
+// Whether another header of the same sparse file follows: in its first header, and in the others.
+constexpr std::size_t kSparseContinues = 482;
+constexpr std::size_t kSparseContinuesFurther = 504;
 
 // The largest size of a long name or of pax records, in bytes. Larger ones are refused as an
 // attack.
@@ -73,7 +78,10 @@ std::optional<std::uint64_t> Decimal(const std::string& digits) {
 // What pax records or a GNU long name say about the next member.
 struct Overrides {
   std::optional<std::string> name;
+  std::optional<std::string> sparse_name;  // goes before name
+  std::optional<std::string> link;
   std::optional<std::uint64_t> nbytes;
+  bool is_sparse = false;
 };
 
 // Records of the form "20 path=some/name\n", where 20 is the record's length.
@@ -90,27 +98,37 @@ void ReadPaxRecords(const std::string& text, std::uint64_t at, Overrides* overri
     const std::string key = text.substr(blank + 1, equals - blank - 1);
     const std::string value = text.substr(equals + 1, begin + *nbytes - 1 - (equals + 1));
     if (key == "path") overrides->name = value;
+    if (key == "linkpath") overrides->link = value;
     if (key == "size") {
       overrides->nbytes = Decimal(value);
       if (!overrides->nbytes) throw Error::Corrupt("the size in a pax header is invalid", at);
     }
-    if (key.rfind("GNU.sparse", 0) == 0) {
-      throw Error::Corrupt("a member is a sparse file, which is not supported", at);
-    }
+    if (key == "GNU.sparse.name") overrides->sparse_name = value;
+    if (key.rfind("GNU.sparse.", 0) == 0) overrides->is_sparse = true;
     begin += *nbytes;
   }
 }
 
-bool HasData(char type) {
-  return type == '0' || type == 0 || type == '7' || type == 'x' || type == 'g' || type == 'L' ||
-         type == 'K';
+// Links, devices, folders and pipes have none, whatever size their headers say.
+bool HasData(char type) { return type < '1' || type > '6'; }
+
+// The header says something about the next member, or about the whole tar ('V': its label).
+bool IsNoMember(char type) {
+  return type == 'x' || type == 'X' || type == 'g' || type == 'L' || type == 'K' || type == 'V';
+}
+
+// The type that TarReader::Next() gives for the one in a header.
+char PlainType(char type, const std::string& name) {
+  if (type == 0 && !name.empty() && name.back() == '/') return '5';
+  if (type == 'D') return '5';  // GNU: a folder, and its data is a list of its files
+  return (type >= '1' && type <= '6') || type == 'S' || type == 'M' ? type : '0';
 }
 
 }  // namespace
 
 bool TarReader::Next(TarMember* member) {
   Overrides overrides;
-  std::optional<std::uint64_t> first_header;
+  std::uint64_t first_header = kUnknownNbytes;  // of this member
   while (!ended_) {
     image_->Skip(offset_);
     if (!image_->Require({offset_, kTarBlockNbytes})) {
@@ -121,7 +139,7 @@ bool TarReader::Next(TarMember* member) {
     const std::uint8_t* header = image_->Address(at);
     if (std::all_of(header, header + kTarBlockNbytes, [](std::uint8_t b) { return b == 0; })) {
       if (at == 0) throw Error::Corrupt("it begins with zeros", 0);
-      if (first_header) throw Error::Corrupt("a tar header is missing", at);
+      if (first_header != kUnknownNbytes) throw Error::Corrupt("a tar header is missing", at);
       ended_ = true;
       offset_ += kTarBlockNbytes;
       break;
@@ -129,42 +147,65 @@ bool TarReader::Next(TarMember* member) {
     if (!ChecksumFits(header, at)) {
       throw Error::Corrupt("a tar header's checksum does not match", at);
     }
-    char type = static_cast<char>(header[kTypeOffset]);
+    auto type = static_cast<char>(header[kTypeOffset]);
     const bool is_ustar = Text(header, kMagic) == "ustar";
     std::string name = Text(header, kName);
     // GNU's format has other fields in the place of the prefix.
     const bool is_gnu = is_ustar && header[kMagic.offset + kMagic.nbytes] == ' ';
-    if (is_ustar && !is_gnu && type != 'L' && type != 'x') {
+    if (is_ustar && !is_gnu && !IsNoMember(type)) {
       const std::string prefix = Text(header, kPrefix);
       if (!prefix.empty()) name.insert(0, 1, '/').insert(0, prefix);
     }
-    if (type == 'S') throw Error::Corrupt("a member is a sparse file, which is not supported", at);
-    const bool describes_next = type == 'x' || type == 'g' || type == 'L' || type == 'K';
+    std::string link = Text(header, kLink);
     std::uint64_t nbytes = HasData(type) ? Number(header, kSize, at) : 0;
-    if (!describes_next && overrides.nbytes && HasData(type)) nbytes = *overrides.nbytes;
-    const std::uint64_t data = at + kTarBlockNbytes;
+    if (!IsNoMember(type) && overrides.nbytes && HasData(type)) nbytes = *overrides.nbytes;
+    // Reads further headers, so header must not be used any more.
+    const std::uint64_t data = type == 'S' ? SkipSparseHeaders(at) : at + kTarBlockNbytes;
     if (nbytes > std::uint64_t{1} << 60 ||
         (image_->nbytes() <= std::uint64_t{1} << 60 && nbytes > image_->nbytes() - data)) {
       throw Error::Corrupt("a member of " + std::to_string(nbytes) + " bytes is cut off", at);
     }
     offset_ = data + nbytes + PaddingTo(nbytes, kTarBlockNbytes);
-    if (!first_header) first_header = at;
-    if (describes_next) {
+    if (first_header == kUnknownNbytes) first_header = at;
+    if (type == 'V') {
+      overrides = {};
+      first_header = kUnknownNbytes;
+      continue;
+    }
+    if (IsNoMember(type)) {
+      // 'g' applies to all later members, and gives no names or sizes.
       const std::string text = ReadText({data, nbytes}, at);
-      if (type == 'x') ReadPaxRecords(text, at, &overrides);
+      if (type == 'x' || type == 'X') ReadPaxRecords(text, at, &overrides);
       if (type == 'L') overrides.name = text.substr(0, text.find('\0'));
-      // The others are ignored. 'g' applies to all later members, and gives no names or sizes.
-      // 'K' is a link's target.
+      if (type == 'K') overrides.link = text.substr(0, text.find('\0'));
       continue;
     }
     if (overrides.name) name = *overrides.name;
-    if (type == 0) type = !name.empty() && name.back() == '/' ? '5' : '0';
-    if (type == '7') type = '0';
+    if (overrides.sparse_name) name = *overrides.sparse_name;
+    if (overrides.link) link = *overrides.link;
+    type = overrides.is_sparse ? 'S' : PlainType(type, name);
+    if (type == '5') nbytes = 0;
+    if (type != '1' && type != '2') link.clear();
     while (!name.empty() && name.back() == '/') name.pop_back();
-    *member = {std::move(name), type, *first_header, {data, nbytes}};
+    *member = {std::move(name), type, first_header, {data, nbytes}, std::move(link)};
     return true;
   }
   return false;
+}
+
+std::uint64_t TarReader::SkipSparseHeaders(std::uint64_t at) {
+  // GNU: each of these headers says in one byte whether another one follows.
+  std::size_t more = kSparseContinues;
+  for (;;) {
+    const bool continues = image_->Address(at)[more] != 0;
+    at += kTarBlockNbytes;
+    if (!continues) return at;
+    image_->Skip(at);
+    if (!image_->Require({at, kTarBlockNbytes})) {
+      throw Error::Corrupt("the headers of a sparse file are cut off", at);
+    }
+    more = kSparseContinuesFurther;
+  }
 }
 
 std::string TarReader::ReadText(Extent data, std::uint64_t header_offset) {

@@ -13,9 +13,10 @@ namespace pyckpt {
 // Offsets are in bytes of the decompressed stream.
 struct TarMember {
   std::string name;                 // as written: check it before using it as a file name
-  char type = '0';                  // '5': a folder; see POSIX, "ustar Interchange Format"
+  char type = '0';                  // a code of POSIX, see TarReader::Next()
   std::uint64_t header_offset = 0;  // of the first header that belongs to it
   Extent data;                      // empty except for files
+  std::string link;                 // the name that a link leads to, as written
 };
 
 // Reads a tar once, from header to header. Not thread-safe.
@@ -24,9 +25,13 @@ class TarReader {
   // image must outlive the reader.
   explicit TarReader(StreamImage* image) : image_(image) {}
 
-  // Sets member to the next one. Returns false at the end of the tar. Throws Corrupt if a header is
-  // invalid or its checksum does not match, if a member is cut off or is a sparse file, or if no
-  // block of zeros ends the tar.
+  // Sets member to the next one, and gives back the memory of everything before it. Returns false
+  // at the end of the tar. Throws Corrupt if a header is invalid or its checksum does not match, if
+  // a member is cut off, or if no block of zeros ends the tar.
+  //
+  // The type is '0' for a file, '1' for a hard link, '2' for a symbolic link, '3', '4' and '6' for
+  // devices and pipes, '5' for a folder, 'S' for a sparse file and 'M' for a part of a file that
+  // began on another volume. Types that vendors have added are files, as POSIX demands.
   bool Next(TarMember* member);
 
   // Where the next header is. After the end: behind the first block of zeros.
@@ -34,6 +39,8 @@ class TarReader {
 
  private:
   std::string ReadText(Extent data, std::uint64_t header_offset);
+  // at is the first header of a sparse file. Returns where its data begins.
+  std::uint64_t SkipSparseHeaders(std::uint64_t at);
 
   StreamImage* image_;
   std::uint64_t offset_ = 0;

@@ -55,6 +55,12 @@ class ReadImage final : public StreamImage {
     };
   }
 
+  bool Lose(std::size_t unit) override {
+    const bool was_present = present_[unit] != 0;
+    present_[unit] = 0;
+    return was_present;
+  }
+
  private:
   FileSource source_;
   std::shared_ptr<AnonymousMap> map_;

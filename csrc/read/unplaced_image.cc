@@ -26,6 +26,8 @@ class UnplacedImage final : public OrderedImage {
         large_block_decoder_(stream_->NewDecoder()),
         wave_(kWaveOfThread * static_cast<std::size_t>(std::max(1, options.threads))) {}
 
+  std::uint64_t trailing_nbytes() const override { return file().nbytes - checker_->used_nbytes(); }
+
  protected:
   // One block at a time, so that skipped bytes are given back soon.
   bool Advance() override {

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path, PurePath
 
 from pyckpt import _core
-from pyckpt.errors import FilenameError, OptionError
+from pyckpt.errors import FilenameError
 
 __all__ = [
     "STATES_MEMBER",
     "TAR_SUFFIX",
     "add_tar_suffix",
     "archive_format",
-    "as_path",
     "is_compressed",
     "match_suffix",
     "tar_suffixes",
@@ -42,16 +40,6 @@ def tar_suffixes() -> list[str]:
 def usual_suffixes() -> list[str]:
     """One suffix of each tar format, in the order in which users should read them."""
     return [row.suffixes[0] for row in _core.formats()]
-
-
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """
-    Raises:
-        OptionError: ``path`` is empty. Path("") would be the current folder.
-    """
-    if os.fspath(path) == "":
-        raise OptionError("the path is empty")
-    return Path(path)
 
 
 def archive_format(path: Path) -> _core.Format | None:

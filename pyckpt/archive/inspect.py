@@ -7,7 +7,8 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyckpt.archive.reader import ArchiveReader, Contents, Member
+from pyckpt.archive.members import FILE, FOLDER, Member, MemberIndex
+from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
@@ -36,12 +37,14 @@ class MemberInfo:
     """A member of a tar, or a whole file of torch.save (then the name is empty).
 
     Attributes:
+        link: The name that a link leads to; empty for anything else.
         records: The records of torch's zip file; empty for any other member.
         tensors: The tensors of its pickle; empty if the pickle cannot be read.
     """
 
     name: str
     is_directory: bool
+    link: str
     nbytes: int
     records: tuple[StoredRecord, ...]
     tensors: tuple[TensorEntry, ...]
@@ -54,12 +57,15 @@ class ArchiveInfo:
     Attributes:
         compression: ``gzip``, ``bzip2``, ``xz``, ``lzma`` or empty.
         file_nbytes: Size of the file.
+        members: The members that count, in the order of the file.
+        replaced: Names of members that do not count, because a later member has the same name.
     """
 
     path: Path
     compression: str
     file_nbytes: int
     members: tuple[MemberInfo, ...]
+    replaced: tuple[str, ...]
 
 
 def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> ArchiveInfo:
@@ -76,20 +82,30 @@ def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> 
     path = local_path(path)
     WriteOptions(num_threads=num_threads)
     reader = ArchiveReader(path, num_threads=num_threads)
-    members = reader.members() if reader.is_tar else iter([reader.whole()])
-    found = tuple(_member_info(reader, member) for member in members)
-    return ArchiveInfo(path, reader.image.compression, path.stat().st_size, found)
+    index = MemberIndex()
+    found = {}
+    for member in reader.members() if reader.is_tar else [reader.whole()]:
+        index.add(member)
+        found[member.header_offset] = _member_info(reader, member)
+    return ArchiveInfo(
+        path,
+        reader.image.compression,
+        path.stat().st_size,
+        tuple(found[member.header_offset] for member in index),
+        tuple(member.path for member in index.replaced),
+    )
 
 
 def _member_info(reader: ArchiveReader, member: Member) -> MemberInfo:
     records: tuple[StoredRecord, ...] = ()
     tensors: tuple[TensorEntry, ...] = ()
-    if member.type == "0" and reader.contents(member.offset) is Contents.TORCH_ZIP:
+    if member.type == FILE and reader.contents(member.offset) is Contents.TORCH_ZIP:
         file = TorchFile(reader, member.offset, member.nbytes)
         records = tuple(file.records.values())
         tensors = tuple(_tensor_entries(file))
-        reader.forget(member)
-    return MemberInfo(member.name, member.type == "5", member.nbytes, records, tensors)
+    return MemberInfo(
+        member.name, member.type == FOLDER, member.link, member.nbytes, records, tensors
+    )
 
 
 def _tensor_entries(file: TorchFile) -> list[TensorEntry]:

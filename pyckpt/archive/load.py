@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import pickle
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 
 from pyckpt.archive.formats import STATES_MEMBER
-from pyckpt.archive.reader import ArchiveReader, Contents, Member
-from pyckpt.errors import CorruptArchiveError, OptionError
+from pyckpt.archive.members import Member
+from pyckpt.archive.reader import ArchiveReader, Contents
+from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
@@ -20,6 +22,7 @@ from pyckpt.progress import ProgressHook, reporting
 from pyckpt.torch_format.deserialize import deserialize
 from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
+from pyckpt.torch_format.tensor_index import tensors_in
 from pyckpt.torch_format.torch_file import TorchFile
 from pyckpt.torch_format.weights_only import is_weights_only
 
@@ -27,6 +30,7 @@ __all__ = ["load"]
 
 _COPY_NBYTES = 1 << 20
 _MOST_NAMED = 5
+_MOST_COMPARED = 10_000
 
 
 def load(
@@ -53,21 +57,23 @@ def load(
             are allowed (numpy's numbers and arrays of numbers, time deltas).
         mmap: Whether the tensors of an uncompressed file stay in the file until they are read.
             Writes to them go to a copy. None means False.
-        verify: Compare the checksums of everything that is loaded. If no member follows the loaded
-            one and all of it is loaded, also compare the checksums of the whole file. torch.load
-            compares none.
+        verify: Compare the checksums of everything that is loaded. If all of the member is loaded
+            and no other one follows, also compare the checksums of the whole file. torch.load
+            compares none. With False, damage behind the member does not matter.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         keys: Globs over key paths such as ``state/model/*``. ``*`` also matches ``/``, and a match
             includes everything below it. The rest is left out and not unpickled. It is not decoded
             either, where the format allows that: see docs/reading.md.
-        member: The name of the member inside a tar.
+        member: The name of the member inside a tar. If there are several of this name, the last
+            one counts, as for every program that extracts the tar. Links are followed.
         progress: True shows a bar. A function is called with the bytes done and the total, about 20
             times a second. Both only on rank 0.
 
     Raises:
-        CorruptArchiveError: The file is neither a tar nor a file of torch.save, has no member of
-            this name, or is damaged. For damage, the message names the tensors where possible.
-        OptionError: An argument is wrong, or a glob of ``keys`` matches nothing.
+        CorruptArchiveError: The file is neither a tar nor a file of torch.save, or is damaged. For
+            damage, the message names the tensors where possible.
+        OptionError: An argument is wrong, the tar has no such member, or a glob of ``keys`` matches
+            nothing.
         OSError: The file cannot be read.
         pickle.UnpicklingError: ``weights_only`` forbids something in the file.
     """
@@ -86,7 +92,12 @@ def load(
         obj = _load(reader, member, globs, map_location, safely, verify)
         if report is not None and reader.wanted_nbytes is not None:
             report(reader.wanted_nbytes, reader.wanted_nbytes)
-    return obj if globs is None else only(obj, globs)
+    if globs is None:
+        return obj
+    try:
+        return only(obj, globs)
+    except OptionError as error:
+        raise OptionError(f"{error}{_near(path, member, globs)}") from None
 
 
 def _globs(keys: Any) -> Sequence[str] | None:
@@ -100,6 +111,22 @@ def _globs(keys: Any) -> Sequence[str] | None:
     return globs
 
 
+def _near(path: Path, member: str, globs: Sequence[str]) -> str:
+    """Names paths of tensors, and of what holds them, that are similar to the globs."""
+    reader = ArchiveReader(path)
+    try:
+        found = reader.find(member, strict=False) if reader.is_tar else reader.whole()
+        data = TorchFile(reader, found.offset, found.nbytes).read("data.pkl")
+        tensors = [tensor.key_path.split("/") for tensor in tensors_in(data)]
+    except (CheckpointError, pickle.UnpicklingError):
+        return ""
+    paths = {"/".join(parts[:n]): None for parts in tensors for n in range(1, len(parts) + 1)}
+    compared = list(paths)[:_MOST_COMPARED]
+    near = {one: None for glob in globs for one in difflib.get_close_matches(glob, compared)}
+    names = ", ".join(map(repr, [one for one in near if one not in globs][:_MOST_NAMED]))
+    return f"; there is {names}" if names else ""
+
+
 def _load(
     reader: ArchiveReader,
     member: str,
@@ -109,7 +136,7 @@ def _load(
     verify: bool,
 ) -> Any:
     path = reader.path
-    found = reader.find(member) if reader.is_tar else reader.whole()
+    found = reader.find(member, strict=verify) if reader.is_tar else reader.whole()
     contents = reader.contents(found.offset)
     if contents is Contents.OTHER:
         raise CorruptArchiveError(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from pyckpt import _core
+from pyckpt.archive.foreign import START_NBYTES, foreign_format
+from pyckpt.archive.members import FILE, Member, MemberIndex, inner_path
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.progress import Report
 from pyckpt.stream import StreamReader
 
-__all__ = ["ArchiveReader", "Contents", "Member"]
+__all__ = ["ArchiveReader", "Contents"]
 
 _START_NBYTES = 32
 _ZIP_MAGIC = b"PK\3\4"
@@ -31,43 +32,6 @@ class Contents(enum.Enum):
     OTHER = "anything else"
 
 
-@dataclass(frozen=True)
-class Member:
-    """One member of a tar. Offsets are positions in the decompressed stream.
-
-    Attributes:
-        name: As written; bytes that are not UTF-8 become surrogates. Do not use it as a file name,
-            use ``inner_name()``.
-        type: The type code of POSIX: ``"0"`` is a file, ``"5"`` a folder.
-        header_offset: Where the first of its headers begins.
-        offset: Where its data begins.
-        nbytes: Size of its data.
-    """
-
-    name: str
-    type: str
-    header_offset: int
-    offset: int
-    nbytes: int
-
-    def inner_name(self, path: Path) -> str:
-        """The name as a relative path that cannot leave the folder it is extracted to.
-
-        Args:
-            path: The archive's path, for the error message.
-
-        Raises:
-            CorruptArchiveError: The name is absolute, or contains ``..`` or NUL.
-        """
-        name = self.name.removeprefix("./")
-        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
-            raise CorruptArchiveError(
-                f"{path} has a member {self.name!r} whose name leads out of the archive",
-                path=str(path),
-            )
-        return name
-
-
 class ArchiveReader(StreamReader):
     """Reads one file. A file that is not a tar is treated as one member.
 
@@ -75,6 +39,8 @@ class ArchiveReader(StreamReader):
 
     Attributes:
         is_tar: Whether the file is read as a tar: it is not a file of torch.save.
+        is_ordered: Whether it is decoded from start to end, because the file does not tell the
+            places of its blocks.
     """
 
     def __init__(
@@ -86,39 +52,95 @@ class ArchiveReader(StreamReader):
         report: Report | None = None,
     ) -> None:
         super().__init__(path, num_threads=num_threads, mapped=mapped, report=report)
+        self.is_ordered = self.image.nbytes is None
         self.is_tar = self.contents(0) is Contents.OTHER
         self._tar: _core.TarReader | None = None
+        self._is_last = True
 
     def members(self) -> Iterator[Member]:
-        """The members in the order of the tar.
+        """All members in the order of the tar.
 
-        Where the format allows it, only headers are decoded. A stream that is decoded from start
-        to end does not keep what it has passed: once the next member is requested, the data of the
-        previous one is gone.
+        Where the format allows it, only headers are decoded. Once the next member is requested, the
+        memory of the previous one is given back. A stream that is decoded from start to end cannot
+        go back to it.
         """
         if not self.is_tar:
             raise CorruptArchiveError(f"{self.path} is not a tar", path=str(self.path))
         tar = _core.TarReader(self.image)
         self._tar = tar
         while True:
-            with self.corruption("is damaged, or is neither a tar nor a file of torch.save"):
-                found = tar.next()
+            try:
+                with self.corruption("is damaged, or is neither a tar nor a file of torch.save"):
+                    found = tar.next()
+            except CorruptArchiveError as error:
+                kind = self._foreign_kind() if tar.offset == 0 else None
+                if kind is None:
+                    raise
+                raise CorruptArchiveError(f"{self.path} is {kind}", path=str(self.path)) from error
             if found is None:
                 return
-            yield Member(found[0].decode("utf-8", "surrogateescape"), *found[1:])
+            yield Member(_text(found[0]), *found[1:5], _text(found[5]))
 
-    def find(self, name: str) -> Member:
-        """The first member of this name.
+    def index(self) -> MemberIndex:
+        """Which members count. Reads all headers."""
+        index = MemberIndex()
+        for member in self.members():
+            index.add(member)
+        return index
+
+    def find(self, name: str, *, strict: bool = True) -> Member:
+        """The file that counts for this name. Reads all headers: a later member may replace it.
+
+        In a stream that is decoded from start to end, its data is decoded and kept.
+
+        Args:
+            strict: Damage behind the file is an error. Without it, members behind the damage do not
+                count.
 
         Raises:
-            CorruptArchiveError: There is none, or it is not a file.
+            OptionError: There is no such file.
+            CorruptArchiveError: A header is damaged.
+            CheckpointError: There is not enough memory.
         """
-        for member in self.members():
-            if member.name == name:
-                if member.type == "0":
-                    return member
+        index = MemberIndex()
+        path = inner_path(name)
+        candidate: Member | None = None
+        members = self.members()
+        while True:
+            try:
+                member = next(members, None)
+            except CorruptArchiveError:
+                # Whoever reads damaged data of the file gets this error again, and can say more.
+                is_damaged = candidate is not None and candidate.end > self.image.placed_nbytes
+                if candidate is None or (strict and not is_damaged):
+                    raise
+                self._is_last = False
+                return candidate
+            if member is None:
                 break
-        raise CorruptArchiveError(f"{self.path} has no member {name!r}", path=str(self.path))
+            index.add(member)
+            if member.path == path and member.type == FILE:
+                candidate = member
+                self._keep(member)
+        found = index.file(name, self.path)
+        self._is_last = index.last_offset == found.offset
+        if self.is_ordered and found.offset != (candidate and candidate.offset):
+            self.reopen()  # a link leads to data that is gone
+            self._keep(found)
+            self.forget_all_but([found])
+        return found
+
+    def _keep(self, member: Member) -> None:
+        if self.is_ordered:
+            require_memory(member.nbytes, self.path)
+            self.wanted_nbytes = member.end
+            self.image.keep((member.offset, member.nbytes))
+
+    def _foreign_kind(self) -> str | None:
+        if self.image.compression:
+            return None
+        kind = foreign_format(self.read_once(0, START_NBYTES))
+        return kind if kind in (None, "empty") else f"{kind}, which pyckpt does not read"
 
     def whole(self) -> Member:
         """The file itself, as if it were a member without a name.
@@ -133,7 +155,8 @@ class ArchiveReader(StreamReader):
             nbytes += _STEP_NBYTES
             with self.corruption():
                 self.image.require((0, nbytes))
-        return Member("", "0", 0, 0, self.image.nbytes)
+        self.image.keep((0, self.image.nbytes))
+        return Member("", FILE, 0, 0, self.image.nbytes)
 
     def contents(self, offset: int) -> Contents:
         """What begins at ``offset``, which is a member's offset, or 0 for the whole file."""
@@ -146,12 +169,9 @@ class ArchiveReader(StreamReader):
         return Contents.TORCH_LEGACY if _LEGACY_MAGIC in start else Contents.OTHER
 
     def check_rest(self) -> None:
-        """Like the base class's, but does nothing if another member follows the found one."""
-        if self._tar is not None:
-            with self.corruption():
-                if self._tar.next() is not None:
-                    return
-        super().check_rest()
+        """Like the base class's, but does nothing if the rest has other members to decode."""
+        if self._is_last or self.is_ordered:
+            super().check_rest()
 
     def tar_end(self) -> int:
         """Where the tar ends: after its first block of zeros.
@@ -172,6 +192,13 @@ class ArchiveReader(StreamReader):
         self.image.forget((offset, nbytes))
         return data
 
-    def forget(self, member: Member) -> None:
-        """Gives back the memory of a member that will not be read again."""
-        self.image.forget((member.offset, member.nbytes))
+    def forget_all_but(self, members: Iterable[Member]) -> None:
+        """Gives back the memory of what is between these members, as soon as it is decoded."""
+        at = 0
+        for member in sorted(members, key=lambda member: member.offset):
+            self.image.forget((at, max(at, member.offset) - at))
+            at = max(at, member.end)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

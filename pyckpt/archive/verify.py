@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyckpt.archive.reader import ArchiveReader, Contents, Member
-from pyckpt.errors import CorruptArchiveError
+from pyckpt.archive.formats import STATES_MEMBER
+from pyckpt.archive.members import FILE, FOLDER, Member, MemberIndex
+from pyckpt.archive.reader import ArchiveReader, Contents
+from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
@@ -25,9 +27,10 @@ from pyckpt.torch_format.object_check import object_problems
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
 from pyckpt.torch_format.torch_file import PICKLE, STORAGES, StoredRecord, TorchFile
 
-__all__ = ["Problem", "Report", "verify"]
+__all__ = ["Problem", "Report", "verify", "verify_and_index"]
 
 _PIECE_NBYTES = 1 << 20
+_MOST_INDEX_NBYTES = 64 << 20
 _TORCH_SUFFIXES = (".pt", ".pth")
 
 
@@ -70,6 +73,8 @@ class Report:
         unchecked: Records without a checksum, because torch was told to compute none. Also files
             from before torch 1.6, which have no checksums. Damage in them is found only by the
             checksums of the compression, if there are any.
+        replaced: Names of members that do not count, because a later member has the same name.
+            ``tar -r`` makes such tars. They are checked all the same.
     """
 
     path: Path
@@ -78,6 +83,7 @@ class Report:
     records: int = 0
     nbytes: int = 0
     unchecked: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -106,8 +112,8 @@ def verify(
     """Compares every checksum of a file: of the compression, of tar headers, of zip records.
 
     It also compares the pickle with the storages: what it needs must be there, and as long as it
-    says. And it finds members and records that appear twice, names that lead out of the archive,
-    files named ``.pt`` or ``.pth`` that are not files of torch.save, and data after the end of the
+    says. And it finds records that appear twice, names that lead out of the archive, members named
+    ``.pt`` or ``.pth`` that cannot be loaded, and data after the end of the
     archive. Nothing is unpickled. For the memory see docs/reading.md.
 
     Args:
@@ -119,20 +125,32 @@ def verify(
     Raises:
         OSError: The file cannot be read. Problems with its contents are in the report.
     """
+    return verify_and_index(path, num_threads=num_threads, progress=progress)[0]
+
+
+def verify_and_index(
+    path: str | os.PathLike[str],
+    *,
+    num_threads: int | None = None,
+    progress: ProgressHook = False,
+) -> tuple[Report, MemberIndex]:
+    """Like :func:`verify`. Also returns which members count, as far as headers could be read."""
     path = local_path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
+    report, index = Report(path), MemberIndex()
     with reporting(progress, f"verifying {path.name}") as tell:
-        return _verify(path, num_threads, tell)
+        _verify(report, index, num_threads, tell)
+    return report, index
 
 
-def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
-    report = Report(path)
+def _verify(report: Report, index: MemberIndex, num_threads: int | None, tell: Tell | None) -> None:
+    path = report.path
     try:
         reader = ArchiveReader(path, num_threads=num_threads, report=tell)
         reader.wanted_nbytes = reader.image.nbytes
         report.compression = reader.image.compression
         if reader.is_tar:
-            _verify_tar(reader, report)
+            _verify_tar(reader, report, index)
         else:
             report.members = 1
             if reader.contents(0) is Contents.TORCH_ZIP:
@@ -144,34 +162,43 @@ def _verify(path: Path, num_threads: int | None, tell: Tell | None) -> Report:
         # A stream that cannot be decoded further raises the same error at each access.
         if not any(str(error.__cause__) in problem.message for problem in report.problems):
             report.problems.append(Problem(str(error).removeprefix(f"{path} ")))
-    return report
 
 
-def _verify_tar(reader: ArchiveReader, report: Report) -> None:
-    seen: set[str] = set()
+def _verify_tar(reader: ArchiveReader, report: Report, index: MemberIndex) -> None:
     for member in reader.members():
         report.members += 1
+        index.add(member)
         name, at = member.name, member.header_offset
-        if name in seen:
-            report.problems.append(Problem("it appears twice", name, offset=at))
-        seen.add(name)
         try:
             member.inner_name(reader.path)
         except CorruptArchiveError:
             report.problems.append(Problem("its name leads out of the archive", name, offset=at))
-        contents = reader.contents(member.offset) if member.type == "0" else Contents.OTHER
+        contents = reader.contents(member.offset) if member.type == FILE else Contents.OTHER
         if contents is not Contents.OTHER:
             is_zip = contents is Contents.TORCH_ZIP
             try:
                 (_verify_torch_file if is_zip else _verify_legacy_file)(reader, member, report)
             except CorruptArchiveError as error:
                 report.problems.append(_broken_file(reader, member, error))
-            reader.forget(member)
-        elif member.type == "0" and name.endswith(_TORCH_SUFFIXES):
+        elif member.type == FILE and name.endswith(_TORCH_SUFFIXES):
             report.problems.append(
                 Problem("it is not a file of torch.save", name, offset=member.offset)
             )
+    report.replaced = [member.path for member in index.replaced]
+    _verify_names(reader.path, index, report)
     _verify_behind_tar(reader, report)
+
+
+def _verify_names(path: Path, index: MemberIndex, report: Report) -> None:
+    """What is named like a file of torch.save must be a file, or a link to one."""
+    for member in index:
+        is_folder = member.type == FOLDER and member.path != STATES_MEMBER
+        if member.path.endswith(_TORCH_SUFFIXES) and not is_folder:
+            try:
+                index.file(member.path, path)
+            except (CorruptArchiveError, OptionError):
+                problem = Problem(f"it is {member.kind}", member.name, offset=member.header_offset)
+                report.problems.append(problem)
 
 
 def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
@@ -278,14 +305,16 @@ def _tensors(file: TorchFile) -> list[TensorInfo]:
 
 
 def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
-    """Only zeros, and in a gzip file the chunk index, may follow the tar."""
+    """Only zeros, and the index that some compressors add, may follow the tar."""
     at = reader.tar_end()
     while piece := reader.read_once(at, _PIECE_NBYTES):
         at += len(piece)
         rest = piece.lstrip(b"\0")
         if rest:
             begin = at - len(rest)
-            rest += reader.read_once(at, _PIECE_NBYTES)
+            while len(rest) < _MOST_INDEX_NBYTES and (more := reader.read_once(at, _PIECE_NBYTES)):
+                at += len(more)
+                rest += more
             is_index = reader.image.is_index(rest)
             if not is_index:
                 report.problems.append(Problem("data after the end of the tar", offset=begin))
@@ -294,7 +323,12 @@ def _verify_behind_tar(reader: ArchiveReader, report: Report) -> None:
 
 def _verify_stream(reader: ArchiveReader, report: Report) -> None:
     known = {problem.message for problem in report.problems}
-    for damage in reader.finish():
+    damages = reader.finish()
+    for damage in damages:
         message = describe(damage)
         if message not in known:
             report.problems.append(Problem(message))
+    if not damages and reader.image.trailing_nbytes:
+        report.problems.append(
+            Problem(f"{reader.image.trailing_nbytes} bytes follow the end of the compressed stream")
+        )

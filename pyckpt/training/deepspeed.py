@@ -288,5 +288,5 @@ def _state_members(path: Path) -> list[str]:
         OSError: The file cannot be read.
     """
     folder = f"{TAG}/"
-    names = [member.inner_name(path) for member in ArchiveReader(path).members()]
+    names = [member.inner_name(path) for member in ArchiveReader(path).index()]
     return [n for n in names if n == STATES_MEMBER or (n.startswith(folder) and n.endswith(".pt"))]

@@ -71,8 +71,9 @@ def load_checkpoint(
 
     Raises:
         FilenameError: ``path`` cannot be rendered.
-        OptionError: Arguments exclude each other, or ``state`` has no ``load_state_dict``.
-        CorruptArchiveError: A file is damaged, or has no such member.
+        OptionError: Arguments exclude each other, ``state`` has no ``load_state_dict``, or a tar
+            has no ``composer_states.pt``.
+        CorruptArchiveError: A file is damaged.
         StateMismatchError: The checkpoint has other weights, or is of a different number of ranks.
         CheckpointError: Anything else, such as a missing file. Every rank raises each of these
             errors. The message names the cause, and attributes the rank and the file. The state is

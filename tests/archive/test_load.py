@@ -3,6 +3,7 @@
 import fractions
 import gzip
 import lzma
+import os
 import random
 import shutil
 import sys
@@ -112,9 +113,9 @@ def test_load_of_a_folder(tmp_path: Path) -> None:
 
 def test_load_of_a_missing_member(folder: Path) -> None:
     for suffix in TAR_SUFFIXES:
-        with pytest.raises(pyckpt.CorruptArchiveError, match="no member 'other'") as caught:
+        with pytest.raises(pyckpt.OptionError, match=f"no member 'other'; it has '{STATES}'") as e:
             pyckpt.load(folder / f"x{suffix}", member="other")
-        assert caught.value.path == str(folder / f"x{suffix}")
+        assert str(folder / f"x{suffix}") in str(e.value)
 
 
 def assert_corrupt(path: Path) -> None:
@@ -122,6 +123,64 @@ def assert_corrupt(path: Path) -> None:
         pyckpt.load(path)
     assert caught.value.path == str(path)
     assert str(path) in str(caught.value)
+
+
+FOREIGN = {
+    "a zstd file": b"\x28\xb5\x2f\xfd",
+    "an lz4 file": b"\x04\x22\x4d\x18",
+    "a 7z archive": b"7z\xbc\xaf\x27\x1c",
+    "an lzip file": b"LZIP",
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n",
+    "a safetensors file": (80).to_bytes(8, "little") + b'{"weight":{"dtype":"F32"',
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\n",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("nbytes", [0, 5000])
+def test_formats_of_others_are_named(tmp_path: Path, name: str, nbytes: int) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(FOREIGN[name] + bytes(nbytes))
+    for read in (pyckpt.load, pyckpt.inspect):
+        with pytest.raises(pyckpt.CorruptArchiveError, match=f"x.tar is {name}") as caught:
+            read(path)
+        assert caught.value.path == str(path)
+    [problem] = pyckpt.verify(path).problems
+    assert str(problem).startswith(f"is {name}")
+
+
+def test_load_of_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(pyckpt.CorruptArchiveError, match=r"x.tar is empty"):
+        pyckpt.load(tmp_path / "x.tar")
+
+
+@pytest.mark.timeout(60)
+def test_load_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    for read in (pyckpt.load, pyckpt.verify, pyckpt.inspect):
+        with pytest.raises(OSError, match="only regular files"):
+            read(tmp_path / "x.tar")
+    state = pyckpt.State(nn.Linear(1, 1))
+    with pytest.raises(pyckpt.CheckpointError, match="only regular files"):
+        pyckpt.load_checkpoint(tmp_path / "x.tar", state)
+
+
+def test_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pyckpt.save([1], "x.tar")
+    for call in (
+        lambda: pyckpt.load(""),
+        lambda: pyckpt.verify(""),
+        lambda: pyckpt.inspect(""),
+        lambda: pyckpt.save([1], ""),
+        lambda: pyckpt.convert("", "y.tar"),
+        lambda: pyckpt.convert("x.tar", ""),
+        lambda: pyckpt.pack("x.tar", ""),
+        lambda: pyckpt.extract("x.tar", ""),
+    ):
+        with pytest.raises(pyckpt.OptionError, match="path is empty"):
+            call()
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".pt"])
@@ -270,7 +329,9 @@ def test_keys_choose_what_is_loaded(nested: Path, suffix: str) -> None:
 
 
 def test_keys_that_name_nothing(nested: Path) -> None:
-    with pytest.raises(pyckpt.OptionError, match="nothing matches 'state/mode'"):
+    with pytest.raises(
+        pyckpt.OptionError, match="nothing matches 'state/mode'; there is 'state/model'"
+    ):
         pyckpt.load(nested / "x.tar", keys=["state/mode", "n"])
     for wrong in ([1], 1, {"n"}):
         with pytest.raises(pyckpt.OptionError, match="takes globs"):

@@ -161,8 +161,7 @@ def test_members_that_no_archive_should_have(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     write_tar(path, [("a", b"1"), ("a", b"2"), ("../b", b""), ("/c", b""), ("./d/..e", b"")])
     problems = [str(problem) for problem in pyckpt.verify(path).problems]
-    assert len(problems) == 3
-    assert "member 'a', offset 1024: it appears twice" in problems
+    assert len(problems) == 2
     assert sum("leads out of the archive" in problem for problem in problems) == 2
 
 
@@ -174,6 +173,64 @@ def test_data_behind_the_end(folder: Path, tmp_path: Path, suffix: str) -> None:
     assert not pyckpt.verify(path).ok
     path.write_bytes((folder / "x.tar").read_bytes() + bytes(70_000))
     assert pyckpt.verify(path).ok
+
+
+BLOCKS = ["x.tar.gz", "x.tar.bz2", "x.tar.lzma"]  # by pyckpt: several blocks each
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, ".tar.lzma alone", *BLOCKS])
+@pytest.mark.parametrize("behind", [b"junk", b"junk" * 100_000, b"\x1f\x8b\x08"[:2] + b"j"])
+def test_bytes_behind_the_compressed_stream(
+    folder: Path, tmp_path: Path, name: str, behind: bytes
+) -> None:
+    """Other programs ignore them, so load does too. verify says so."""
+    path = tmp_path / "x"
+    if name in BLOCKS:
+        contents = (folder / name).read_bytes()
+    elif name in FOREIGN:
+        contents = FOREIGN[name]((folder / "x.tar").read_bytes())
+    else:
+        contents = lzma.compress((folder / "x.tar").read_bytes(), format=lzma.FORMAT_ALONE)
+    path.write_bytes(contents + behind)
+    assert_equal(pyckpt.load(path), mixed_state())
+    [problem] = pyckpt.verify(path).problems
+    assert problem.message == f"{len(behind)} bytes follow the end of the compressed stream"
+    path.write_bytes(contents + bytes(8))
+    if name != ".tar.lzma alone":  # such files have no padding
+        assert pyckpt.verify(path).ok
+
+
+@pytest.mark.parametrize("compress", FOREIGN.values())
+def test_a_second_stream_that_is_cut_off(
+    folder: Path, tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    """It is not taken for something that is no stream."""
+    raw = (folder / "x.tar").read_bytes()
+    half = len(raw) // 2
+    contents = compress(raw[:half]) + compress(raw[half:])
+    path = tmp_path / "x"
+    path.write_bytes(contents)
+    assert pyckpt.verify(path).ok
+    assert_equal(pyckpt.load(path), mixed_state())
+    path.write_bytes(contents[:-1000])
+    assert not pyckpt.verify(path).ok
+    with pytest.raises(pyckpt.CorruptArchiveError):
+        pyckpt.load(path)
+
+
+def test_the_index_of_pixz(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.xz"
+    raw = (folder / "x.tar").read_bytes()
+    index = (0xDBAE14D62E324CA6).to_bytes(8, "little")
+    for name in (b"composer_states.pt", b""):
+        index += name + b"\0" + bytes(8)
+    for compress in (lambda data: lzma.compress(data), lambda data: data):
+        path.write_bytes(compress(raw + index))
+        assert pyckpt.verify(path).ok == (compress(b"") != b"")
+        assert_equal(pyckpt.load(path), mixed_state())
+        for wrong in (index[:-1], index + b"x", index[1:]):
+            path.write_bytes(compress(raw + wrong))
+            assert not pyckpt.verify(path).ok
 
 
 def cut(data: bytearray, at: int, _: random.Random) -> None:

@@ -76,6 +76,7 @@ class Bzip2Checker final : public StreamChecker {
   void End() override {
     if (!ended_) throw Error::Corrupt("bzip2: no block begins here", next_bit_ / 8);
   }
+  std::uint64_t used_nbytes() const override { return used_nbytes_; }
 
  private:
   // bit is the end of a block or of a header. Moves from there to the next block, over ends of
@@ -93,9 +94,11 @@ class Bzip2Checker final : public StreamChecker {
       if (bits.overrun()) throw Error::Corrupt("bzip2: the file is cut off", file_.nbytes);
       if (crc != crc_) throw Error::Corrupt("bzip2: a stream's checksum does not match", bit / 8);
       const std::uint64_t end = (bits.bit() + 7) / 8;
-      ended_ = std::all_of(file_.data + end, file_.data + file_.nbytes,
-                           [](std::uint8_t byte) { return byte == 0; });
-      if (ended_) return;
+      ended_ = !HasHeader(file_, end);
+      if (ended_) {
+        used_nbytes_ = IsZero(file_, end) ? file_.nbytes : end;
+        return;
+      }
       bit = StartStream(end);
     }
   }
@@ -111,6 +114,7 @@ class Bzip2Checker final : public StreamChecker {
   std::uint64_t next_bit_ = 0;
   std::uint32_t crc_ = 0;
   bool ended_ = false;
+  std::uint64_t used_nbytes_ = 0;
 };
 
 class Bzip2BlockDecoder final : public BlockDecoder {
@@ -179,6 +183,7 @@ class Bzip2Decoder final : public SequentialDecoder {
     }
     return done;
   }
+  std::uint64_t used_nbytes() const override { return checker_.used_nbytes(); }
 
  private:
   void ReadBlock() {

@@ -1,8 +1,8 @@
 // bzip2: finds blocks by their magic, which may begin at any bit, and decodes each block on its
 // own.
 //
-// A file may have several streams, and zeros may follow the last one. A magic may occur by chance
-// inside a block's code. Such a false "block" is recognized once the real block around it is
+// A file may have several streams. Whatever follows the last one is not read. A magic may occur by
+// chance inside a block's code. Such a false "block" is recognized once the real block around it is
 // decoded.
 #ifndef PYCKPT_CODEC_BZIP2_DECODER_H_
 #define PYCKPT_CODEC_BZIP2_DECODER_H_

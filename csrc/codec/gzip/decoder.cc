@@ -100,6 +100,7 @@ class MemberChecker final : public StreamChecker {
   }
 
   void End() override { total_.RequireTrailer(file_, file_.nbytes - kTrailerNbytes); }
+  std::uint64_t used_nbytes() const override { return file_.nbytes; }
 
  private:
   Span file_;
@@ -191,6 +192,8 @@ class MemberDecoder final : public SequentialDecoder {
     return done;
   }
 
+  std::uint64_t used_nbytes() const override { return used_nbytes_; }
+
  private:
   static constexpr std::size_t kStepNbytes = std::size_t{512} << 10;
 
@@ -204,9 +207,13 @@ class MemberDecoder final : public SequentialDecoder {
     const std::uint64_t at = inflater_.offset();
     total_.RequireTrailer(file_, at);
     const std::uint64_t next = at + kTrailerNbytes;
-    ended_ = std::all_of(file_.data + next, file_.data + file_.nbytes,
-                         [](std::uint8_t byte) { return byte == 0; });
-    if (!ended_) StartMember(next);
+    ended_ = !HasMagic(file_, next);
+    used_nbytes_ = next;
+    if (!ended_) {
+      StartMember(next);
+    } else if (IsZero(file_, next)) {
+      used_nbytes_ = file_.nbytes;
+    }
   }
 
   // Checks a member's header and returns where its code begins.
@@ -246,6 +253,7 @@ class MemberDecoder final : public SequentialDecoder {
   Inflater inflater_;
   Total total_;
   bool ended_ = false;
+  std::uint64_t used_nbytes_ = 0;
 };
 
 }  // namespace

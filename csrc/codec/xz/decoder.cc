@@ -3,7 +3,6 @@
 #include <lzma.h>
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -18,19 +17,25 @@ namespace {
 
 // For the largest dictionary that xz writes, 1.5 GiB.
 constexpr std::uint64_t kMostMemoryNbytes = std::uint64_t{1600} << 20;
-constexpr std::array<std::uint8_t, 6> kMagic = {0xFD, '7', 'z', 'X', 'Z', 0};
 
 // Each block has its own check, and the index was compared with the file when the file was opened.
 class XzChecker final : public StreamChecker {
  public:
+  explicit XzChecker(std::uint64_t used_nbytes) : used_nbytes_(used_nbytes) {}
+
   void Append(const CodeBlock& /*block*/, const DecodedBlock& /*decoded*/) override {}
   void End() override {}
+  std::uint64_t used_nbytes() const override { return used_nbytes_; }
+
+ private:
+  std::uint64_t used_nbytes_;
 };
 
 class XzStreams final : public BlockStream {
  public:
   explicit XzStreams(Layout layout)
-      : blocks_(std::move(layout.blocks)),
+      : used_nbytes_(layout.used_nbytes),
+        blocks_(std::move(layout.blocks)),
         checks_(std::make_shared<const StreamChecks>(std::move(layout.checks))) {}
 
   const std::vector<CodeBlock>& blocks() const override { return blocks_; }
@@ -38,10 +43,11 @@ class XzStreams final : public BlockStream {
     return std::make_unique<XzBlockDecoder>(checks_);
   }
   std::unique_ptr<StreamChecker> NewChecker() const override {
-    return std::make_unique<XzChecker>();
+    return std::make_unique<XzChecker>(used_nbytes_);
   }
 
  private:
+  std::uint64_t used_nbytes_;
   std::vector<CodeBlock> blocks_;
   std::shared_ptr<const StreamChecks> checks_;
 };
@@ -65,11 +71,9 @@ class LiblzmaDecoder final : public SequentialDecoder {
       RequireDecoded(status, "the file", coder.total_in);
       ended_ = status == LZMA_STREAM_END;
     }
-    if (ended_ && coder.avail_in != 0) {
-      throw Error::Corrupt("xz: data follows the end of the stream", coder.total_in);
-    }
     return nbytes - coder.avail_out;
   }
+  std::uint64_t used_nbytes() const override { return coder_.stream.total_in; }
 
  private:
   Coder coder_;
@@ -78,9 +82,7 @@ class LiblzmaDecoder final : public SequentialDecoder {
 
 }  // namespace
 
-bool XzDecompressor::Recognizes(Span file) const {
-  return file.nbytes >= kMagic.size() && std::equal(kMagic.begin(), kMagic.end(), file.data);
-}
+bool XzDecompressor::Recognizes(Span file) const { return HasMagic(file, 0); }
 
 std::unique_ptr<BlockStream> XzDecompressor::OpenBlocks(Span file) const {
   Layout layout = ReadStreams(file);
@@ -94,10 +96,25 @@ std::unique_ptr<BlockStream> XzDecompressor::OpenBlocks(Span file) const {
 }
 
 std::unique_ptr<SequentialDecoder> XzDecompressor::OpenSequential(Span file) const {
-  return std::make_unique<LiblzmaDecoder>(file, [](lzma_stream* coder) {
+  const Span used{file.data, static_cast<std::size_t>(ReadStreams(file).used_nbytes)};
+  return std::make_unique<LiblzmaDecoder>(used, [](lzma_stream* coder) {
     return lzma_stream_decoder(coder, kMostMemoryNbytes,
                                LZMA_CONCATENATED | LZMA_TELL_UNSUPPORTED_CHECK);
   });
+}
+
+bool XzDecompressor::IsIndex(Span raw) const {
+  // A number, then for each member its name, NUL and its offset. The last name is empty.
+  constexpr std::uint64_t kPixzMagic = 0xDBAE14D62E324CA6;
+  constexpr std::size_t kOffsetNbytes = 8;
+  if (raw.nbytes < sizeof kPixzMagic || LoadLe64(raw.data) != kPixzMagic) return false;
+  for (const std::uint8_t *at = raw.data + sizeof kPixzMagic, *end = raw.data + raw.nbytes;;) {
+    const std::uint8_t* name_end = std::find(at, end, 0);
+    if (end - name_end < static_cast<std::ptrdiff_t>(1 + kOffsetNbytes)) return false;
+    const bool is_last = name_end == at;
+    at = name_end + 1 + kOffsetNbytes;
+    if (is_last) return at == end;
+  }
 }
 
 bool LzmaDecompressor::Recognizes(Span file) const {

@@ -1,6 +1,7 @@
 #include "codec/xz/stream_index.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <memory>
 
@@ -75,11 +76,11 @@ std::uint64_t ReadStream(Span file, std::uint64_t end, Layout* layout) {
   return begin;
 }
 
-}  // namespace
-
-Layout ReadStreams(Span file) {
+// The layout if the streams, and the padding after them, are the file's bytes up to end.
+Layout ReadStreamsUpTo(Span file, std::uint64_t end) {
   Layout layout;
-  for (std::uint64_t end = file.nbytes; end > 0;) {
+  layout.used_nbytes = end;
+  while (end > 0) {
     while (end >= 4 && LoadLe32(file.data + end - 4) == 0) end -= 4;
     end = ReadStream(file, end, &layout);
   }
@@ -91,6 +92,42 @@ Layout ReadStreams(Span file) {
     raw_offset += block.raw_nbytes;
   }
   return layout;
+}
+
+// The end of the last stream before end, judged by its footer; 0 if there is none. Streams are
+// multiples of four bytes long.
+std::uint64_t LastFooterEnd(Span file, std::uint64_t end) {
+  lzma_stream_flags footer{};
+  for (end = end / 4 * 4; end >= LZMA_STREAM_HEADER_SIZE; end -= 4) {
+    if (file.data[end - 2] == 'Y' && file.data[end - 1] == 'Z' &&
+        lzma_stream_footer_decode(&footer, file.data + end - LZMA_STREAM_HEADER_SIZE) == LZMA_OK) {
+      return end;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+bool HasMagic(Span file, std::uint64_t at) {
+  constexpr std::array<std::uint8_t, 6> kMagic = {0xFD, '7', 'z', 'X', 'Z', 0};
+  return file.nbytes - at >= kMagic.size() &&
+         std::equal(kMagic.begin(), kMagic.end(), file.data + at);
+}
+
+Layout ReadStreams(Span file) {
+  try {
+    return ReadStreamsUpTo(file, file.nbytes);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kCorrupt) throw;
+    const std::uint64_t end = LastFooterEnd(file, file.nbytes);
+    if (end == 0 || end == file.nbytes) throw;
+    // A stream that is damaged or cut off is not taken for something else.
+    std::uint64_t next = end;
+    while (file.nbytes - next >= 4 && LoadLe32(file.data + next) == 0) next += 4;
+    if (HasMagic(file, next)) throw;
+    return ReadStreamsUpTo(file, end);
+  }
 }
 
 }  // namespace pyckpt::xz

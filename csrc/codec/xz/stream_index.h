@@ -25,9 +25,14 @@ using StreamChecks = std::vector<StreamCheck>;
 struct Layout {
   std::vector<CodeBlock> blocks;
   StreamChecks checks;
+  std::uint64_t used_nbytes = 0;  // of the file, by streams and the padding between and after them
 };
 
-// Reads the indexes of all streams. Throws Corrupt if they are damaged or do not fit the file.
+// Whether a stream seems to begin at byte at of the file.
+bool HasMagic(Span file, std::uint64_t at);
+
+// Reads the indexes of all streams. Something that is no stream may follow them. Throws Corrupt if
+// the indexes are damaged or do not fit the file.
 Layout ReadStreams(Span file);
 
 }  // namespace pyckpt::xz
