@@ -1,5 +1,7 @@
 """Saves training checkpoints as standard archives, fast, and all or nothing."""
 
+from pyckpt.archive.convert import convert, pack
+from pyckpt.archive.extract import extract
 from pyckpt.archive.inspect import ArchiveInfo, inspect
 from pyckpt.archive.load import load
 from pyckpt.archive.save import save
@@ -42,9 +44,12 @@ __all__ = [
     "TornSaveError",
     "TrainingState",
     "async_save_checkpoint",
+    "convert",
+    "extract",
     "inspect",
     "load",
     "load_checkpoint",
+    "pack",
     "save",
     "save_checkpoint",
     "verify",

@@ -6,17 +6,20 @@ so memory is bounded: see docs/reading.md.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
+import stat
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyckpt.archive.formats import STATES_MEMBER, archive_format
-from pyckpt.archive.reader import ArchiveReader, Contents, Member
+from pyckpt.archive.members import FILE, Member, MemberIndex
+from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.archive.writer import ArchiveWriter, Segment
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
+from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
 from pyckpt.stream import describe
 from pyckpt.torch_format.tensor_index import tensors_in
@@ -42,22 +45,30 @@ def convert(
 
     All or nothing, like a save. The checksums of ``source``'s compression are compared before
     ``path`` appears. The checksums of torch's records are copied and not compared; ``verify``
-    compares them.
+    compares them. Of several members with one name, the last one is written. A link becomes a file
+    with the data that it leads to.
 
     Args:
         source: A file of pyckpt, Composer or torch.save.
+        compression_level: The format's level; None takes its standard one.
+        num_threads: Worker threads; None takes the CPUs that this process may use.
+        fsync: Whether to wait until the file is on the disk.
+        progress: True shows a bar. A function is called with the bytes done and the total, about 20
+            times a second. Both only on rank 0.
 
     Raises:
-        CorruptArchiveError: ``source`` is damaged.
+        CorruptArchiveError: ``source`` is damaged, or has a member that is no file, no folder and
+            no link to a file.
         OptionError: An argument is wrong, or ``path`` is not a tar and ``source`` does not hold
             exactly one file.
         FilenameError: ``path`` has an unknown suffix.
         OSError: A file cannot be read or written.
     """
-    source, path = Path(source), Path(path)
-    options = WriteOptions(compression_level, num_threads, fsync, progress)
-    reader = ArchiveReader(source, num_threads=num_threads)
-    with ArchiveWriter(path, options) as writer:
+    source, path = local_path(source)(path)
+    with ArchiveWriter(
+        path, WriteOptions(compression_level, num_threads, fsync, progress)
+    ) as writer:
+        reader = ArchiveReader(source, num_threads=num_threads)
         _add_members(writer, reader, single=archive_format(path) is None)
         writer.write()
         damages = reader.finish()
@@ -79,30 +90,50 @@ def pack(
 ) -> None:
     """Writes a file of torch.save, or all files of a folder, to the archive ``path``.
 
-    A file becomes the member ``composer_states.pt``. The files of a folder keep their names.
+    A file becomes the member ``composer_states.pt``. The files of a folder keep their names. Links
+    to files are followed.
+
+    Args:
+        source: The file or the folder. The other arguments are those of :func:`convert`.
 
     Raises:
-        OptionError: An argument is wrong, or ``path`` does not end with a tar suffix.
+        OptionError: An argument is wrong, ``path`` does not end with a tar suffix, or the folder
+            has a link that leads to a folder or nowhere, or something else that is not a file.
         CorruptArchiveError: ``source`` is a file that torch.save did not write.
         OSError: A file cannot be read or written.
     """
-    source, path = Path(source), Path(path)
-    options = WriteOptions(compression_level, num_threads, fsync, progress)
-    if archive_format(path) is None:
-        raise OptionError(f"{path} does not end with a tar suffix")
-    with ArchiveWriter(path, options) as writer:
+    source, path = local_path(source)(path)
+    with ArchiveWriter(
+        path, WriteOptions(compression_level, num_threads, fsync, progress)
+    ) as writer:
+        if archive_format(path) is None:
+            raise OptionError(f"{path} does not end with a tar suffix")
         if source.is_dir():
-            for file in sorted(source.rglob("*")):
-                name = file.relative_to(source).as_posix()
-                if file.is_dir():
-                    writer.add_directory(name)
-                elif file.is_file():
-                    _add_file(writer, name, file)
-        else:
-            if not _add_file(writer, STATES_MEMBER, source):
-                raise CorruptArchiveError(f"{source} is not a file of torch.save", path=str(source))
+            _add_folder(writer, source)
+        elif not _add_file(writer, STATES_MEMBER, source):
+            raise CorruptArchiveError(f"{source} is not a file of torch.save", path=str(source))
         writer.write()
         writer.commit()
+
+
+def _add_folder(writer: ArchiveWriter, source: Path) -> None:
+    for root, folders, files in os.walk(source, onerror=_raise):
+        for name in folders:
+            folder = Path(root, name)
+            if folder.is_symlink():
+                raise OptionError(f"{folder} is a link to a folder, which is not packed")
+            writer.add_directory(folder.relative_to(source).as_posix())
+        for name in files:
+            file = Path(root, name)
+            if file.is_symlink() and not file.exists():
+                raise OptionError(f"{file} is a link that leads nowhere")
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise OptionError(f"{file} is neither a file nor a folder")
+            _add_file(writer, file.relative_to(source).as_posix(), file)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
@@ -111,7 +142,7 @@ def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
         reader = ArchiveReader(path)
         contents = reader.contents(0)
         if not reader.image.compression and contents is not Contents.OTHER:
-            writer.add_segments(name, _segments(reader, reader.whole()))
+            writer.add_segments(name, _segments(reader, _parts(reader, reader.whole())))
             return True
     writer.add_file(name, path)
     return False
@@ -119,56 +150,65 @@ def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
 
 def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) -> None:
     if not reader.is_tar:
-        name = STATES_MEMBER
-        writer.add_segments(name, _segments(reader, reader.whole()))
+        writer.add_segments(STATES_MEMBER, _segments(reader, _parts(reader, reader.whole())))
         return
-    files = 0
-    # A stream of unknown size is decoded twice: once for its headers, once for its contents.
-    ordered = reader.image.nbytes is None
-    headers = ArchiveReader(reader.path) if ordered else reader
-    for member in headers.members():
-        name = member.inner_name(reader.path)
-        if member.type == "5":
-            if name and not single:
-                writer.add_directory(name)
-        elif member.type == "0":
-            files += 1
-            writer.add_segments(name, _segments(reader, member, headers))
-        else:
-            raise CorruptArchiveError(
-                f"{reader.path} has a member {name!r} that is neither a file nor a folder",
-                path=str(reader.path),
-            )
-    if single and files != 1:
+    index, parts = _read_headers(reader)
+    files = index.files(reader.path)
+    wanted = {file.offset: file for file in files.values()}
+    if single and len(wanted) != 1:
         raise OptionError(
-            f"{reader.path} has {files} files; without a tar there must be exactly one"
+            f"{reader.path} has {len(wanted)} files; without a tar there must be exactly one"
         )
+    if not single:
+        for folder in index.folders(reader.path):
+            writer.add_directory(folder)
+    reader.forget_all_but(wanted.values())
+    for name, file in files.items():
+        # Bytes can be read only once, because their memory is then given back. So a second name of
+        # the same data gets a second reader.
+        source = reader
+        if wanted.pop(file.offset, None) is None:
+            if single:
+                continue
+            source = ArchiveReader(reader.path, num_threads=reader.num_threads)
+            source.forget_all_but([file])
+        writer.add_segments(name, _segments(source, parts[file.offset]))
 
 
-def _segments(
-    reader: ArchiveReader, member: Member, headers: ArchiveReader | None = None
-) -> list[Segment]:
+# A part of a member: where it is in the stream, its size, and the size of one number in it.
+_Part = tuple[int, int, int]
+
+
+def _read_headers(reader: ArchiveReader) -> tuple[MemberIndex, dict[int, list[_Part]]]:
+    """Which members count, and the parts of each file, by where its data begins."""
+    # A stream of unknown size is decoded twice: once for its headers, once for its contents.
+    headers = ArchiveReader(reader.path) if reader.is_ordered else reader
+    index, parts = MemberIndex(), {}
+    for member in headers.members():
+        index.add(member)
+        if member.type == FILE:
+            parts[member.offset] = _parts(headers, member)
+    return index, parts
+
+
+def _parts(reader: ArchiveReader, member: Member) -> list[_Part]:
     """A member's bytes, cut where the element size changes."""
-    headers = headers or reader
-    if headers.contents(member.offset) is not Contents.TORCH_ZIP:
-        return [_segment(reader, member.offset, member.nbytes, 1)]
-    if headers.image.nbytes is None:
-        element_nbytes = _usual_element_nbytes(headers, member)
-        headers.forget(member)
-        return [_segment(reader, member.offset, member.nbytes, element_nbytes)]
-    file = TorchFile(headers, member.offset, member.nbytes)
+    if reader.contents(member.offset) is not Contents.TORCH_ZIP:
+        return [(member.offset, member.nbytes, 1)]
+    if reader.is_ordered and reader.is_tar:
+        return [(member.offset, member.nbytes, _usual_element_nbytes(reader, member))]
+    file = TorchFile(reader, member.offset, member.nbytes)
     sizes = _element_sizes(file.read("data.pkl")) if file.holds_object else {}
     records = [record for record in file.records.values() if record.stored]
-    segments = []
+    parts: list[_Part] = []
     at = member.offset
     for record, (offset, nbytes) in zip(records, file.locate(records), strict=True):
         element_nbytes = sizes.get(record.name, 1)
         if element_nbytes > 1 and nbytes:
-            segments.append(_segment(reader, at, offset - at, 1))
-            segments.append(_segment(reader, offset, nbytes, element_nbytes))
+            parts += [(at, offset - at, 1), (offset, nbytes, element_nbytes)]
             at = offset + nbytes
-    segments.append(_segment(reader, at, member.offset + member.nbytes - at, 1))
-    return [segment for segment in segments if segment.nbytes]
+    parts.append((at, member.end - at, 1))
+    return [part for part in parts if part[1]]
 
 
 def _element_sizes(data: bytes) -> dict[str, int]:
@@ -196,8 +236,11 @@ def _usual_element_nbytes(reader: ArchiveReader, member: Member) -> int:
     return max(totals, key=lambda size: totals[size], default=1)
 
 
-def _segment(reader: ArchiveReader, offset: int, nbytes: int, element_nbytes: int) -> Segment:
-    return Segment(_ImageReader(reader, offset, nbytes), nbytes, element_nbytes)
+def _segments(reader: ArchiveReader, parts: Sequence[_Part]) -> list[Segment]:
+    return [
+        Segment(_ImageReader(reader, offset, nbytes), nbytes, element_nbytes)
+        for offset, nbytes, element_nbytes in parts
+    ]
 
 
 class _ImageReader:
@@ -219,10 +262,10 @@ class _ImageReader:
         with self._lock:
             if offset + nbytes > self._decoded:
                 self._read_ahead(offset, nbytes)
-            piece = self._reader.take(self._offset + offset, nbytes)
             # Copied under the lock: another thread's decoding may move these bytes.
-            ctypes.memmove(address, (ctypes.c_uint8 * nbytes).from_buffer(piece), nbytes)
-            del piece
+            place = (self._offset + offset, nbytes)
+            self._reader.image.copy(place, address)
+            self._reader.image.forget(place)
 
     def _read_ahead(self, offset: int, nbytes: int) -> None:
         wanted = max(nbytes, self._reader.num_threads * _READ_AHEAD_NBYTES)

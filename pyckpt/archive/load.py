@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch

@@ -136,15 +136,20 @@ class ArchiveWriter:
         return self._writer.progress
 
     def plan(self) -> None:
-        """Sorts the members and fixes the place of each. None may be added afterwards."""
+        """Sorts the members and fixes the place of each. None may be added afterwards.
+
+        Raises:
+            OptionError: The name of a member is not UTF-8, as the names in a tar are.
+        """
         self._planned = True
         if self._is_tar:
             self._writer.add_directory("", _ROOT_MODE)
         for name, (mode, content) in self._in_order():
+            _require_utf8(name)
             if content is None:
                 self._writer.add_directory(name, mode)
             elif isinstance(content, Path):
-                self._writer.add_file(name, mode, os.fspath(content))
+                self._writer.add_file(name, mode, os.fsencode(content))
             elif isinstance(content, tuple):
                 self._writer.add_segments(
                     name, mode, [(s.nbytes, s.element_nbytes, s.reader) for s in content]
@@ -221,6 +226,13 @@ class ArchiveWriter:
             raise FilenameError(
                 f"{self.path} exists and is not a regular file", path=str(self.path)
             )
+
+
+def _require_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"the member name {name!r} is not UTF-8") from error
 
 
 def _level(row: _core.Format | None, level: int | None) -> int:

@@ -1,0 +1,101 @@
+"""pyckpt.convert and pyckpt.pack: what is written, and what is refused."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyckpt
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -> None:
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    for field, value in fields.items():
+        setattr(header, field, value)
+    tar.addfile(header, io.BytesIO(data))
+
+
+def contents(path: Path) -> dict[str, bytes | None]:
+    with tarfile.open(path) as tar:
+        files = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        return {name: file.read() if file else None for name, file in files.items()}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_links_become_files(tmp_path: Path, mode: str) -> None:
+    large = os.urandom(1_500_000)
+    with tarfile.open(tmp_path / "x", mode) as tar:
+        add(tar, "./", type=tarfile.DIRTYPE)
+        add(tar, "./a/zz", large)
+        add(tar, "./a/hard", type=tarfile.LNKTYPE, linkname="./a/zz")
+        add(tar, "latest", type=tarfile.SYMTYPE, linkname="a/zz")
+        add(tar, "a/zz", b"new")
+    pyckpt.convert(tmp_path / "x", tmp_path / "y.tar.gz")
+    assert contents(tmp_path / "y.tar.gz") == {
+        "": None,
+        "a": None,
+        "a/hard": large,
+        "a/zz": b"new",
+        "latest": b"new",
+    }
+
+
+def test_one_file_with_two_names_needs_no_tar(tmp_path: Path) -> None:
+    torch.save([1], tmp_path / "x.pt")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "x.pt", "ep1.pt")
+        add(tar, "latest.pt", type=tarfile.SYMTYPE, linkname="ep1.pt")
+    pyckpt.convert(tmp_path / "x.tar", tmp_path / "y.pt")
+    assert torch.load(tmp_path / "y.pt") == [1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("link to a folder", "is a link to a folder"),
+        ("link to nowhere", "is a link that leads nowhere"),
+        ("link to itself", "is a link that leads nowhere"),
+        ("pipe", "is neither a file nor a folder"),
+    ],
+)
+def test_pack_leaves_nothing_out(tmp_path: Path, kind: str, message: str) -> None:
+    folder = tmp_path / "in" / "deep"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "note").write_text("1")
+    (folder / "link").symlink_to("sub/note")
+    pyckpt.pack(tmp_path / "in", tmp_path / "x.tar")
+    assert contents(tmp_path / "x.tar")["deep/link"] == b"1"
+    odd = folder / "odd"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to({"link to a folder": "sub", "link to itself": "odd"}.get(kind, "gone"))
+    with pytest.raises(pyckpt.OptionError, match=f"odd {message}"):
+        pyckpt.pack(tmp_path / "in", tmp_path / "y.tar")
+    assert not (tmp_path / "y.tar").exists()
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text("1")
+    with pytest.raises(pyckpt.OptionError, match=r"'a\\udcff' is not UTF-8"):
+        pyckpt.pack(tmp_path / "in", tmp_path / "x.tar")
+    with tarfile.open(tmp_path / "y.tar", "w") as tar:
+        add(tar, name, b"1")
+    with pytest.raises(pyckpt.OptionError, match=r"'a\\udcff' is not UTF-8"):
+        pyckpt.convert(tmp_path / "y.tar", tmp_path / "x.tar")
+    assert not (tmp_path / "x.tar").exists()
+    pyckpt.extract(tmp_path / "y.tar", tmp_path / "out")
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"a\xff"]
+
+
+def test_pack_of_what_torch_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(99))
+    with pytest.raises(pyckpt.CorruptArchiveError, match=r"x is not a file of torch\.save"):
+        pyckpt.pack(tmp_path / "x", tmp_path / "y.tar")
+    assert not (tmp_path / "y.tar").exists()
