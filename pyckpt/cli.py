@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyckpt
 from pyckpt.archive.convert import convert, pack
@@ -17,6 +17,7 @@ from pyckpt.archive.inspect import ArchiveInfo, MemberInfo, inspect
 from pyckpt.archive.trial import measure
 from pyckpt.archive.verify import Report, verify
 from pyckpt.errors import CheckpointError, CorruptArchiveError
+from pyckpt.terminal import printable
 
 __all__ = ["main"]
 
@@ -24,6 +25,8 @@ _DAMAGED = 1
 _FAILED = 2
 _STOPPED = 130  # by Ctrl-C; shells use the same code
 _UNREAD = 141  # nobody reads the output; shells report this code after SIGPIPE
+
+_REPLACED = "later ones have their names"
 
 _EPILOG = """\
 exit codes:
@@ -46,7 +49,12 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.run is _extract and not any(word.startswith("-") for word in rest):
+        options.members += rest  # what follows -C, as in tar's order
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -66,8 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: object, code: int) -> int:
-    print(f"pyckpt: {error}", file=sys.stderr)
+    _print(f"pyckpt: {error}", sys.stderr)
     return code
+
+
+def _print(text: str, file: TextIO | None = None) -> None:
+    file = file or sys.stdout
+    for line in text.split("\n"):  # messages of torch have several lines
+        print(printable(line, file.encoding), file=file)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,33 +101,33 @@ def _parser() -> argparse.ArgumentParser:
         return sub.add_argument
 
     add = command("save", _save, "pack a file of torch.save, or a folder, into an archive")
-    add("source", type=Path)
-    add("archive", type=Path, help="its suffix decides the format")
+    add("source")
+    add("archive", help="its suffix decides the format")
     add("--level", type=int, help="compression level of the format")
 
     add = command("ls", _ls, "list members, or tensors, without unpickling")
-    add("archive", type=Path)
+    add("archive")
     add("-t", "--tensors", action="store_true", help="key path, type, shape, bytes, bytes in file")
     add("--json", action="store_true")
 
     add = command("verify", _verify, "compare every checksum; name the damaged tensors")
-    add("archives", type=Path, nargs="+")
+    add("archives", nargs="+")
     add("--json", action="store_true")
 
     add = command("extract", _extract, "write members as files, never overwrite files")
-    add("archive", type=Path)
+    add("archive")
     add("members", nargs="*", help="default: all")
     add("-C", "--folder", type=Path, default=Path())
 
     add = command("cat-tensor", _cat_tensor, "write one tensor: raw, or as .npy or .pt by suffix")
-    add("archive", type=Path)
+    add("archive")
     add("key", help="its key path, as ls -t prints it")
     add("-m", "--member", help="default: composer_states.pt")
     add("-o", "--out", type=Path, help="default: the standard output, raw")
 
     add = command("convert", _convert, "write an archive in another format, in bounded memory")
-    add("source", type=Path)
-    add("archive", type=Path, help="its suffix decides the format")
+    add("source")
+    add("archive", help="its suffix decides the format")
     add("--level", type=int, help="compression level of the format")
 
     add = command("bench", _bench, "time every format on this machine")
@@ -141,15 +155,18 @@ def _save(options: argparse.Namespace) -> int:
 def _ls(options: argparse.Namespace) -> int:
     info = inspect(options.archive, num_threads=options.threads)
     if options.json:
-        print(json.dumps(_as_json(info), indent=1))
+        _print(json.dumps(_as_json(info), indent=1))
         return 0
     for member in info.members:
         if options.tensors:
             _print_tensors(member)
         else:
-            kind = "d" if member.is_directory else "-"
-            name = _printable(member.name)
-            print(f"{kind} {member.nbytes:>16,} {len(member.tensors):>8,} tensors  {name}")
+            kind = "d" if member.is_directory else "l" if member.link else "-"
+            name = printable(member.name)
+            link = f" -> {printable(member.link)}" if member.link else ""
+            _print(f"{kind} {member.nbytes:>16,} {len(member.tensors):>8,} tensors  {name}{link}")
+    if info.replaced:
+        _print(f"{len(info.replaced)} members are not listed: {_REPLACED}", sys.stderr)
     return 0
 
 
@@ -159,13 +176,8 @@ def _print_tensors(member: MemberInfo) -> None:
         code = "?" if entry.code_nbytes is None else f"{entry.code_nbytes:,}"
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        path = _printable(tensor.key_path)
-        print(f"{dtype:>10} {shape:>20} {tensor.nbytes:>15,} {code:>15}  {path}")
-
-
-def _printable(name: str) -> str:
-    """Escapes what could steer the terminal, or cannot be encoded, in a name from a file."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+        path = printable(tensor.key_path)
+        _print(f"{dtype:>10} {shape:>20} {tensor.nbytes:>15,} {code:>15}  {path}")
 
 
 def _as_json(info: ArchiveInfo) -> dict[str, Any]:
@@ -173,10 +185,12 @@ def _as_json(info: ArchiveInfo) -> dict[str, Any]:
         "path": str(info.path),
         "compression": info.compression,
         "file_nbytes": info.file_nbytes,
+        "replaced": info.replaced,
         "members": [
             {
                 "name": member.name,
                 "is_directory": member.is_directory,
+                "link": member.link,
                 "nbytes": member.nbytes,
                 "records": [
                     {"name": r.name, "nbytes": r.nbytes, "crc32": r.crc} for r in member.records
@@ -211,20 +225,22 @@ def _verify(options: argparse.Namespace) -> int:
         if not options.json:
             _print_report(report)
     if options.json:
-        print(json.dumps([_report_as_json(report) for report in reports], indent=1))
+        _print(json.dumps([_report_as_json(report) for report in reports], indent=1))
     return code or (0 if all(report.ok for report in reports) else _DAMAGED)
 
 
 def _print_report(report: Report) -> None:
     if report.ok:
-        print(
+        _print(
             f"{report.path}: whole ({report.members} members, {report.records} records, "
             f"{report.nbytes:,} bytes)"
         )
     for problem in report.problems:
-        print(f"{report.path}: {problem}")
+        _print(f"{report.path}: {problem}")
+    if report.replaced:
+        _print(f"{report.path}: {len(report.replaced)} members do not count: {_REPLACED}")
     if report.unchecked:
-        print(
+        _print(
             f"{report.path}: {len(report.unchecked)} records or files have no checksum of their own"
         )
 
@@ -238,6 +254,7 @@ def _report_as_json(report: Report) -> dict[str, Any]:
         "records": report.records,
         "nbytes": report.nbytes,
         "unchecked": report.unchecked,
+        "replaced": report.replaced,
         "problems": [
             {
                 "message": problem.message,
@@ -258,7 +275,7 @@ def _extract(options: argparse.Namespace) -> int:
         members=options.members or None,
         num_threads=options.threads,
     ):
-        print(_printable(str(path)))
+        _print(printable(str(path)))
     return 0
 
 
@@ -284,10 +301,10 @@ def _convert(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     results = measure(options.folder, options.nbytes, num_threads=options.threads)
     if options.json:
-        print(json.dumps(results, indent=1))
+        _print(json.dumps(results, indent=1))
         return 0
     for name, result in results.items():
-        print(
+        _print(
             f"{name:12} save {result['save_seconds']:8.3f} s  load {result['load_seconds']:8.3f} s"
             f"  {result['file_nbytes'] / options.nbytes:7.1%} of {options.nbytes:,} bytes"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pyckpt.ranks.exchange import current_ranks
+from pyckpt.terminal import printable
 
 __all__ = ["ProgressHook", "Report", "reporting"]
 
@@ -33,7 +34,9 @@ def reporting(hook: ProgressHook, doing: str) -> Iterator[Report | None]:
         from tqdm import tqdm
 
         nowhere = sys.stderr is None  # pythonw, and some services
-        with tqdm(desc=doing, unit="B", unit_scale=True, leave=False, disable=nowhere) as bar:
+        with tqdm(
+            desc=printable(doing), unit="B", unit_scale=True, leave=False, disable=nowhere
+        ) as bar:
 
             def report(done: int, total: int | None) -> None:
                 bar.total = total

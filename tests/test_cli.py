@@ -1,6 +1,7 @@
 """The command pyckpt, as a program: what it prints, writes and returns."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import tarfile
 import termios
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +168,8 @@ def test_save_and_extract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     one = tmp_path / "one"
     output(capsys, "extract", tmp_path / "folder.tar.gz", "deep/note", "-C", one)
     assert [path.name for path in one.rglob("*")] == ["deep", "note"]
-    assert main(["extract", str(tmp_path / "folder.tar.gz"), "other", "-C", str(one)]) == 1
+    assert main(["extract", str(tmp_path / "folder.tar.gz"), "other", "-C", str(one)]) == 2
+    assert "no member 'other'; it has 'composer_states.pt', " in capsys.readouterr().err
     assert main(["save", str(folder / "deep" / "note"), str(tmp_path / "y.tar")]) == 1
     assert main(["save", str(folder), str(tmp_path / "y.pt")]) == 2
 
@@ -256,3 +260,99 @@ def test_nothing_is_extracted_through_links(tmp_path: Path, name: str) -> None:
     assert main(["extract", str(tmp_path / "x.tar"), "-C", str(tmp_path / "in")]) == 2
     assert list((tmp_path / "outside").iterdir()) == []
     assert not (tmp_path / "nowhere").exists()
+
+
+ODD = "a\x1b[2J\x9b1m\udcff\u00e9\nb"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_nothing_from_a_file_steers_the_terminal(tmp_path: Path, encoding: str) -> None:
+    """Names of files, members and records, in output and in errors."""
+    folder = tmp_path / ODD
+    folder.mkdir()
+    pyckpt.save({ODD.replace("\udcff", ""): torch.ones(3)}, folder / "x.tar")
+    (folder / "damaged.tar").write_bytes(b"1" * 5000)
+    tar_of(folder / "odd.tar", tarfile.TarInfo(ODD), tarfile.TarInfo(ODD))
+    for arguments, code in (
+        (["ls", folder / "x.tar"], 0),
+        (["ls", "-t", folder / "x.tar"], 0),
+        (["ls", "--json", folder / "odd.tar"], 0),
+        (["ls", folder / "odd.tar"], 0),
+        (["ls", folder / "damaged.tar"], 1),
+        (["ls", folder / "missing.tar"], 2),
+        (["verify", folder / "x.tar", folder / "odd.tar"], 0),
+        (["verify", folder / "x.tar", folder / "damaged.tar"], 1),
+        (["verify", "--json", folder / "x.tar"], 0),
+        (["cat-tensor", folder / "x.tar", "b\u00e9"], 2),
+        (["cat-tensor", folder / "odd.tar", "w", "-m", ODD], 1),
+        (["convert", folder / "x.tar", folder / "x.tar.foo"], 2),
+        (["extract", folder / "odd.tar", "-C", folder / "out"], 0),
+        (["extract", folder / "odd.tar", "-C", folder / "out"], 2),
+        (["extract", folder / "odd.tar", "a", "-C", folder / "out2"], 2),
+    ):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+        with redirect_stdout(terminal), redirect_stderr(terminal):
+            assert main([str(argument) for argument in arguments]) == code, arguments
+        terminal.seek(0)
+        printed = terminal.read()
+        assert all(c.isprintable() or c == "\n" for c in printed), printed
+
+
+def test_members_on_both_sides_of_the_folder(tmp_path: Path) -> None:
+    """As tar takes them."""
+    tar_of(tmp_path / "x.tar", *(tarfile.TarInfo(name) for name in "abc"))
+    for number, arguments in enumerate(
+        (
+            ["x.tar", "a", "b", "-C", "OUT"],
+            ["-C", "OUT", "x.tar", "a", "b"],
+            ["x.tar", "-C", "OUT", "a", "b"],
+            ["x.tar", "a", "-C", "OUT", "b"],
+        )
+    ):
+        out = tmp_path / f"out{number}"
+        words = {"OUT": str(out), "x.tar": str(tmp_path / "x.tar")}
+        assert main(["extract", *(words.get(word, word) for word in arguments)]) == 0
+        assert sorted(path.name for path in out.iterdir()) == ["a", "b"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["ls", str(tmp_path / "x.tar"), "more"])
+    assert stopped.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["extract", str(tmp_path / "x.tar"), "--what"])
+
+
+def test_replaced_members_and_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    link = tarfile.TarInfo("latest")
+    link.type, link.linkname = tarfile.SYMTYPE, "a"
+    tar_of(tmp_path / "x.tar", tarfile.TarInfo("a"), tarfile.TarInfo("a"), link)
+    assert main(["ls", str(tmp_path / "x.tar")]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["-", "l"]
+    assert printed.out.endswith("  latest -> a\n")
+    assert printed.err == "1 members are not listed: later ones have their names\n"
+    assert "1 members do not count: later" in output(capsys, "verify", tmp_path / "x.tar")
+    info = json.loads(output(capsys, "ls", "--json", tmp_path / "x.tar"))
+    assert info["replaced"] == ["a"]
+
+
+def test_an_empty_path(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["ls", ""], ["verify", ""], ["save", "", "x.tar"], ["convert", "x.tar", ""]):
+        assert main(arguments) == 2
+        assert "the path is empty" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+def test_shapes_that_are_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such a pickle is none of torch.save."""
+    torch.save({"t": torch.ones(3)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    [name] = [name for name in records if name.endswith("/data.pkl")]
+    assert records[name].count(b"K\x03\x85") == 1
+    records[name] = records[name].replace(b"K\x03\x85", b"X\x01\0\0\0a\x85")
+    with zipfile.ZipFile(tmp_path / "y.pt", "w") as file:
+        for record, data in records.items():
+            file.writestr(record, data)
+    assert (
+        json.loads(output(capsys, "ls", "--json", tmp_path / "y.pt"))["members"][0]["tensors"] == []
+    )
+    output(capsys, "ls", "-t", tmp_path / "y.pt")
