@@ -64,7 +64,7 @@ def convert(
         FilenameError: ``path`` has an unknown suffix.
         OSError: A file cannot be read or written.
     """
-    source, path = local_path(source)(path)
+    source, path = local_path(source), local_path(path)
     with ArchiveWriter(
         path, WriteOptions(compression_level, num_threads, fsync, progress)
     ) as writer:
@@ -102,7 +102,7 @@ def pack(
         CorruptArchiveError: ``source`` is a file that torch.save did not write.
         OSError: A file cannot be read or written.
     """
-    source, path = local_path(source)(path)
+    source, path = local_path(source), local_path(path)
     with ArchiveWriter(
         path, WriteOptions(compression_level, num_threads, fsync, progress)
     ) as writer:

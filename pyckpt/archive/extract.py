@@ -207,7 +207,8 @@ def write_tensor(tensor: torch.Tensor, path: Path | None) -> None:
 
     Raises:
         OptionError: The tensor is not one run of values in memory (sparse, quantized, nested,
-            without data, of a subclass); numpy does not have its type (bfloat16); the standard output is a terminal; ``path`` is the name of a tar.
+            without data, of a subclass); numpy does not have its type (bfloat16); the standard
+            output is a terminal; ``path`` is the name of a tar.
         FilenameError: ``path`` cannot be written to.
         CheckpointError: The file cannot be written.
         OSError: The same.
