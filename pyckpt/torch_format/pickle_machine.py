@@ -21,6 +21,7 @@ _NEWEST_PROTOCOL = 5
 _MOST_DIGITS = 4300
 _FEWEST_STEPS = 1 << 20
 _BYTES_A_STEP = 64
+_LARGE = (tuple, list, dict, str, bytes, int)  # what can take many steps
 
 
 class BrokenPickleError(pickle.UnpicklingError):
@@ -53,16 +54,17 @@ class HashBudget:
         left = [values]
         while left:
             value = left.pop()
-            self._steps_left -= 1
+            if isinstance(value, dict):
+                value = [*value.keys(), *value.values()]
             if isinstance(value, tuple | list):
-                left.extend(value)
-            elif isinstance(value, dict):
-                left += [*value.keys(), *value.values()]
+                self._steps_left -= len(value)
+                if self._steps_left >= 0:
+                    left += [part for part in value if isinstance(part, _LARGE)]
             elif isinstance(value, str | bytes):
                 self._steps_left -= len(value) // _BYTES_A_STEP
             elif isinstance(value, int):
                 self._steps_left -= value.bit_length() // (8 * _BYTES_A_STEP)
-            if self._steps_left < len(left):
+            if self._steps_left < 0:
                 raise BrokenPickleError("the keys or arguments are too large for the pickle's size")
 
     def charge_keys(self, flat: list[Any]) -> None:
@@ -197,6 +199,14 @@ class PickleMachine(ABC):
         if nbytes < 0 or self.end > len(self._data):
             raise ShortPickleError("a pickle ends before it should")
         return self._data[begin : self.end]
+
+    def _byte(self) -> int:
+        try:
+            byte = self._data[self.end]
+        except IndexError:
+            raise ShortPickleError("a pickle ends before it should") from None
+        self.end += 1
+        return byte
 
     def _number(self, nbytes: int) -> int:
         return int.from_bytes(self._take(nbytes), "little")
@@ -432,7 +442,7 @@ def _opcodes() -> list[_Opcode | None]:
         pickle.NEWFALSE: push(False),
         pickle.INT: PickleMachine._old_int,
         pickle.BININT: pushes(lambda m: signed(m, m._take(4))),
-        pickle.BININT1: pushes(lambda m: m._number(1)),
+        pickle.BININT1: pushes(PickleMachine._byte),
         pickle.BININT2: pushes(lambda m: m._number(2)),
         pickle.LONG: pushes(lambda m: _int(m._line().removesuffix(b"L"))),
         pickle.LONG1: counted(1, signed),
@@ -484,10 +494,10 @@ def _opcodes() -> list[_Opcode | None]:
         pickle.POP_MARK: lambda m: void(m._pop_mark()),
         pickle.DUP: pushes(lambda m: m._top()),
         pickle.GET: lambda m: m._get(m._digits()),
-        pickle.BINGET: lambda m: m._get(m._number(1)),
+        pickle.BINGET: lambda m: m._get(m._byte()),
         pickle.LONG_BINGET: lambda m: m._get(m._number(4)),
         pickle.PUT: lambda m: m._store(m._digits()),
-        pickle.BINPUT: lambda m: m._store(m._number(1)),
+        pickle.BINPUT: lambda m: m._store(m._byte()),
         pickle.LONG_BINPUT: lambda m: m._store(m._number(4)),
         pickle.MEMOIZE: lambda m: m._store(len(m._memo) + len(m._far_memo)),
     }

@@ -8,7 +8,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-TIMES = 1_000_000
+TIMES = 300_000
 
 # Forty pairs, each of which holds the one before twice: 2^40 leaves.
 DOUBLED = b")" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(40))
@@ -38,7 +38,7 @@ BOMBS = {
     "sets": b"(" + b"\x8f" * TIMES * 5 + b"t",
     "calls": b"cx\ny\n" + b")R" * TIMES * 2,
     "new objects": b"(cx\ny\nq\x00" + b"h\x00)\x81" * TIMES + b"t",
-    "globals": b"(" + b"".join(b"cm\n%d\n" % n for n in range(400_000)) + b"t",
+    "globals": b"(" + b"".join(b"cm\n%d\n" % n for n in range(100_000)) + b"t",
     "memo": b"}" + b"\x94" * TIMES * 5,
     "far memo": b"}" + b"".join(b"r" + struct.pack("<I", 2 * n + 1) for n in range(TIMES)),
     "bytes": b"(c_codecs\nencode\nq\x00" + _LONG + b"q\x01X\x06\0\0\0latin1q\x02\x86q\x03"
