@@ -23,7 +23,8 @@ void OrderedImage::Keep(Extent extent) {
 
 std::vector<Damage> OrderedImage::Finish() {
   try {
-    Skip(kUnknownNbytes);
+    Forget({nbytes_, kUnknownNbytes - nbytes_});
+    Reach(kUnknownNbytes);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kCorrupt) throw;
     return {{{nbytes_, kUnknownNbytes - nbytes_}, error.offset(), error.what()}};

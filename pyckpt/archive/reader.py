@@ -155,7 +155,6 @@ class ArchiveReader(StreamReader):
             nbytes += _STEP_NBYTES
             with self.corruption():
                 self.image.require((0, nbytes))
-        self.image.keep((0, self.image.nbytes))
         return Member("", FILE, 0, 0, self.image.nbytes)
 
     def contents(self, offset: int) -> Contents:

@@ -152,9 +152,10 @@ def test_one_after_the_other(library: str) -> None:
     whole = b"".join(map(LIBRARIES[library], pieces))
     assert decompress(whole) == b"".join(pieces)
     assert decompress(whole + bytes(512)) == b"".join(pieces)
-    for behind in (b"x", bytes(512) + b"x" * 4, LIBRARIES[library](b"y")[:-1]):
-        with pytest.raises(RuntimeError, match=r", at byte \d+$"):
-            decompress(whole + behind)
+    for behind in (b"x", bytes(512) + b"x" * 4):  # no stream
+        assert decompress(whole + behind) == b"".join(pieces)
+    with pytest.raises(RuntimeError, match=r", at byte \d+$"):
+        decompress(whole + LIBRARIES[library](b"y")[:-1])
 
 
 @pytest.mark.parametrize("library", ["gzip", "bzip2"])
@@ -203,8 +204,7 @@ def test_the_trailer_of_what_is_decoded_in_parallel_is_compared(tmp_path: Path, 
 
 def test_magics_behind_the_end() -> None:
     """They look like blocks, but belong to no stream."""
-    with pytest.raises(RuntimeError, match="no stream begins here, at byte"):
-        decompress(bz2.compress(RAW, 1) + bytes.fromhex("314159265359") * 3)
+    assert decompress(bz2.compress(RAW, 1) + bytes.fromhex("314159265359") * 3) == RAW
 
 
 @pytest.mark.parametrize("file", [b"", b"\x1f", b"BZ", b"\xfd7zXZ", b"PK\3\4" + bytes(60), RAW])
