@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +75,16 @@ def deserialize(
     if keys is not None:
         data, wanted = _cut(file, data, keys)
         records = [r for r in records if r.name.removeprefix(STORAGES) in wanted]
-    storages = _storages(file, records, data, verify)
+    stored = [record for record in records if record.stored]
+    places = _decode_storages(file, stored, data, verify)
     if verify and keys is None:
-        file.stream.check_rest()
+        file.stream.check_rest()  # before bytes are taken, because it may move them
+    storages = {
+        record.name.removeprefix(STORAGES): _storage(file.stream, place)
+        for record, place in zip(stored, places, strict=True)
+    }
+    if isinstance(file, TorchFile):
+        storages.update(_inflated_storages(file, records, verify))
     is_foreign = isinstance(file, TorchFile) and byte_order(file) != sys.byteorder
     storage_of = _StorageOf(file.stream, storages, _restorer(map_location), is_foreign)
     try:
@@ -173,24 +180,17 @@ def _validate_sparse_tensors(weights_only: bool) -> None:
         raise BrokenPickleError(f"{type(error).__name__}: {error}") from error
 
 
-def _storages(
-    file: TorchFile | LegacyFile, records: Sequence[Any], data: bytes, verify: bool
-) -> dict[str, torch.UntypedStorage]:
-    """Decodes and checks the records. Returns the storages by key."""
-    stored = [record for record in records if record.stored]
-    places = _decode_storages(file, stored, data, verify)
-    storages = {
-        record.name.removeprefix(STORAGES): _storage(file.stream, place)
-        for record, place in zip(stored, places, strict=True)
-    }
+def _inflated_storages(
+    file: TorchFile, records: Sequence[StoredRecord], verify: bool
+) -> Iterator[tuple[str, torch.UntypedStorage]]:
+    """The storages that are compressed in the zip file, with their keys."""
     for record in records:
-        if isinstance(file, TorchFile) and not record.stored:
+        if not record.stored:
             raw = bytearray(file.read_inflated(record, verify=verify))
-            tensor = (
-                torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, device="cpu")
-            )
-            storages[record.name.removeprefix(STORAGES)] = tensor.untyped_storage()
-    return storages
+            storage = torch.UntypedStorage(0)
+            if raw:
+                storage = torch.frombuffer(raw, dtype=torch.uint8).untyped_storage()
+            yield record.name.removeprefix(STORAGES), storage
 
 
 def _decode_storages(
