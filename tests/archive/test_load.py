@@ -166,23 +166,6 @@ def test_load_of_a_pipe(tmp_path: Path) -> None:
         pyckpt.load_checkpoint(tmp_path / "x.tar", state)
 
 
-def test_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    pyckpt.save([1], "x.tar")
-    for call in (
-        lambda: pyckpt.load(""),
-        lambda: pyckpt.verify(""),
-        lambda: pyckpt.inspect(""),
-        lambda: pyckpt.save([1], ""),
-        lambda: pyckpt.convert("", "y.tar"),
-        lambda: pyckpt.convert("x.tar", ""),
-        lambda: pyckpt.pack("x.tar", ""),
-        lambda: pyckpt.extract("x.tar", ""),
-    ):
-        with pytest.raises(pyckpt.OptionError, match="path is empty"):
-            call()
-
-
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".pt"])
 @pytest.mark.parametrize(
     "garbage",
