@@ -90,12 +90,14 @@ class ArchiveWriter:
     def __exit__(self, *_: object) -> None:
         self.abandon()
 
-    def add_object(self, name: str, obj: Any, *, compact_views: bool = False) -> None:
+    def add_object(
+        self, name: str, obj: Any, *, compact_views: bool = False, named: list[Any] | None = None
+    ) -> None:
         """Adds a member in torch's format. Its memory must not change until ``write()`` returns.
 
-        See :func:`pyckpt.torch_format.serialize.serialize` for ``compact_views``.
+        See :func:`pyckpt.torch_format.serialize.serialize` for ``compact_views`` and ``named``.
         """
-        self._members[name] = (_FILE_MODE, serialize(obj, compact_views=compact_views))
+        self._members[name] = (_FILE_MODE, serialize(obj, compact_views=compact_views, named=named))
 
     def add_file(self, name: str, path: Path) -> None:
         """Adds a member with the bytes of the file at ``path``, which ``write()`` reads."""

@@ -13,7 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -55,7 +55,9 @@ _PLAIN_DTYPES = {
 }
 
 
-def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
+def serialize(
+    obj: Any, *, compact_views: bool = False, named: list[Any] | None = None
+) -> list[Record]:
     """The records of ``obj`` in the order of torch's zip file.
 
     They refer to the object's memory, which must not change until the records are written.
@@ -64,6 +66,7 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
         compact_views: Save only the memory that each tensor spans, as if it were cloned first.
             Tensors of one type that span exactly the same memory still share it after loading.
             Other tensors no longer share memory.
+        named: Gets the classes and functions that the pickle names. Not with ``compact_views``.
 
     Raises:
         pickle.PicklingError, TypeError, AttributeError: ``obj`` cannot be pickled.
@@ -79,6 +82,8 @@ def serialize(obj: Any, *, compact_views: bool = False) -> list[Record]:
         pickler.dump(obj)
     except _WrongStorageError as error:
         raise ValueError(f"{_place(obj, error.storage)}: {error}") from None
+    if named is not None:
+        named += pickler.named
     data = buffer.getvalue()
     head = [
         _bytes_record("data.pkl", data),
@@ -197,6 +202,7 @@ class _StoragePickler(pickle.Pickler):
 
     def __init__(self, buffer: io.BytesIO, storages: _Storages) -> None:
         super().__init__(buffer, protocol=_PICKLE_PROTOCOL)
+        self.named: list[Any] = []  # classes and functions
         self._storages = storages
         # A bound method of the pickler would be a cycle that keeps it, and its objects, alive.
         self.persistent_id = _core.by_type(  # type: ignore[method-assign]
@@ -207,6 +213,8 @@ class _StoragePickler(pickle.Pickler):
         if type(obj) is OrderedDict and not obj and not obj.__dict__:  # every tensor's hooks
             return OrderedDict, ()
         if not _is_plain(obj):
+            if isinstance(obj, type | FunctionType | BuiltinFunctionType):
+                self.named.append(obj)
             return NotImplemented
         dtype, storage = obj.dtype, obj.untyped_storage()
         offset, shape, stride = obj.storage_offset(), tuple(obj.shape), obj.stride()

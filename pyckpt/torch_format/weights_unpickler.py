@@ -20,7 +20,18 @@ from torch._utils import _sparse_tensors_to_validate
 from pyckpt.torch_format.pickle_machine import BrokenPickleError, HashBudget, PickleMachine
 from pyckpt.torch_format.plain_types import PlainType, Unfinished, plain_type
 
-__all__ = ["WeightsUnpickler"]
+__all__ = ["WeightsUnpickler", "is_allowed"]
+
+
+def is_allowed(named: Any) -> bool:
+    """Whether pickles may name a class or function; see WeightsUnpickler."""
+    module, name = named.__module__ or "builtins", named.__qualname__
+    if plain_type(module, name) is not None:
+        return True
+    full_name = f"{module}.{name}"
+    allowed = torchs._get_allowed_globals(), torchs._get_user_allowed_globals()
+    return module not in _BLOCKED_MODULES and any(full_name in names for names in allowed)
+
 
 # Whatever the user admits.
 _BLOCKED_MODULES = ("sys", "os", "posix", "nt")

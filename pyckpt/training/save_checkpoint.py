@@ -36,6 +36,7 @@ from pyckpt.state import (
 from pyckpt.training.agreement import Description, WeightSamples
 from pyckpt.training.names import check_one_set, render, values
 from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
+from pyckpt.training.refused_types import warn_of_refused
 from pyckpt.training.rng import rng_state
 
 __all__ = ["Save", "save_checkpoint"]
@@ -258,7 +259,9 @@ class Save:
             if "model" in saved:
                 self._samples = WeightSamples(self._state.model)
         if self._writer is not None and self._ranks.rank == 0:
-            self._writer.add_object(STATES_MEMBER, contents)
+            named: list[Any] = []
+            self._writer.add_object(STATES_MEMBER, contents, named=named)
+            warn_of_refused(contents, named)
         return {} if self._description is None else self._description.digests()
 
     def _collect_engine(self) -> None:
