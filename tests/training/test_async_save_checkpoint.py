@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -75,6 +76,14 @@ def _nothing_is_left_behind() -> Iterator[None]:
     yield
     pending_saves.raise_uncollected()
     pending_saves.check_room(1)
+
+
+def logged(caplog: pytest.LogCaptureFixture, count: int) -> None:
+    """Waits until the background thread has logged, which it does after the save has ended."""
+    pending_saves.wait_for_room(1)
+    late = time.monotonic() + 60
+    while len(caplog.records) < count and time.monotonic() < late:
+        time.sleep(0.01)
 
 
 class Gate:
@@ -262,7 +271,7 @@ def test_a_torn_save_is_copied_the_next_time(
     torn = pyckpt.async_save_checkpoint(training.state, tmp_path / "1.tar")
     add_one(training)
     gate.open()
-    pending_saves.wait_for_room(1)
+    logged(caplog, 2)
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
     assert "copied from now on" in caplog.text
     saved = []
@@ -332,7 +341,7 @@ def test_an_error_that_nobody_collects(
     next_save: Callable[..., Any],
 ) -> None:
     pending = pyckpt.async_save_checkpoint(training.state, broken(tmp_path))
-    pending_saves.wait_for_room(1)
+    logged(caplog, 1)
     [record] = caplog.records
     assert (record.name, record.levelno) == ("pyckpt", logging.ERROR)
     assert f"{tmp_path}/file" in record.getMessage()
