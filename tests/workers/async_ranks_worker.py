@@ -125,7 +125,7 @@ def equal(training: Training, late: bool) -> list[str]:
             gate = Gate()
             pending = training.start(f"async-{{rank}}{suffix}", stage=stage, fsync=False)
             if stage == "lazy" and training.rank == 0:
-                [live] = lazy._watching
+                [live] = lazy._watching.values()
                 if live._memory.staging_nbytes < 4 * WIDTH:
                     wrong.append("nothing is read in place")
             if not late:
