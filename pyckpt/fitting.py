@@ -8,71 +8,17 @@ take their shapes from the checkpoint). Then its own word counts: a copy of it l
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from pyckpt.errors import CheckpointError, StateMismatchError
+from pyckpt.errors import StateMismatchError
 
-__all__ = ["Restoration", "check_weights", "is_plain_optimizer", "parameters_by_position"]
+__all__ = ["check_weights", "is_plain_optimizer", "parameters_by_position"]
 
 _MOST_NAMED = 5
 _WITHOUT_SHAPE = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
-
-
-class Restoration:
-    """A restore in two steps: first what may fail, then what was checked."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], Any]] = []
-        self._rest: list[Callable[[], Any]] = []
-
-    def load_now(self, target: Any, saved: Any) -> None:
-        """Calls ``target.load_state_dict(saved)``. ``undo`` takes it back.
-
-        Raises:
-            StateMismatchError: The target refuses. Everything is undone.
-        """
-        before = target.state_dict()
-        with suppress(Exception):  # what cannot be copied is hopefully not changed in place
-            before = copy.deepcopy(before)
-        self._undo.append(partial(target.load_state_dict, before))
-        try:
-            target.load_state_dict(saved)
-        except Exception as error:
-            self.undo()
-            raise StateMismatchError(
-                f"{type(target).__qualname__} refuses its saved state: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def load_later(self, load: Callable[[], Any]) -> None:
-        """Lets ``finish`` call ``load``, which must have been checked."""
-        self._rest.append(load)
-
-    def undo(self) -> None:
-        """Takes everything back that ``load_now`` has changed.
-
-        Raises:
-            CheckpointError: An object refuses the state that it had. It may have changed.
-        """
-        while self._undo:
-            try:
-                self._undo.pop()()
-            except Exception as error:
-                raise CheckpointError(
-                    "an optimizer or scheduler refused its saved state, and then the state that "
-                    f"it had before: {type(error).__name__}: {error}"
-                ) from error
-
-    def finish(self) -> None:
-        """Does the rest. It cannot be undone."""
-        self._undo.clear()
-        for load in self._rest:
-            load()
 
 
 def check_weights(module: Any, weights: Mapping[str, Any], strict: bool) -> None:

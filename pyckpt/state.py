@@ -12,12 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from pyckpt.errors import OptionError
-from pyckpt.fitting import (
-    Restoration,
-    check_weights,
-    is_plain_optimizer,
-    parameters_by_position,
-)
+from pyckpt.fitting import check_weights, is_plain_optimizer, parameters_by_position
+from pyckpt.restoration import Restoration
 from pyckpt.warn import warn
 
 __all__ = [

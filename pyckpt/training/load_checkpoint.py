@@ -7,11 +7,11 @@ from typing import Any
 
 from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
 from pyckpt.errors import CheckpointError, OptionError, StateMismatchError
-from pyckpt.fitting import Restoration
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions, default_threads
 from pyckpt.progress import ProgressHook
 from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks, together
+from pyckpt.restoration import Restoration
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
 from pyckpt.torch_format.weights_only import is_weights_only
 from pyckpt.training.names import find

@@ -33,11 +33,12 @@ from pyckpt.state import (
     is_deepspeed_engine,
     model_state_dict,
 )
-from pyckpt.training.agreement import Description, WeightSamples
+from pyckpt.training.agreement import Description
 from pyckpt.training.names import check_one_set, render, values
 from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.training.refused_types import warn_of_refused
 from pyckpt.training.rng import rng_state
+from pyckpt.training.weight_samples import WeightSamples
 
 __all__ = ["Save", "save_checkpoint"]
 

@@ -1,0 +1,70 @@
+"""Tensors that are this rank's part of something larger."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pyckpt.state import TrainingState, optimizers_of
+
+__all__ = ["ADVICE", "flat_storages", "is_part_of_flat", "is_shard", "sharding_modules"]
+
+ADVICE = (
+    "One file holds rank 0's state alone. Gather it on rank 0 in the state's state_dict() (see "
+    "torch.distributed.checkpoint.state_dict, full_state_dict=True), or let every rank save its "
+    "part with pyckpt.save or torch.distributed.checkpoint"
+)
+"""What to do with a state that is sharded."""
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a kind that knows its other parts, and has some."""
+    placements, mesh = getattr(tensor, "placements", None), getattr(tensor, "device_mesh", None)
+    if placements is not None and mesh is not None:  # a DTensor
+        return any(
+            not placement.is_replicate() and mesh.size(dim) > 1
+            for dim, placement in enumerate(placements)
+        )
+    return hasattr(tensor, "local_shards")  # a ShardedTensor
+
+
+def sharding_modules(model: torch.nn.Module) -> list[Any]:
+    """The modules of FSDP1 in ``model`` that shard over more than one rank."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return []
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, fsdp.FullyShardedDataParallel)
+        and module.sharding_strategy is not fsdp.ShardingStrategy.NO_SHARD
+        and module.process_group.size() > 1
+    ]
+
+
+def flat_storages(state: TrainingState) -> set[int]:
+    """The storages of FSDP1's flat parameters, and of what optimizers keep of them.
+
+    Empty without FSDP1. They are plain tensors, so nothing else tells that they are shards.
+    """
+    model = state.model
+    if not isinstance(model, torch.nn.Module) or not sharding_modules(model):
+        return set()
+    tensors: list[Any] = list(model.parameters())
+    for optimizer in optimizers_of(state):
+        for kept in getattr(optimizer, "state", {}).values():
+            tensors += kept.values() if isinstance(kept, Mapping) else ()
+    return {
+        tensor.untyped_storage()._cdata
+        for tensor in tensors
+        if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+    }
+
+
+def is_part_of_flat(tensor: torch.Tensor, flat: set[int]) -> bool:
+    """Whether the tensor is in one of the storages that ``flat_storages`` has found."""
+    # Step counts belong to a parameter too, and are the same on every rank.
+    return tensor.numel() > 1 and tensor.untyped_storage()._cdata in flat
