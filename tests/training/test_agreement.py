@@ -83,7 +83,7 @@ def test_what_rank_0_has_whole_is_saved(
 def test_a_write_may_take_longer_than_the_groups_time_limit(
     tried: tuple[Path, list[dict[str, Any]]],
 ) -> None:
-    assert all(report["slow"]["seconds"] > 5 for report in tried[1])
+    assert all(report["slow"]["seconds"] > 16 for report in tried[1])
 
 
 def test_a_rank_that_is_alone_learns_it(tmp_path: Path) -> None:
