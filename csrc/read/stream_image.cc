@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "base/crc32.h"
@@ -61,8 +62,9 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
     const std::size_t last = UnitAt(offset + nbytes - 1);
     for (std::size_t unit = UnitAt(offset); unit <= last; ++unit) pieces.push_back({unit, i, 0});
   }
-  std::stable_sort(pieces.begin(), pieces.end(),
-                   [](const Part& a, const Part& b) { return a.unit < b.unit; });
+  std::sort(pieces.begin(), pieces.end(), [](const Part& a, const Part& b) {
+    return std::tie(a.unit, a.extent) < std::tie(b.unit, b.extent);
+  });
   std::vector<std::size_t> starts;  // where the pieces of each unit begin
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     if (i == 0 || pieces[i].unit != pieces[i - 1].unit) starts.push_back(i);

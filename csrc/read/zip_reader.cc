@@ -11,7 +11,6 @@ namespace pyckpt {
 namespace {
 
 constexpr std::uint32_t kLocalMagic = 0x04034B50;
-constexpr std::uint32_t kDescriptorMagic = 0x08074B50;
 constexpr std::uint32_t kEntryMagic = 0x02014B50;
 constexpr std::uint32_t kEndMagic = 0x06054B50;
 constexpr std::uint32_t kEnd64Magic = 0x06064B50;
