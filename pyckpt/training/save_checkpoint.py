@@ -14,7 +14,7 @@ from typing import Any
 
 from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
 from pyckpt.archive.writer import ArchiveWriter
-from pyckpt.errors import DuplicateFileError, OptionError
+from pyckpt.errors import CheckpointError, DuplicateFileError, OptionError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook
@@ -120,6 +120,17 @@ class _Target:
     identity: str  # see file_identity
     template: str
     values: dict[str, str]  # what the template's variables stand for
+    contents: str  # for messages: "the whole state"
+
+
+def _check_alike(targets: list[_Target]) -> None:
+    for rank, target in enumerate(targets):
+        if target.contents != targets[0].contents:
+            raise CheckpointError(
+                f"rank 0 would save {targets[0].contents}, and rank {rank} {target.contents}: "
+                "save the same on every rank",
+                rank=rank,
+            )
 
 
 def _check_distinct(targets: list[_Target]) -> None:
@@ -176,6 +187,7 @@ class Save:
         self._targets = together(
             "preparing the checkpoint", lambda: self._prepare(make_options), channel
         )
+        _check_alike(self._targets)
         _check_distinct(self._targets)
         if self.is_deepspeed:
             check_one_set([(target.template, target.values) for target in self._targets])
@@ -239,7 +251,13 @@ class Save:
             file_identity(path),
             os.fspath(self._filename),
             values(self._filename, self._state),
+            self._contents(),
         )
+
+    def _contents(self) -> str:
+        if self.is_deepspeed:
+            return "a DeepSpeed engine"
+        return "weights only" if self._weights_only else "the whole state"
 
     def _collect_state(self, random_states: list[dict[str, Any]]) -> dict[str, str]:
         """Collects the state on every rank, because its state_dict() may be collective.
@@ -257,8 +275,8 @@ class Save:
         saved = saved if isinstance(saved, dict) else {}
         if self._ranks.world_size > 1:
             self._description = Description(self._state, saved)
-            if "model" in saved:
-                self._samples = WeightSamples(self._state.model)
+            # All ranks compare samples, also those that have no model to save.
+            self._samples = WeightSamples(self._state.model if "model" in saved else None)
         if self._writer is not None and self._ranks.rank == 0:
             named: list[Any] = []
             self._writer.add_object(STATES_MEMBER, contents, named=named)

@@ -32,6 +32,8 @@ _UNRELATED = 0.5
 class WeightSamples:
     """A few numbers of each weight of a model, taken when it is made and looked at later.
 
+    A rank whose model is None, or no module, has none, and is not compared.
+
     Making it queues small copies on the devices and does not wait for them.
     """
 
@@ -51,7 +53,7 @@ class WeightSamples:
         """
         doing = "comparing the ranks' weights"
         digests = together(doing, self._digest, channel)
-        if all(digest == digests[0] for digest in digests):
+        if all(digest in (digests[0], "") for digest in digests):
             return  # replicas are equal, so this is where it mostly ends
         first, *others = together(doing, self._numbers, channel)
         for rank, theirs in enumerate(others, 1):
@@ -88,7 +90,7 @@ class WeightSamples:
             self._events.append(event)
 
     def _digest(self) -> str:
-        return hashlib.sha256(repr(self._numbers()).encode()).hexdigest()
+        return hashlib.sha256(repr(self._numbers()).encode()).hexdigest() if self._names else ""
 
     def _numbers(self) -> dict[str, list[float]]:
         for event in self._events:

@@ -22,6 +22,7 @@ REFUSED = {
     "none": ("OptionError", r"not NoneType: pass pyckpt.State"),
     "module": ("OptionError", "not Sequential"),
     "other-call": ("CheckpointError", "rank 0 called save_checkpoint, and rank 1 called load_"),
+    "other-contents": ("CheckpointError", "save the whole state, and rank 1 weights only: save"),
     "fsdp2": ("ShardedStateError", "'state/model/0.weight' is sharded over ranks (DTensor)"),
     "fsdp1": ("ShardedStateError", "(part of a flat parameter of FSDP)"),
     "tensor-parallel": ("ShardedStateError", "weight '0.weight' of rank 1 has nothing in common"),
@@ -42,6 +43,8 @@ SAVED = [
     "gathered-fsdp1",
     "names",
     "strangers",
+    "on-rank-0",
+    "async-on-rank-0",
     "slow",
 ]
 

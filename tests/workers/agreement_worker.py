@@ -32,6 +32,13 @@ class Gathering(pyckpt.State):
         return state if dist.get_rank() == 0 else {**state, "model": {}, "optimizers": {}}
 
 
+class OnRank0(pyckpt.State):
+    """A state that the other ranks do not have at all."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() if dist.get_rank() == 0 else {}
+
+
 def state_of(model: nn.Module, **options: Any) -> pyckpt.State:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2, 8)).sum().backward()
@@ -89,6 +96,9 @@ def build(scenario: str, rank: int) -> Any:
     if scenario == "gathered":
         state = state_of(linear())
         return Gathering(state.model, state.optimizers)
+    if scenario in ("on-rank-0", "async-on-rank-0"):
+        state = state_of(linear(seed=rank))
+        return OnRank0(state.model, state.optimizers)
     if scenario == "names":
         return state_of(linear(), run_name=f"run-{rank}")
     return state_of(linear())
@@ -128,6 +138,8 @@ def attempt(scenario: str, rank: int) -> list[Path]:
         if rank == 1:
             time.sleep(LIMIT_SECONDS + 2)
         return pyckpt.async_save_checkpoint(state, path).result()
+    if scenario == "other-contents":
+        return pyckpt.save_checkpoint(state, path, weights_only=rank == 1)
     if scenario.startswith("async"):
         return pyckpt.async_save_checkpoint(state, path).result()
     return pyckpt.save_checkpoint(state, path)
