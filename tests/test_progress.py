@@ -47,7 +47,8 @@ def test_saves_loads_and_checks(tmp_path: Path, suffix: str) -> None:
     verified.check(None)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES[1:-1])
+# Formats that take longer than the time between two reports, on any machine.
+@pytest.mark.parametrize("suffix", [".tar.bz2", ".tar.lzma"])
 def test_progress_is_told_on_the_way(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     saved, loaded = Calls(), Calls()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 from pyckpt.errors import OptionError
+from pyckpt.warn import warn
 
 __all__ = ["is_weights_only"]
 
@@ -34,6 +34,6 @@ def is_weights_only(weights_only: bool | None) -> bool:
     if force:
         return True
     if force_not and weights_only is None:
-        warnings.warn(f"{_FORCE_NOT} is set: any code in the file is run", stacklevel=3)
+        warn(f"{_FORCE_NOT} is set: any code in the file is run")
         return False
     return weights_only is not False
