@@ -178,6 +178,7 @@ void BindReader(py::module_* m) {
              const Extent extent = ToExtent(range);
              const std::uint8_t* bytes = image->Bytes(extent);
              if (extent.nbytes == 0) return;
+             // NOLINTNEXTLINE(performance-no-int-to-ptr): Python hands out addresses as integers.
              std::memcpy(reinterpret_cast<void*>(address), bytes, extent.nbytes);
            })
       .def("forget", [](StreamImage* image, const Range& range) { image->Forget(ToExtent(range)); })
