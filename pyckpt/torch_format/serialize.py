@@ -219,28 +219,16 @@ class _StoragePickler(pickle.Pickler):
         dtype, storage = obj.dtype, obj.untyped_storage()
         offset, shape, stride = obj.storage_offset(), tuple(obj.shape), obj.stride()
         _check_size(storage, offset + _span(shape, stride), dtype)
-        if storage.nbytes() % dtype.itemsize:
-            # A view of a buffer of bytes. torch reads the storage as bytes too.
-            stored = self._storages.whole(storage, torch.uint8, torch.UntypedStorage)
-            return _rebuild_tensor_v3, (
-                _Stored((stored,)),
-                offset,
-                shape,
-                stride,
-                obj.requires_grad,
-                OrderedDict(),
-                dtype,
-            )
+        # A view of a buffer of bytes. torch reads the storage as bytes too.
+        is_odd = storage.nbytes() % dtype.itemsize != 0
+        kind = (torch.uint8, torch.UntypedStorage) if is_odd else (dtype, _PLAIN_DTYPES[dtype])
+        stored = _Stored((self._storages.whole(storage, *kind),))
+        hooks: OrderedDict[int, Any] = OrderedDict()
+        arguments = (stored, offset, shape, stride, obj.requires_grad, hooks)
         # The same result as torch's, in a third of the time: training waits for the pickle.
-        stored = self._storages.whole(storage, dtype, _PLAIN_DTYPES[dtype])
-        return _rebuild_tensor_v2, (
-            _Stored((stored,)),
-            offset,
-            shape,
-            stride,
-            obj.requires_grad,
-            OrderedDict(),
-        )
+        if is_odd:
+            return _rebuild_tensor_v3, (*arguments, dtype)
+        return _rebuild_tensor_v2, arguments
 
 
 class _CompactPickler(_StoragePickler):

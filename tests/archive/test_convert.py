@@ -1,6 +1,5 @@
 """pyckpt.convert and pyckpt.pack: what is written, and what is refused."""
 
-import io
 import os
 import tarfile
 from pathlib import Path
@@ -9,14 +8,7 @@ import pytest
 import torch
 
 import pyckpt
-
-
-def add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -> None:
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    for field, value in fields.items():
-        setattr(header, field, value)
-    tar.addfile(header, io.BytesIO(data))
+from tests.tar_members import add
 
 
 def contents(path: Path) -> dict[str, bytes | None]:

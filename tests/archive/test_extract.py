@@ -23,6 +23,7 @@ import torch
 import pyckpt
 from pyckpt.archive.extract import extract_tensor, write_tensor
 from pyckpt.cli import main
+from tests.tar_members import add
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".tar": lambda raw: raw,
@@ -30,14 +31,6 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".tar.bz2": bz2.compress,
     ".tar.xz": lambda raw: lzma.compress(raw, preset=0),
 }
-
-
-def add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -> None:
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    for field, value in fields.items():
-        setattr(header, field, value)
-    tar.addfile(header, io.BytesIO(data))
 
 
 def entries(folder: Path) -> dict[str, bytes | None]:
