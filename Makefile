@@ -11,11 +11,11 @@ CHECK_PACKAGES := clang-format clang-tidy
 SOURCES := $(sort $(shell find csrc -name '*.cc'))
 HEADERS := $(sort $(shell find csrc -name '*.h'))
 
-.PHONY: help demo test test-versions test-nvme test-asan test-tsan fuzz check bench clean
+.PHONY: help demo test test-versions test-nvme test-asan test-tsan fuzz check bench bundle clean
 
 help:
-	@echo "make demo | test | test-versions | test-nvme | test-asan | test-tsan | fuzz | check | bench"
-	@echo "make clean"
+	@echo "make demo | test | test-versions | test-nvme | test-asan | test-tsan | fuzz | check"
+	@echo "make bench | bundle | clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
@@ -112,8 +112,13 @@ build/fuzz/%.o: %.cc $(HEADERS) $(wildcard fuzz/*.h)
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.save
 
+# What a machine without package registries needs beside Python, a compiler and torch.
+bundle: .venv/bin/python
+	sh scripts/system-packages $(BUILD_PACKAGES)
+	PYTHON=$(CURDIR)/$(BIN)/python scripts/bundle
+
 clean:
-	rm -rf .venv build
+	rm -rf .venv build dist
 
 # Debian may lack python3-venv: then apt-get installs it.
 .venv/bin/python:

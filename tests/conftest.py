@@ -24,11 +24,19 @@ hypothesis.settings.load_profile("pyckpt")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A time limit from the command line replaces the tests' own: it is for slower code."""
+    """Applies what the machine and the command line say.
+
+    A time limit from the command line replaces the tests' own: it is for slower code. Tests marked
+    `cuda` are skipped where there is no GPU.
+    """
     limit = config.getoption("timeout")
     if limit is not None:
         for item in items:
             item.add_marker(pytest.mark.timeout(limit), append=False)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda") is not None:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture

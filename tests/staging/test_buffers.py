@@ -8,10 +8,9 @@ import torch
 from pyckpt.staging import buffers
 from pyckpt.staging.buffers import BufferPool, HostBuffer
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=needs_cuda)])
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=pytest.mark.cuda)])
 def test_buffers_are_used_again(pinned: bool) -> None:
     pool = BufferPool()
     small, large = pool.take(1000, pinned=pinned), pool.take(5000, pinned=pinned)
@@ -27,7 +26,7 @@ def test_buffers_are_used_again(pinned: bool) -> None:
     assert pool.take(1, pinned=pinned) is not small, "it made room for its successor"
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_memory_that_cannot_be_pinned_does_not_fail_what_comes_next() -> None:
     buffer = HostBuffer(1 << 20, pinned=True)
     with pytest.raises(RuntimeError):

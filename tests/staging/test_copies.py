@@ -13,8 +13,7 @@ from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
 from pyckpt.torch_format.serialize import serialize
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def host_bytes(tensor: torch.Tensor) -> bytes:

@@ -17,8 +17,7 @@ from pyckpt.archive.formats import usual_suffixes
 from pyckpt.torch_format.device_reader import DeviceReader
 from pyckpt.torch_format.serialize import serialize
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def read(reader: DeviceReader, offset: int, nbytes: int) -> bytes:
@@ -113,7 +112,7 @@ def test_a_reader_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, su
     assert not any(tmp_path.iterdir())
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("suffix", ["", ".tar.gz", ".tar.lzma"])
 def test_tensors_on_a_device_are_saved_as_after_a_copy(tmp_path: Path, suffix: str) -> None:
     device = torch.device("cuda")
@@ -131,7 +130,7 @@ def test_tensors_on_a_device_are_saved_as_after_a_copy(tmp_path: Path, suffix: s
     assert back["host"].device.type == "cpu"
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_queued_work_belongs_to_the_state(tmp_path: Path) -> None:
     def busy(tensor: torch.Tensor) -> torch.Tensor:
         for _ in range(200):

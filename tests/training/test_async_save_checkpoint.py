@@ -35,8 +35,7 @@ Stage = Literal["copy", "lazy"] | None
 STAGES: list[Stage] = ["copy", "lazy", None]
 WIDTH = 300
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 class Training:
