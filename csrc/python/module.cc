@@ -121,10 +121,8 @@ void CopyInParallel(const std::vector<CopyArguments>& arguments, int threads) {
 }
 
 std::shared_ptr<Source> AddLive(const std::shared_ptr<LiveMemory>& memory, std::uintptr_t address,
-                                std::uint64_t nbytes, const py::object& reader) {
-  const std::size_t range = reader.is_none() ? memory->AddMemory({ToPointer(address), nbytes})
-                                             : memory->AddSource(ToSource(reader), nbytes);
-  return std::make_shared<LiveSource>(memory, range);
+                                std::uint64_t nbytes) {
+  return std::make_shared<LiveSource>(memory, memory->Add({ToPointer(address), nbytes}));
 }
 
 void ReadSource(Source* source, std::uint64_t offset, std::size_t nbytes, std::uintptr_t address) {
@@ -242,7 +240,7 @@ PYBIND11_MODULE(_core, m) {
            py::call_guard<py::gil_scoped_release>());
   py::class_<LiveMemory, std::shared_ptr<LiveMemory>>(m, "LiveMemory")
       .def(py::init<>())
-      .def("add", &pyckpt::AddLive, py::arg("address"), py::arg("nbytes"), py::arg("reader"))
+      .def("add", &pyckpt::AddLive, py::arg("address"), py::arg("nbytes"))
       .def_property_readonly("staging_nbytes", &LiveMemory::staging_nbytes)
       .def("stage", &pyckpt::StageLive, py::arg("buffer"), py::arg("threads"),
            py::call_guard<py::gil_scoped_release>())

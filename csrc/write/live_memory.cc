@@ -12,44 +12,15 @@ namespace {
 
 constexpr std::uint64_t kPieceNbytes = std::uint64_t{1} << 20;  // a multiple of kAlignment
 constexpr std::uint64_t kAlignment = 64;                        // of copies
-// How much is staged in one copy. Several pieces, because on a device the start of a copy costs as
-// much as copying a piece.
+// How much one thread copies at a time when it stages.
 constexpr std::uint64_t kJobNbytes = 8 * kPieceNbytes;
 
 }  // namespace
 
-void LiveMemory::Range::Fetch(std::uint64_t offset, std::size_t wanted, std::uint8_t* out) const {
-  if (source) {
-    source->Read(offset, wanted, out);
-  } else {
-    GuardedCopy(out, memory + offset, wanted);
-  }
-}
-
-void LiveMemory::Range::FetchOwned(std::uint64_t offset, std::size_t wanted,
-                                   std::uint8_t* out) const {
-  if (source) {
-    source->Read(offset, wanted, out);
-  } else {
-    std::memcpy(out, memory + offset, wanted);
-  }
-}
-
-std::size_t LiveMemory::AddMemory(Span memory) {
+std::size_t LiveMemory::Add(Span memory) {
   Range range;
   range.memory = memory.data;
   range.nbytes = memory.nbytes;
-  return Add(std::move(range));
-}
-
-std::size_t LiveMemory::AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes) {
-  Range range;
-  range.source = std::move(source);
-  range.nbytes = nbytes;
-  return Add(std::move(range));
-}
-
-std::size_t LiveMemory::Add(Range range) {
   for (std::uint64_t at = 0; at < range.nbytes; at += kPieceNbytes) {
     range.pieces.push_back({std::min(kPieceNbytes, range.nbytes - at), nullptr});
   }
@@ -83,7 +54,7 @@ void LiveMemory::ReadPiece(Range* range, std::uint64_t offset, std::size_t nbyte
   ++readers_;
   lock.unlock();
   try {
-    range->Fetch(offset, nbytes, out);
+    GuardedCopy(out, range->memory + offset, nbytes);
   } catch (...) {
     lock.lock();
     --readers_;
@@ -143,7 +114,7 @@ void LiveMemory::Stage(std::uint8_t* buffer, int threads) {
 
   Task copy = [&jobs](std::size_t index) {
     const Job& job = jobs[index];
-    job.range->FetchOwned(job.offset, job.nbytes, job.to);
+    std::memcpy(job.to, job.range->memory + job.offset, job.nbytes);
   };
   RunParallel(
       jobs.size(), threads, [&copy] { return copy; }, [] {});

@@ -23,24 +23,23 @@
 
 namespace pyckpt {
 
-// Thread-safe except AddMemory and AddSource.
+// Thread-safe except Add.
 class LiveMemory {
  public:
   // Adds a range and returns its index. Call it before anything is read. The memory should stay
   // valid until released().
-  std::size_t AddMemory(Span memory);
-  std::size_t AddSource(std::shared_ptr<Source> source, std::uint64_t nbytes);
+  std::size_t Add(Span memory);
 
-  // Copies [offset, offset + nbytes) of a range to out. Throws the errors of its source, and
-  // kSystem with EFAULT if the memory is gone.
+  // Copies [offset, offset + nbytes) of a range to out. Throws kSystem with EFAULT if the memory is
+  // gone.
   void Read(std::size_t range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
   // The size of the buffer that Stage needs now. It only falls.
   std::uint64_t staging_nbytes() const;
 
   // Copies what is unread to buffer, which has staging_nbytes() bytes and must stay valid until the
-  // last read. After Stage has returned, no read touches the ranges. Throws the errors of sources.
-  // The memory must be valid. A second Stage, which may run at the same time, copies what the first
+  // last read. After Stage has returned, no read touches the ranges. The memory must be valid. A
+  // second Stage, which may run at the same time, copies what the first
   // one has not marked as copied yet, to a buffer of its own.
   void Stage(std::uint8_t* buffer, int threads);
 
@@ -53,18 +52,11 @@ class LiveMemory {
     const std::uint8_t* staged = nullptr;  // the copy of the whole piece
   };
   struct Range {
-    const std::uint8_t* memory = nullptr;  // null if there is a source
-    std::shared_ptr<Source> source;
+    const std::uint8_t* memory = nullptr;
     std::uint64_t nbytes = 0;
     std::vector<Piece> pieces;  // guarded by mutex_
-
-    // For readers, while the owner may free the memory.
-    void Fetch(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) const;
-    // For the owner.
-    void FetchOwned(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) const;
   };
 
-  std::size_t Add(Range range);
   void ReadPiece(Range* range, std::uint64_t offset, std::size_t nbytes, std::uint8_t* out);
 
   std::vector<Range> ranges_;  // once reading has begun, only the pieces change

@@ -20,8 +20,8 @@ class Copies:
     """Records whose bytes are copied to the host at once.
 
     Several threads copy host memory before the constructor returns. CUDA memory is copied on a side
-    stream. Work that the calling thread queues later on its current stream waits for it, and so
-    does ``wait()``. Memory: the bytes of all records, each rounded up to 64.
+    stream, behind the work that is queued already. ``hold_back()`` lets work that is queued later
+    wait for it, and ``wait()`` waits. Memory: the bytes of all records, each rounded up to 64.
 
     Attributes:
         records: The same records, read from the copies; valid until ``close()``.
@@ -29,10 +29,15 @@ class Copies:
 
     def __init__(self, records: Sequence[Record], pool: BufferPool, threads: int) -> None:
         self.records: list[Record] = []
+        self._is_complete = False
         self._pool = pool
         self._sources = list(records)  # alive until the devices have read them
-        self._events: list[torch.cuda.Event] = []
-        self._buffer: HostBuffer | None = pool.take(
+        self._events: list[tuple[torch.device, torch.cuda.Event]] = []
+        self._buffer: HostBuffer | None = None
+        if not records:
+            self._is_complete = True
+            return
+        self._buffer = pool.take(
             sum(_padded(record.nbytes) for record in records),
             pinned=any(_device(record).type == "cuda" for record in records),
         )
@@ -51,13 +56,23 @@ class Copies:
     @property
     def is_complete(self) -> bool:
         """Whether all bytes are copied already, so that ``wait()`` does not wait."""
-        return not self._events
+        return self._is_complete
+
+    def hold_back(self) -> None:
+        """Lets what the caller queues from now on, on its current streams, wait for the copies.
+
+        The CPU does not wait. Any thread may call it, any number of times.
+        """
+        if not self.is_complete:
+            for device, event in self._events:
+                torch.cuda.current_stream(device).wait_event(event)
 
     def wait(self) -> None:
-        """Waits until all bytes are copied."""
-        for event in self._events:
+        """Waits until all bytes are copied. Any thread."""
+        for _, event in self._events:
             event.synchronize()
         self._sources.clear()
+        self._is_complete = True
 
     def close(self) -> None:
         """Gives the memory back. The copies must not be read any more."""
@@ -83,6 +98,7 @@ class Copies:
             ],
             threads,
         )
+        self._is_complete = not self._events
 
     def _copy_from_device(
         self, device: torch.device, pairs: Sequence[tuple[Record, Record]]
@@ -102,9 +118,7 @@ class Copies:
                     out = copy.owner[start : start + copy.nbytes]
                     out.copy_(source.reader.bytes[: source.nbytes], non_blocking=True)
         finally:  # a copy that has begun must end before its source or target is used again
-            event = mark(side)
-            self._events.append(event)
-        current.wait_event(event)
+            self._events.append((device, mark(side)))
 
 
 def _padded(nbytes: int) -> int:

@@ -20,6 +20,7 @@ that they share is changed by single operations on lists and dicts, which Python
 
 from __future__ import annotations
 
+import enum
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,8 +109,11 @@ class LiveRecords:
     The training thread makes it. Another thread reads the records and calls ``settle()`` and
     ``close()``. Any thread may call ``stage()``, also a signal handler that interrupts it.
 
-    Memory: at once the bytes of all tensors that are neither parameters nor optimizer state; at the
-    first step the bytes that are unread then.
+    Nothing reads a GPU's memory in place: its bytes are copied at once, while the GPU goes on, and
+    what a step queues there waits for the copy. The CPU does not.
+
+    Memory: at once the bytes of all tensors that are neither parameters nor optimizer state, or are
+    on a device; at the first step the bytes that are unread then.
 
     Args:
         frozen: Whether parameters are read in place too that the next step will not change, as far
@@ -118,7 +122,7 @@ class LiveRecords:
 
     Attributes:
         records: The same records, in the same order; valid until ``close()``.
-        staged: Set once nothing is read in place any more.
+        staged: Set once nothing is read in place any more, and all copies are made.
     """
 
     def __init__(
@@ -135,6 +139,7 @@ class LiveRecords:
         self._pool = pool
         self._threads = threads
         self._memory = _core.LiveMemory()
+        self._released = Latch()  # set once nothing is read in place any more
         self._error: BaseException | None = None
         self._buffers: list[HostBuffer] = []
         self._staging: list[None] = []  # an item for each call of stage() that runs
@@ -144,23 +149,36 @@ class LiveRecords:
         storages = [record.owner._cdata for record in records]
         self._marks = _marks(state, frozen, set(storages))
         live = {storage._cdata for _, _, _, storage, _ in self._marks}
-        # A pool of its own, released with it: these copies are small, those before a step large.
-        elsewhere = [r for r, at in zip(records, storages, strict=True) if at not in live]
-        self._copies = Copies(elsewhere, BufferPool(), threads)
-        copied = iter(self._copies.records)
-        self.records = [
-            self._in_place(r) if at in live else next(copied)
-            for r, at in zip(records, storages, strict=True)
-        ]
+        ways = [_way(record, at in live) for record, at in zip(records, storages, strict=True)]
+        chosen = {
+            way: [r for r, its in zip(records, ways, strict=True) if its is way] for way in _Way
+        }
+        # A pool of its own, released with it: these copies are small, all others large.
+        self._copies = Copies(chosen[_Way.AT_ONCE], BufferPool(), threads)
+        self._copies.hold_back()
+        try:
+            self._queued = Copies(chosen[_Way.ON_DEVICE], pool, threads)
+        except BaseException:
+            self._copies.close()
+            raise
+        kept = {
+            _Way.AT_ONCE: iter(self._copies.records),
+            _Way.ON_DEVICE: iter(self._queued.records),
+            _Way.IN_PLACE: map(self._in_place, chosen[_Way.IN_PLACE]),
+        }
+        self.records = [next(kept[way]) for way in ways]
         _watch(self, state)
 
     def stage(self) -> None:
-        """Copies what is unread, so that the state may change.
+        """Copies what is unread, so that the caller may change the state.
+
+        On a device, that is what the caller queues from now on, on its current streams.
 
         Errors are kept and raised by ``settle()``. KeyboardInterrupt and SystemExit are raised at
         once, and ``settle()`` then raises a CheckpointError.
         """
-        if self.staged.is_set():
+        self._queued.hold_back()
+        if self._released.is_set():
             return
         self._staging.append(None)
         try:
@@ -182,21 +200,21 @@ class LiveRecords:
 
     def _stage(self) -> None:
         self._check_untouched()
-        on_device = any(tensor.is_cuda for _, tensor, *_ in self._marks)
-        buffer = self._pool.take(self._memory.staging_nbytes, pinned=on_device)
+        buffer = self._pool.take(self._memory.staging_nbytes, pinned=False)
         self._buffers.append(buffer)
         self._memory.stage(buffer.bytes.data_ptr(), self._threads)
         self._check_untouched()
-        self._copies.wait()
 
     def _fail(self, error: BaseException) -> None:
         """Keeps an error, unless the save has got all it needs in the meantime."""
-        if not self.staged.is_set() and self._error is None:
+        if not self._released.is_set() and self._error is None:
             self._error = error
 
     def wait(self) -> None:
         """Waits until all bytes that are not read in place are copied."""
         self._copies.wait()
+        self._queued.wait()
+        self._end_if_copied()
 
     def settle(self) -> None:
         """Raises what went wrong. Call it when the records are written. Ends the reading in place.
@@ -205,7 +223,7 @@ class LiveRecords:
             TornSaveError: A tensor was changed while it was read in place.
             Exception: The error of a copy before a step.
         """
-        if not self.staged.is_set():
+        if not self._released.is_set():
             try:
                 self._check_untouched()
             finally:
@@ -217,6 +235,8 @@ class LiveRecords:
         """Gives the memory back. The records must not be read any more."""
         self._let_go()
         self._copies.close()
+        self._queued.close()
+        self._end_if_copied()
         self.records.clear()
         self._closed = True
         if not self._staging:  # else the call of stage() does it that ends last
@@ -231,9 +251,8 @@ class LiveRecords:
             self._pool.give_back(buffer)
 
     def _in_place(self, record: Record) -> Record:
-        name, address, nbytes, element_nbytes, reader, owner, is_storage = record
-        source = self._memory.add(address, nbytes, reader)
-        return Record(name, 0, nbytes, element_nbytes, source, owner, is_storage)
+        source = self._memory.add(record.address, record.nbytes)
+        return record._replace(address=0, reader=source)
 
     def _check_untouched(self) -> None:
         """Checks that nothing was changed, up to now or up to the end of another ``stage()``.
@@ -242,8 +261,8 @@ class LiveRecords:
             TornSaveError: Something was.
         """
         torn = self._torn()
-        # Once everything is staged, the state may change.
-        if torn is not None and not self.staged.is_set():
+        # Once nothing is read in place any more, the state may change.
+        if torn is not None and not self._released.is_set():
             raise TornSaveError(torn)
 
     def _torn(self) -> str | None:
@@ -264,11 +283,34 @@ class LiveRecords:
         return None
 
     def _let_go(self) -> None:
-        _watching.pop(id(self), None)
-        # First, so that a thread which finds something changed also finds it staged.
-        self.staged.set()
+        # First, so that a thread which finds something changed also finds it released.
+        self._released.set()
         self._marks = []
         self._stepping = []
+        self._end_if_copied()
+
+    def _end_if_copied(self) -> None:
+        """Sets ``staged`` if all is done. Of two threads that do the last two things, one sees it.
+
+        Until then, every step of an optimizer waits on its own stream.
+        """
+        if self._released.is_set() and self._copies.is_complete and self._queued.is_complete:
+            _watching.pop(id(self), None)
+            self.staged.set()
+
+
+class _Way(enum.Enum):
+    """How a record is kept while training goes on."""
+
+    IN_PLACE = "read where it is"
+    ON_DEVICE = "copied at once, while the device goes on with what does not change it"
+    AT_ONCE = "copied before the device goes on"
+
+
+def _way(record: Record, is_live: bool) -> _Way:
+    if not is_live:
+        return _Way.AT_ONCE
+    return _Way.IN_PLACE if record.reader is None else _Way.ON_DEVICE
 
 
 # What shows that a tensor is unchanged: its name, the tensor, its version, its storage, and the
@@ -294,7 +336,8 @@ def _marks(state: TrainingState, frozen: bool, saved: set[int]) -> list[_Mark]:
     }
     live = saved - buffers
     marks: list[_Mark] = []
-    for name, tensor in _named_tensors(state, frozen):
+    for name, whole in _named_tensors(state, frozen):
+        tensor = getattr(whole, "_local_tensor", whole)  # of a DTensor
         # Inference tensors have no version.
         if tensor.layout is not torch.strided or tensor.is_inference():
             continue

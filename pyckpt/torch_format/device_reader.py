@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-__all__ = ["DeviceReader", "mark"]
+__all__ = ["DeviceReader", "mark", "queued_so_far"]
 
 
 class DeviceReader:
@@ -17,21 +17,29 @@ class DeviceReader:
     no more of the model. If the target memory is itself pinned, the copy goes to it directly.
     """
 
-    def __init__(self, storage: torch.UntypedStorage, start: int = 0) -> None:
-        """``read()`` counts offsets from byte ``start`` of the storage."""
-        self.bytes = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)[start:]
-        # Reads wait for the work that training has queued so far: it belongs to the saved state.
-        self._ready: torch.cuda.Event | None = None
-        if storage.device.type == "cuda":
-            self._ready = torch.cuda.Event()
-            self._ready.record(torch.cuda.current_stream(storage.device))
+    def __init__(
+        self, storage: torch.UntypedStorage, start: int = 0, ready: torch.cuda.Event | None = None
+    ) -> None:
+        """``read()`` counts offsets from byte ``start`` of the storage.
+
+        Reads of CUDA memory wait for the event ``ready``: see ``queued_so_far``.
+        """
+        self._storage = storage
+        self._start = start
+        self._ready = ready
+
+    @property
+    def bytes(self) -> torch.Tensor:
+        """The storage from ``start`` on, as uint8."""
+        whole = torch.empty(0, dtype=torch.uint8, device=self._storage.device).set_(self._storage)
+        return whole[self._start :]
 
     def read(self, offset: int, nbytes: int, address: int) -> None:
         """Copies ``nbytes`` at ``offset`` to the host memory at ``address``. Any thread."""
         piece = self.bytes[offset : offset + nbytes]
         memory = (ctypes.c_uint8 * nbytes).from_address(address)
         out = torch.frombuffer(memory, dtype=torch.uint8)
-        if self._ready is None:
+        if not piece.is_cuda:
             out.copy_(piece)
             return
         direct = out.is_pinned()
@@ -40,11 +48,24 @@ class DeviceReader:
         )
         stream = torch.cuda.Stream(piece.device)
         with torch.cuda.stream(stream):
-            stream.wait_event(self._ready)
+            if self._ready is not None:
+                stream.wait_event(self._ready)
             pinned.copy_(piece, non_blocking=True)
         mark(stream).synchronize()
         if not direct:
             out.copy_(pinned)
+
+
+def queued_so_far(device: torch.device) -> torch.cuda.Event | None:
+    """Marks the work that training has queued on a device, which belongs to the saved state.
+
+    None if the device is not a CUDA device.
+    """
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def mark(stream: torch.cuda.Stream) -> torch.cuda.Event:

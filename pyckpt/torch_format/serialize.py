@@ -11,7 +11,7 @@ import io
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -22,7 +22,7 @@ from torch.serialization import location_tag, normalize_storage_type
 
 from pyckpt import _core
 from pyckpt.key_paths import path_of
-from pyckpt.torch_format.device_reader import DeviceReader
+from pyckpt.torch_format.device_reader import DeviceReader, queued_so_far
 from pyckpt.torch_format.records import Record
 
 __all__ = ["serialize"]
@@ -91,7 +91,8 @@ def serialize(
         _bytes_record(".storage_alignment", _STORAGE_ALIGNMENT),
         _bytes_record("byteorder", sys.byteorder.encode()),
     ]
-    tensors = [_storage_record(extent, *kept) for extent, kept in storages.extents.items()]
+    ready = {device: queued_so_far(device) for device in storages.devices}
+    tensors = [_storage_record(extent, *kept, ready) for extent, kept in storages.extents.items()]
     tail = [
         _bytes_record("version", _FILE_VERSION),
         _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
@@ -149,6 +150,11 @@ class _Storages:
         self.extents: dict[_Extent, tuple[str, torch.UntypedStorage]] = {}
         self._dtypes: dict[int, torch.dtype] = {}  # by address
         self._locations: dict[torch.device, str] = {}
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where the storages are."""
+        return list(self._locations)
 
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         """The persistent id of a storage that is pickled alone or in a tensor that is not plain."""
@@ -281,12 +287,17 @@ def _storage_type(storage: torch.storage.TypedStorage) -> Any:
     return getattr(torch, storage._pickle_storage_type())
 
 
-def _storage_record(extent: _Extent, key: str, storage: torch.UntypedStorage) -> Record:
+def _storage_record(
+    extent: _Extent,
+    key: str,
+    storage: torch.UntypedStorage,
+    ready: Mapping[torch.device, torch.cuda.Event | None],
+) -> Record:
     _, start, nbytes, dtype = extent
     element_nbytes = dtype.itemsize // (2 if dtype.is_complex else 1)
     address, reader = 0, None
     if storage.device != _HOST:
-        reader = DeviceReader(storage, start)
+        reader = DeviceReader(storage, start, ready[storage.device])
     elif nbytes:
         address = storage.data_ptr() + start
     return Record(f"{_ROOT}/data/{key}", address, nbytes, element_nbytes, reader, storage, True)

@@ -183,6 +183,7 @@ class _Staging:
             self._kept = LiveRecords(records, state, _pool, threads, self.staged, frozen=chosen)
         else:
             self._kept = Copies(records, _pool, threads)
+            self._kept.hold_back()
             if self._kept.is_complete:
                 self.staged.set()
         writer.replace_state_records(self._kept.records)
@@ -195,11 +196,9 @@ class _Staging:
 
     def stage(self) -> None:
         """Copies what has not been copied. Any thread."""
-        kept = self._kept
-        if isinstance(kept, LiveRecords):
-            kept.stage()
-        elif kept is not None:
-            self.wait()
+        if isinstance(self._kept, LiveRecords):
+            self._kept.stage()
+        self.wait()
 
     def wait(self) -> None:
         """Waits for copies that are being made. The background thread calls it before it reads."""

@@ -9,7 +9,6 @@ from pyckpt.staging import buffers
 from pyckpt.staging.buffers import BufferPool, HostBuffer
 
 
-
 @pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=pytest.mark.cuda)])
 def test_buffers_are_used_again(pinned: bool) -> None:
     pool = BufferPool()

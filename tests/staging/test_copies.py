@@ -27,6 +27,7 @@ def test_copies_stay_as_they_were(device: str, sizes: list[int], threads: int) -
     expected = [host_bytes(tensor) for tensor in tensors]
     records = [record for record in serialize(tensors) if record.is_storage]
     copies = Copies(records, BufferPool(), threads)
+    copies.hold_back()
     for tensor in tensors:
         tensor.zero_()
     copies.wait()

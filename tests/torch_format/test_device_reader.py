@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pyckpt
 from pyckpt.archive.formats import usual_suffixes
-from pyckpt.torch_format.device_reader import DeviceReader
+from pyckpt.torch_format.device_reader import DeviceReader, queued_so_far
 from pyckpt.torch_format.serialize import serialize
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -38,14 +38,14 @@ def test_any_piece(device: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, tensor.nbytes - 1))
     offset = data.draw(st.integers(0, tensor.nbytes - 1 - start))
     nbytes = data.draw(st.integers(1, tensor.nbytes - start - offset))
-    reader = DeviceReader(tensor.untyped_storage(), start)
+    reader = DeviceReader(tensor.untyped_storage(), start, queued_so_far(tensor.device))
     assert read(reader, offset, nbytes) == host_bytes(tensor)[start + offset :][:nbytes]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_many_threads(device: str) -> None:
     tensor = torch.randn(1 << 20).to(device)
-    reader = DeviceReader(tensor.untyped_storage())
+    reader = DeviceReader(tensor.untyped_storage(), 0, queued_so_far(tensor.device))
     piece = 100_003
     offsets = range(0, tensor.nbytes - piece, piece)
     with ThreadPoolExecutor(8) as pool:
@@ -57,7 +57,7 @@ def test_many_threads(device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.complex64])
 def test_any_type(device: str, dtype: torch.dtype) -> None:
     tensor = torch.randn(1000).mul(50).to(dtype).to(device)
-    reader = DeviceReader(tensor.untyped_storage())
+    reader = DeviceReader(tensor.untyped_storage(), 0, queued_so_far(tensor.device))
     assert read(reader, 0, tensor.nbytes) == host_bytes(tensor)
 
 

@@ -31,7 +31,7 @@ def noise(nbytes: int, seed: int = 0) -> torch.Tensor:
 
 
 def add(live: _core.LiveMemory, tensor: torch.Tensor) -> _core.Source:
-    return live.add(tensor.data_ptr(), tensor.nbytes, None)
+    return live.add(tensor.data_ptr(), tensor.nbytes)
 
 
 def stage(live: _core.LiveMemory) -> torch.Tensor:
@@ -86,35 +86,6 @@ def test_only_what_is_unread_is_copied() -> None:
     assert live.released
 
 
-class Counting:
-    """A device that records the size of each read."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.sizes: list[int] = []
-
-    def read(self, offset: int, nbytes: int, address: int) -> None:
-        self.sizes.append(nbytes)
-        ctypes.memmove(address, self.tensor.data_ptr() + offset, nbytes)
-
-
-def test_a_device_is_asked_for_several_pieces_at_once() -> None:
-    tensor = noise(20 * PIECE + 100)
-    expected = tensor.numpy().tobytes()
-    device = Counting(tensor)
-    live = _core.LiveMemory()
-    source = live.add(0, tensor.nbytes, device)
-    found = read(source, 2 * PIECE, PIECE)
-    device.sizes.clear()
-    copies = stage(live)
-    assert sorted(device.sizes) == [PIECE + 100, 2 * PIECE, 8 * PIECE, 8 * PIECE]
-    tensor.zero_()
-    assert found == expected[2 * PIECE : 3 * PIECE]
-    assert read(source, 0, 2 * PIECE) == expected[: 2 * PIECE]
-    assert read(source, 3 * PIECE, len(expected) - 3 * PIECE) == expected[3 * PIECE :]
-    del copies
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_readers_race_with_the_owner(seed: int) -> None:
     """Workers go on reading while the owner stages the memory and then overwrites it."""
@@ -137,53 +108,6 @@ def test_readers_race_with_the_owner(seed: int) -> None:
         assert b"".join(pieces) == expected
     assert live.released
     del copies
-
-
-class SlowReader:
-    """A device whose reads wait until ``go_on`` is set."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.reading = threading.Event()
-        self.go_on = threading.Event()
-
-    def read(self, offset: int, nbytes: int, address: int) -> None:
-        self.reading.set()
-        assert self.go_on.wait(60)
-        ctypes.memmove(address, self.tensor.data_ptr() + offset, nbytes)
-
-
-def test_staging_waits_for_those_who_read_in_place() -> None:
-    tensor = noise(PIECE)
-    expected = tensor.numpy().tobytes()
-    slow = SlowReader(tensor)
-    live = _core.LiveMemory()
-    source = live.add(0, tensor.nbytes, slow)
-    with ThreadPoolExecutor(2) as pool:
-        reading = pool.submit(read, source, 0, PIECE)
-        assert slow.reading.wait(60)
-        staging = pool.submit(stage, live)
-        assert not live.released
-        assert not staging.done()
-        slow.go_on.set()
-        staging.result(60)
-        tensor.zero_()
-        assert reading.result(60) == expected
-
-
-class Broken:
-    def read(self, offset: int, nbytes: int, address: int) -> None:
-        raise RuntimeError("the device is gone")
-
-
-def test_a_reader_that_fails() -> None:
-    live = _core.LiveMemory()
-    source = live.add(0, 100, Broken())
-    with pytest.raises(RuntimeError, match="the device is gone"):
-        read(source, 0, 100)
-    with pytest.raises(RuntimeError, match="the device is gone"):
-        stage(live)
-    assert not live.released
 
 
 @given(sizes=st.lists(st.integers(0, 9 * PIECE), max_size=5), threads=st.integers(1, 4))
