@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pyckpt.ranks.exchange import current_ranks
 from pyckpt.terminal import printable
 
-__all__ = ["ProgressHook", "Report", "reporting"]
+__all__ = ["ProgressHook", "Report", "of_group", "reporting"]
 
 Report = Callable[[int, int | None], None]
 """Takes the bytes done, and the bytes in total, or None if that is not known."""
@@ -23,10 +24,36 @@ rank 0.
 """
 
 
+def of_group(hook: ProgressHook, place: int) -> ProgressHook:
+    """What ``hook`` is for the ranks of a group: it counts on the first one, and not on rank 0.
+
+    Args:
+        place: This rank's, in its group.
+    """
+    if isinstance(hook, bool) or callable(hook):
+        return _Here(hook if place == 0 else False)
+    return hook  # WriteOptions refuses it
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A hook that counts on this rank, whatever its number."""
+
+    hook: ProgressHook
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Makes it a ProgressHook. ``reporting`` calls what is inside."""
+        raise NotImplementedError
+
+
 @contextmanager
 def reporting(hook: ProgressHook, doing: str) -> Iterator[Report | None]:
     """Gives the function to call with the progress, or None. ``doing`` stands before the bar."""
-    if hook is False or current_ranks().rank != 0:
+    if isinstance(hook, _Here):
+        hook = hook.hook
+    elif current_ranks().rank != 0:
+        hook = False
+    if hook is False:
         yield None
     elif hook is not True:
         yield hook

@@ -71,25 +71,25 @@ class Description:
         """Compares what all ranks have. Collective.
 
         Args:
-            digests: Those of all ranks, by rank.
+            digests: Those of all members of the channel.
 
         Raises:
             ShardedStateError: A part of the state differs between two ranks.
         """
         differing = [
-            (rank, part)
-            for rank, its_digests in enumerate(digests)
+            (place, part)
+            for place, its_digests in enumerate(digests)
             for part, digest in its_digests.items()
             if digest != digests[0].get(part)
         ]
-        for rank, part in differing:
-            asked = (0, rank)
+        for place, part in differing:
+            asked = (0, place)
             texts = together(
                 "comparing the ranks' states",
                 lambda: self.parts.get(part, {}) if channel.rank in asked else {},  # noqa: B023
                 channel,
             )
-            _compare(texts[0], texts[rank], rank)
+            _compare(texts[0], texts[place], channel.members[0], channel.members[place])
 
     def _describe(self, node: Any, path: str, texts: dict[str, str], *, by_value: bool) -> None:
         """Adds what is in nested dicts, lists and tuples. Cycles are followed once."""
@@ -134,7 +134,9 @@ def _values(tensor: torch.Tensor) -> str:
     return repr(tensor.tolist()) if is_small else ""
 
 
-def _compare(first: Mapping[str, str], second: Mapping[str, str], rank: int) -> None:
+def _compare(
+    first: Mapping[str, str], second: Mapping[str, str], first_rank: int, rank: int
+) -> None:
     differing = sorted(path for path in {*first, *second} if first.get(path) != second.get(path))
     if not differing:  # only their order differs
         return
@@ -142,7 +144,8 @@ def _compare(first: Mapping[str, str], second: Mapping[str, str], rank: int) -> 
     ours, theirs = (_short(texts.get(path, "nothing")) for texts in (first, second))
     advice = _EXTRA_ADVICE if path.startswith(f"state/{_BY_VALUE}") else ADVICE
     raise ShardedStateError(
-        f"{path!r} differs between ranks: {ours} on rank 0, {theirs} on rank {rank}. {advice}",
+        f"{path!r} differs between ranks: {ours} on rank {first_rank}, {theirs} on rank {rank}. "
+        f"{advice}",
         rank=rank,
     )
 

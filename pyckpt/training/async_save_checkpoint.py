@@ -7,7 +7,7 @@
 Each save has a background thread. These threads write one after another. They are not daemons, also
 if training runs in one, so the interpreter waits for them. A save that begins when the interpreter
 ends already, or when the system has no more threads, is written before the call returns. With
-several ranks, the training thread and the background thread have a process group each.
+several ranks, the training thread and the background thread have a channel each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import OptionError, TornSaveError
@@ -57,6 +57,7 @@ def async_save_checkpoint(
     nice: int = 10,
     max_pending: int = 1,
     when_busy: Literal["wait", "raise"] = "wait",
+    process_group: Any = None,
 ) -> PendingSave:
     """Starts to save the training state as it is now, and returns while the file is written.
 
@@ -80,7 +81,7 @@ def async_save_checkpoint(
       copied. Else copy.
 
     Args:
-        state, filename, weights_only, ignore_keys, compression_level, fsync: As in
+        state, filename, weights_only, ignore_keys, compression_level, fsync, process_group: As in
             ``save_checkpoint``.
         num_threads: Worker threads of each rank that writes; None takes half as many as
             ``save_checkpoint``, at least one.
@@ -102,7 +103,7 @@ def async_save_checkpoint(
     if when_busy == "wait":
         with suppress(OptionError):  # is raised below, on all ranks
             wait_for_room(_checked(max_pending))
-    training, background = begin_together("async_save_checkpoint", channels=2)
+    training, background = begin_together("async_save_checkpoint", 2, process_group)
 
     def make_options() -> WriteOptions:
         raise_uncollected()

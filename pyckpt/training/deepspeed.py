@@ -28,7 +28,7 @@ from pyckpt.archive.load import load
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
-from pyckpt.ranks.exchange import Channel, Ranks, together
+from pyckpt.ranks.exchange import Channel, together
 from pyckpt.torch_format.plain_types import register_attributes, register_enum
 from pyckpt.training.shared_reads import Source, read_shared
 
@@ -148,9 +148,8 @@ class EngineStates:
         options: Those of ``pyckpt.load``.
     """
 
-    def __init__(self, path: Path, ranks: Ranks, channel: Channel, options: dict[str, Any]) -> None:
+    def __init__(self, path: Path, channel: Channel, options: dict[str, Any]) -> None:
         self._path = path
-        self._ranks = ranks
         self._channel = channel
         self._options = options
         self._holders: dict[str, Path] = {}
@@ -170,10 +169,10 @@ class EngineStates:
             self._channel,
         )
         # This rank's members first, then those of the lowest rank. Equal names have equal contents.
-        for path, members in (listings[self._ranks.rank], *listings):
+        for path, members in (listings[self._channel.rank], *listings):
             for member in members:
                 self._holders.setdefault(member, path)
-        own = [member for member in listings[self._ranks.rank][1] if member != STATES_MEMBER]
+        own = [member for member in listings[self._channel.rank][1] if member != STATES_MEMBER]
         wanted = dict.fromkeys([STATES_MEMBER, *own, *_needed(engine, load_weights_only=True)])
 
         found = together(
@@ -181,8 +180,8 @@ class EngineStates:
             lambda: [Source(self._holder(member), member) for member in wanted],
             self._channel,
         )
-        sources = found[self._ranks.rank]
-        read = read_shared(sources, self._ranks, self._channel, **self._options)
+        sources = found[self._channel.rank]
+        read = read_shared(sources, self._channel, **self._options)
         self._states = dict(zip(wanted, read, strict=True))
         return self._states.pop(STATES_MEMBER)
 
@@ -195,10 +194,10 @@ class EngineStates:
         """
         sharded = engine.zero_optimization_stage() > 0 and not load_weights_only
         saved_by = len(random_states) if isinstance(random_states, list) else None
-        if sharded and saved_by not in (None, self._ranks.world_size):
+        if sharded and saved_by not in (None, self._channel.size):
             raise StateMismatchError(
                 f"{self._path} was saved by {saved_by} ranks, and there are "
-                f"{self._ranks.world_size}: ZeRO's shards can only be loaded by the number of "
+                f"{self._channel.size}: ZeRO's shards can only be loaded by the number of "
                 "ranks that saved them",
                 path=str(self._path),
             )

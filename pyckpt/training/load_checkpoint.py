@@ -9,7 +9,7 @@ from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
 from pyckpt.errors import CheckpointError, OptionError, StateMismatchError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions, default_threads
-from pyckpt.progress import ProgressHook
+from pyckpt.progress import ProgressHook, of_group
 from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks, together
 from pyckpt.restoration import Restoration
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
@@ -34,6 +34,7 @@ def load_checkpoint(
     weights_only: bool | None = None,
     num_threads: int | None = None,
     progress: ProgressHook = False,
+    process_group: Any = None,
 ) -> list[dict[str, Any]] | None:
     """Restores a training state; the counterpart of ``composer.utils.load_checkpoint``.
 
@@ -61,13 +62,16 @@ def load_checkpoint(
         num_threads: Decoding threads of each rank; None takes an equal share of the CPUs that the
             process may use.
         progress: As in ``pyckpt.load``; for each file that rank 0 reads.
+        process_group: The ranks that load together, as in ``save_checkpoint``. Each gets the random
+            states of its place in the group.
 
     Returns:
         The saved random states of all ranks. This rank's generators are restored already. If you
         draw from them before training goes on, restore them again with
-        ``pyckpt.training.rng.set_rng_state(states[rank])``. None if the file has none, or with
-        ``load_weights_only``. If it has the states of a different number of ranks, a warning says
-        so, and ranks without a state leave their generators as they are.
+        ``pyckpt.training.rng.set_rng_state(states[rank])``. In a process group, that is the rank in
+        the group. None if the file has none, or with ``load_weights_only``. If it has the states of
+        a different number of ranks, a warning says so, and ranks without a state leave their
+        generators as they are.
 
     Raises:
         FilenameError: ``path`` cannot be rendered.
@@ -79,8 +83,12 @@ def load_checkpoint(
             errors. The message names the cause, and attributes the rank and the file. The state is
             unchanged unless the message begins with "restoring the state failed".
     """
-    options = {"weights_only": weights_only, "num_threads": num_threads, "progress": progress}
-    [channel] = begin_together("load_checkpoint")
+    [channel] = begin_together("load_checkpoint", process_group=process_group)
+    options = {
+        "weights_only": weights_only,
+        "num_threads": num_threads,
+        "progress": of_group(progress, channel.rank),
+    }
     loading = _Load(path, state, load_weights_only, strict_model_weights, options, channel)
     together("preparing to load the checkpoint", loading.prepare, channel)
     contents = loading.read()
@@ -137,6 +145,10 @@ class _Load:
         if self._is_deepspeed:
             from pyckpt.training.deepspeed import check_can_load
 
+            if self._channel.size != self._ranks.world_size:
+                raise OptionError(
+                    "process_group is not possible with DeepSpeed: all ranks load its states"
+                )
             check_can_load(self._state.model, self._load_weights_only)
             self._path = add_tar_suffix(self._path, tar_suffixes())
 
@@ -144,11 +156,11 @@ class _Load:
         """Reads all that this rank needs. Returns the contents of the states file."""
         if not self._is_deepspeed:
             source = Source(self._path, STATES_MEMBER)
-            [contents] = read_shared([source], self._ranks, self._channel, **self._options)
+            [contents] = read_shared([source], self._channel, **self._options)
             return contents
         from pyckpt.training.deepspeed import EngineStates
 
-        self._engine_states = EngineStates(self._path, self._ranks, self._channel, self._options)
+        self._engine_states = EngineStates(self._path, self._channel, self._options)
         return self._engine_states.read(self._state.model)
 
     def choose(self, contents: Any, ignore_keys: IgnoreKeys) -> None:
@@ -204,11 +216,11 @@ class _Load:
             self._restore_random_states(self.random_states)
 
     def _restore_random_states(self, saved: list[dict[str, Any]]) -> None:
-        rank, world_size = self._ranks.rank, self._ranks.world_size
-        if len(saved) != world_size:
+        rank, size = self._channel.rank, self._channel.size
+        if len(saved) != size:
             warn(
                 f"{self._path} has the random states of {len(saved)} ranks, and there are "
-                f"{world_size}: training will not go on exactly as it would have",
+                f"{size}: training will not go on exactly as it would have",
             )
         if rank < len(saved):
             set_rng_state(saved[rank])

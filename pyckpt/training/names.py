@@ -80,7 +80,7 @@ def values(filename: str | PurePath, state: TrainingState) -> dict[str, str]:
     }
 
 
-def check_one_set(names: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+def check_one_set(names: Sequence[tuple[str, Mapping[str, str]]], ranks: Sequence[int]) -> None:
     """Checks that the files of all ranks belong together.
 
     The caller may have put the rank's number into the name, instead of ``{rank}``. So names may
@@ -88,37 +88,39 @@ def check_one_set(names: Sequence[tuple[str, Mapping[str, str]]]) -> None:
 
     Args:
         names: The filename and the ``values`` of each rank.
+        ranks: The numbers of these ranks.
 
     Raises:
         MixedFilesError: Two ranks name files of different sets.
     """
-    template, of_rank_0 = names[0]
-    for rank, (other, of_other) in enumerate(names):
-        for variable, value in of_rank_0.items():
+    template, of_first = names[0]
+    first = ranks[0]
+    for rank, (other, of_other) in zip(ranks, names, strict=True):
+        for variable, value in of_first.items():
             if of_other.get(variable, value) != value:
                 raise MixedFilesError(
-                    f"{{{variable}}} is {value!r} on rank 0 and {of_other[variable]!r} on rank "
-                    f"{rank}: the ranks' files would not belong together",
+                    f"{{{variable}}} is {value!r} on rank {first} and {of_other[variable]!r} on "
+                    f"rank {rank}: the ranks' files would not belong together",
                     rank=rank,
                 )
-        if not _differ_by_rank_alone(template, other, rank):
+        if not _differ_by_rank_alone(template, first, other, rank):
             raise MixedFilesError(
-                f"rank 0 would write {template!r}, and rank {rank} {other!r}: the ranks' files "
-                "would not belong together. Use one filename, with {rank} in it",
+                f"rank {first} would write {template!r}, and rank {rank} {other!r}: the ranks' "
+                "files would not belong together. Use one filename, with {rank} in it",
                 rank=rank,
             )
 
 
-def _differ_by_rank_alone(first: str, other: str, rank: int) -> bool:
-    """Whether ``other`` is ``first`` with numbers of ``rank`` in place of rank 0's.
+def _differ_by_rank_alone(name: str, rank: int, other: str, other_rank: int) -> bool:
+    """Whether ``other`` is ``name`` with numbers of ``other_rank`` in place of those of ``rank``.
 
     These may be its global rank, its local rank or its node's, so any number up to its rank.
     """
-    ours, theirs = (re.split(r"(\d+)", name) for name in (first, other))
+    ours, theirs = (re.split(r"(\d+)", text) for text in (name, other))
     if len(ours) != len(theirs):
         return False
     return all(
-        a == b or (a.isdecimal() and b.isdecimal() and int(a) == 0 and 0 < int(b) <= rank)
+        a == b or (a.isdecimal() and b.isdecimal() and int(a) <= rank and int(b) <= other_rank)
         for a, b in zip(ours, theirs, strict=True)
     )
 

@@ -17,7 +17,7 @@ from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, DuplicateFileError, OptionError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions
-from pyckpt.progress import ProgressHook
+from pyckpt.progress import ProgressHook, of_group
 from pyckpt.ranks.exchange import (
     Channel,
     Ranks,
@@ -53,6 +53,7 @@ def save_checkpoint(
     num_threads: int | None = None,
     fsync: bool = True,
     progress: ProgressHook = False,
+    process_group: Any = None,
 ) -> list[Path]:
     """Saves the training state; the counterpart of ``composer.utils.save_checkpoint``.
 
@@ -84,6 +85,10 @@ def save_checkpoint(
         fsync: Whether to wait until the disks have the files.
         progress: True shows a bar. A function is called some 20 times a second, with the bytes done
             and in total. Only on rank 0, and only for what it writes.
+        process_group: The ranks that save together: a group of torch.distributed, or a DeviceMesh
+            with one dimension. None means all. Only they make the call. The first one does what
+            rank 0 does else, and lists by rank have their states alone. ``{rank}`` and the other
+            rank names remain those among all ranks. Not with DeepSpeed, unless it has all ranks.
 
     Returns:
         The path that rank 0 wrote, on every rank; with DeepSpeed the paths of all ranks, by rank,
@@ -97,12 +102,12 @@ def save_checkpoint(
     """
     # Else an older asynchronous save of the same name could replace this newer file.
     wait_for_room(1)
-    [channel] = begin_together("save_checkpoint")
+    [channel] = begin_together("save_checkpoint", process_group=process_group)
     save = Save(state, filename, weights_only, ignore_keys)
 
     def make_options() -> WriteOptions:
         raise_uncollected()
-        return WriteOptions(compression_level, num_threads, fsync, progress)
+        return WriteOptions(compression_level, num_threads, fsync, of_group(progress, channel.rank))
 
     try:
         save.collect(make_options, channel)
@@ -123,19 +128,19 @@ class _Target:
     contents: str  # for messages: "the whole state"
 
 
-def _check_alike(targets: list[_Target]) -> None:
-    for rank, target in enumerate(targets):
+def _check_alike(targets: list[_Target], channel: Channel) -> None:
+    for rank, target in zip(channel.members, targets, strict=True):
         if target.contents != targets[0].contents:
             raise CheckpointError(
-                f"rank 0 would save {targets[0].contents}, and rank {rank} {target.contents}: "
-                "save the same on every rank",
+                f"rank {channel.members[0]} would save {targets[0].contents}, and rank {rank} "
+                f"{target.contents}: save the same on every rank",
                 rank=rank,
             )
 
 
-def _check_distinct(targets: list[_Target]) -> None:
+def _check_distinct(targets: list[_Target], channel: Channel) -> None:
     seen: dict[str, int] = {}
-    for rank, target in enumerate(targets):
+    for rank, target in zip(channel.members, targets, strict=True):
         if not target.writes:
             continue
         other = seen.setdefault(target.identity, rank)
@@ -185,15 +190,18 @@ class Save:
             make_options: Called early. Its errors are raised on all ranks.
         """
         self._targets = together(
-            "preparing the checkpoint", lambda: self._prepare(make_options), channel
+            "preparing the checkpoint", lambda: self._prepare(make_options, channel), channel
         )
-        _check_alike(self._targets)
-        _check_distinct(self._targets)
+        _check_alike(self._targets, channel)
+        _check_distinct(self._targets, channel)
         if self.is_deepspeed:
-            check_one_set([(target.template, target.values) for target in self._targets])
+            names = [(target.template, target.values) for target in self._targets]
+            check_one_set(names, channel.members)
         random_states = together("collecting the random states", rng_state, channel)
         digests = together(
-            "collecting the training state", lambda: self._collect_state(random_states), channel
+            "collecting the training state",
+            lambda: self._collect_state(random_states, channel),
+            channel,
         )
         if self._description is not None:
             self._description.compare(digests, channel)
@@ -225,7 +233,7 @@ class Save:
         """Removes what was not kept, and releases the state."""
         self._cleanup.close()
 
-    def _prepare(self, make_options: Callable[[], WriteOptions]) -> _Target:
+    def _prepare(self, make_options: Callable[[], WriteOptions], channel: Channel) -> _Target:
         """Finds every error that can be found before a byte is written."""
         check_is_state(self._state)
         require_group()
@@ -234,10 +242,14 @@ class Save:
         self._ranks = current_ranks()
         if self._weights_only and self.is_deepspeed:
             raise OptionError("weights_only=True is not possible with DeepSpeed")
+        if self.is_deepspeed and channel.size != self._ranks.world_size:
+            raise OptionError(
+                "process_group is not possible with DeepSpeed: all ranks save its states"
+            )
         path = render(self._filename, self._state, self._ranks)
         if self.is_deepspeed:
             path = add_tar_suffix(path, tar_suffixes())
-        writes = self.is_deepspeed or self._ranks.rank == 0
+        writes = self.is_deepspeed or channel.rank == 0
         if writes:
             self._writer = ArchiveWriter(
                 path,
@@ -259,7 +271,9 @@ class Save:
             return "a DeepSpeed engine"
         return "weights only" if self._weights_only else "the whole state"
 
-    def _collect_state(self, random_states: list[dict[str, Any]]) -> dict[str, str]:
+    def _collect_state(
+        self, random_states: list[dict[str, Any]], channel: Channel
+    ) -> dict[str, str]:
         """Collects the state on every rank, because its state_dict() may be collective.
 
         Returns:
@@ -273,11 +287,11 @@ class Save:
         contents = without_ignored({"state": state, "rng": random_states}, self._ignore_keys)
         saved = contents.get("state")
         saved = saved if isinstance(saved, dict) else {}
-        if self._ranks.world_size > 1:
+        if channel.size > 1:
             self._description = Description(self._state, saved)
             # All ranks compare samples, also those that have no model to save.
             self._samples = WeightSamples(self._state.model if "model" in saved else None)
-        if self._writer is not None and self._ranks.rank == 0:
+        if self._writer is not None and channel.rank == 0:
             named: list[Any] = []
             self._writer.add_object(STATES_MEMBER, contents, named=named)
             warn_of_refused(contents, named)

@@ -20,7 +20,7 @@ from pyckpt.archive.formats import is_compressed
 from pyckpt.archive.load import load
 from pyckpt.archive.save import save
 from pyckpt.errors import CheckpointError
-from pyckpt.ranks.exchange import Channel, Ranks, together
+from pyckpt.ranks.exchange import Channel, together
 from pyckpt.ranks.file_identity import file_identity, machine
 
 __all__ = ["Source", "read_shared"]
@@ -34,9 +34,7 @@ class Source:
     member: str
 
 
-def read_shared(
-    sources: Sequence[Source], ranks: Ranks, channel: Channel, **options: Any
-) -> list[Any]:
+def read_shared(sources: Sequence[Source], channel: Channel, **options: Any) -> list[Any]:
     """The objects that ``sources`` name, on the CPU. Call it on every rank.
 
     Args:
@@ -52,7 +50,7 @@ def read_shared(
         for key in filter(None, dict.fromkeys(its_keys)):
             first_to_want.setdefault(key, rank)
             wanted_by[key] = wanted_by.get(key, 0) + 1
-    own_keys = keys[ranks.rank]
+    own_keys = keys[channel.rank]
     objects: dict[int, Any] = {}
 
     with ExitStack() as cleanup:
@@ -60,7 +58,7 @@ def read_shared(
         def read_first() -> dict[str, Path]:
             handed_on = {}
             for index, (source, key) in enumerate(zip(sources, own_keys, strict=True)):
-                if key is not None and first_to_want[key] != ranks.rank:
+                if key is not None and first_to_want[key] != channel.rank:
                     continue
                 objects[index] = _load(source, options)
                 if key is not None and wanted_by[key] > 1:

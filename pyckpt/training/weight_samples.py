@@ -45,30 +45,34 @@ class WeightSamples:
             self._take(model)
 
     def check_related(self, channel: Channel) -> None:
-        """Compares the samples of all ranks. Collective.
+        """Compares the samples of all members of the channel. Collective.
 
         Raises:
-            ShardedStateError: A weight has nothing in common with rank 0's of the same name, and
-                others have.
+            ShardedStateError: A weight has nothing in common with the first member's of the same
+                name, and others have.
         """
         doing = "comparing the ranks' weights"
         digests = together(doing, self._digest, channel)
         if all(digest in (digests[0], "") for digest in digests):
             return  # replicas are equal, so this is where it mostly ends
         first, *others = together(doing, self._numbers, channel)
-        for rank, theirs in enumerate(others, 1):
+        first_rank, *other_ranks = channel.members
+        for rank, theirs in zip(other_ranks, others, strict=True):
             pairs = {name: (numbers, theirs.get(name, [])) for name, numbers in first.items()}
             unrelated = [name for name, pair in pairs.items() if _is_unrelated(*pair)]
             shared = [name for name, pair in pairs.items() if _is_shared(*pair)]
             if unrelated and shared:
                 raise ShardedStateError(
-                    f"weight {unrelated[0]!r} of rank {rank} has nothing in common with rank 0's, "
-                    f"and {shared[0]!r} has: the ranks hold parts of one model. {ADVICE}",
+                    f"weight {unrelated[0]!r} of rank {rank} has nothing in common with rank "
+                    f"{first_rank}'s, and {shared[0]!r} has: the ranks hold parts of one model. "
+                    f"{ADVICE}",
                     rank=rank,
                 )
             if unrelated and channel.rank == 0:
                 _LOGGER.warning(
-                    "the models of ranks 0 and %d have nothing in common: rank 0's is saved", rank
+                    "the models of ranks %d and %d have nothing in common: the first is saved",
+                    first_rank,
+                    rank,
                 )
 
     def _take(self, model: torch.nn.Module) -> None:

@@ -149,6 +149,18 @@ def test_one_rank_has_nobody_to_tell() -> None:
     assert begin_together("saving", channels=2) == [Channel(), Channel()]
 
 
+@pytest.mark.usefixtures("group")
+def test_a_group_of_a_torch_distributed_that_is_gone() -> None:
+    world = dist.group.WORLD
+    assert begin_together("saving", process_group=world) == [Channel()]
+    dist.destroy_process_group()
+    with pytest.raises(pyckpt.OptionError, match="which is not initialised"):
+        begin_together("saving", process_group=world)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with pytest.raises(pyckpt.OptionError, match="does not know the process_group"):
+        begin_together("saving", process_group=world)
+
+
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_alone_an_interrupt_passes(error: BaseException) -> None:
@@ -158,7 +170,7 @@ def test_alone_an_interrupt_passes(error: BaseException) -> None:
 
 
 # A channel to a second rank that has done the same step.
-TWO_RANKS = Channel(0, lambda outcome: [outcome, None])
+TWO_RANKS = Channel(0, (0, 1), lambda outcome: [outcome, None])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])

@@ -147,6 +147,13 @@ def test_wrong_arguments_raise_on_all_ranks(
     assert not any(folder.iterdir())
 
 
+def test_a_group_of_some_ranks_is_refused(tmp_path: Path) -> None:
+    run_ranks("deepspeed_worker.py", "group", 1, tmp_path, f"{tmp_path}/{{rank}}.tar")
+    message = "process_group is not possible with DeepSpeed: all ranks {} its states"
+    for report in reports(tmp_path, "group"):
+        assert report["errors"] == [message.format("save"), message.format("load")]
+
+
 def test_a_full_disk_on_one_rank_fails_all(tmp_path: Path) -> None:
     """Rank 1 writes to a file system of 8 KiB; both have earlier checkpoints."""
     script = (

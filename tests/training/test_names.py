@@ -212,10 +212,12 @@ def test_bytes_are_no_name() -> None:
 
 
 def test_files_of_one_set() -> None:
-    check_one_set([("x-{rank}", {})] * 3)
-    check_one_set([("x-0.tar", {}), ("x-1.tar", {}), ("x-2.tar", {})])
-    check_one_set([("node00/x-0", {}), ("node00/x-1", {}), ("node01/x-0", {})])
-    check_one_set([("{run_name}-{rank}", {"run_name": "a"})] * 2)
+    check_one_set([("x-{rank}", {})] * 3, range(3))
+    check_one_set([("x-0.tar", {}), ("x-1.tar", {}), ("x-2.tar", {})], range(3))
+    check_one_set([("node00/x-0", {}), ("node00/x-1", {}), ("node01/x-0", {})], range(3))
+    check_one_set([("{run_name}-{rank}", {"run_name": "a"})] * 2, range(2))
+    check_one_set([("ba7-x-2.tar", {}), ("ba7-x-5.tar", {})], [2, 5])  # of a group
+    check_one_set([("local1", {}), ("local0", {})], [1, 2])  # of a group on two nodes
 
 
 @pytest.mark.parametrize(
@@ -235,5 +237,5 @@ def test_files_that_do_not_belong_together(
     names: list[tuple[str, dict[str, str]]], message: str
 ) -> None:
     with pytest.raises(pyckpt.MixedFilesError, match=message) as caught:
-        check_one_set(names)
+        check_one_set(names, range(len(names)))
     assert caught.value.rank == 1

@@ -120,6 +120,21 @@ def main() -> None:
     torch.distributed.destroy_process_group()
 
 
+def in_a_group(state: pyckpt.State) -> list[str]:
+    """What a save and a load raise in a group that has this rank alone."""
+    group = [torch.distributed.new_group([rank]) for rank in range(2)][torch.distributed.get_rank()]
+    errors = []
+    for call in (
+        lambda: pyckpt.save_checkpoint(state, FILENAME, process_group=group),
+        lambda: pyckpt.load_checkpoint(FILENAME, state, process_group=group),
+    ):
+        try:
+            call()
+        except pyckpt.OptionError as error:
+            errors.append(str(error))
+    return errors
+
+
 def run() -> None:
     engine = start()
     rank = engine.global_rank
@@ -143,6 +158,8 @@ def run() -> None:
         report["restored"] = engine.checkpoint_engine is before
     elif MODE.startswith("load"):
         report |= load(engine)
+    elif MODE == "group":
+        report["errors"] = in_a_group(pyckpt.State(engine))
     else:
         engine.load_checkpoint(str(OUT / "extracted"), tag="deepspeed")
     report["losses"] = train(engine, TRAINED, TRAINED + MORE)
