@@ -1,0 +1,114 @@
+"""Optimizer states by the names of parameters, and by their positions.
+
+torch's optimizers number their parameters. Numbers mean nothing on a rank that has another part of
+the model, so sharded states go by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyckpt.errors import ShardedStateError
+
+__all__ = ["by_name", "by_position", "is_by_position", "merge_groups"]
+
+
+def by_name(
+    saved: Mapping[str, Any], optimizer: Any, names: Mapping[int, str], label: str
+) -> dict[str, Any]:
+    """What ``optimizer.state_dict()`` returned, with names instead of positions.
+
+    Args:
+        saved: The state dict.
+        names: The name of each parameter of the model, by ``id()``.
+        label: The optimizer's name, for messages.
+
+    Raises:
+        ShardedStateError: A parameter of the optimizer is not one of the model's.
+    """
+    order: list[str] = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names.get(id(parameter))
+            if name is None:
+                raise ShardedStateError(
+                    f"{label} has a parameter of shape {list(parameter.shape)} that the model does "
+                    "not have, so it has no name in a sharded state"
+                )
+            order.append(name)
+    return {
+        **saved,
+        "state": {
+            order[key] if type(key) is int and key < len(order) else key: value
+            for key, value in saved["state"].items()
+        },
+        "param_groups": [
+            {**group, "params": [order[position] for position in group["params"]]}
+            for group in saved["param_groups"]
+        ],
+    }
+
+
+def is_by_position(saved: Any) -> bool:
+    """Whether it is the state of an optimizer whose parameters have numbers."""
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        return False
+    return not any(isinstance(one, str) for g in saved["param_groups"] for one in g["params"])
+
+
+def by_position(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of ``by_name``: positions in the order of the groups."""
+    order = [name for group in named["param_groups"] for name in group["params"]]
+    positions = {name: position for position, name in enumerate(order)}
+    return {
+        **named,
+        "state": {positions.get(key, key): value for key, value in named["state"].items()},
+        "param_groups": [
+            {**group, "params": [positions[name] for name in group["params"]]}
+            for group in named["param_groups"]
+        ],
+    }
+
+
+def merge_groups(
+    by_rank: Sequence[Sequence[Mapping[str, Any]]], label: str
+) -> list[dict[str, Any]]:
+    """The groups of an optimizer of which every rank has the parameters of its part of the model.
+
+    Group by group, the parameters of all ranks follow one another.
+
+    Args:
+        by_rank: ``param_groups`` of each rank, by name.
+        label: The optimizer's name, for messages.
+
+    Raises:
+        ShardedStateError: The ranks have other numbers of groups, or a group's options differ.
+    """
+    merged = [{**group, "params": list(group["params"])} for group in by_rank[0]]
+    seen = {name for group in merged for name in group["params"]}
+    for rank, groups in enumerate(by_rank):
+        if len(groups) != len(merged):
+            raise ShardedStateError(
+                f"{label} has {len(merged)} groups of parameters on one rank, and {len(groups)} on "
+                "another: make the same groups on every rank",
+                rank=rank,
+            )
+        for index, (ours, theirs) in enumerate(zip(merged, groups, strict=True)):
+            for key in ours.keys() | theirs.keys():
+                if key != "params" and not _equal(ours.get(key), theirs.get(key)):
+                    raise ShardedStateError(
+                        f"{label}: {key!r} of group {index} differs between ranks: "
+                        f"{ours.get(key)!r} and {theirs.get(key)!r}",
+                        rank=rank,
+                    )
+            ours["params"] += [name for name in theirs["params"] if name not in seen]
+            seen.update(theirs["params"])
+    return merged
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError, TypeError):  # tensors of several elements, say
+        return repr(one) == repr(other)

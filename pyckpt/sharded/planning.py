@@ -1,0 +1,103 @@
+"""Who saves which part of which tensor: torch's plan, made over a channel.
+
+The engine is the planner of torch.distributed.checkpoint. Each rank lists the shards that it has.
+The first rank drops what several have, checks that every tensor is whole, and tells each rank what
+is left for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+
+from pyckpt.errors import ShardedStateError
+from pyckpt.ranks.exchange import Channel, together
+from pyckpt.ranks.transfer import hand_out, to_first
+
+__all__ = ["SharedPlan", "plan_together"]
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """What all ranks save.
+
+    Attributes:
+        planner: Has this rank's data: ``planner.resolve_data(item)``.
+        own: What this rank saves.
+        every: What each rank saves, by rank. Empty but on the first rank.
+        metadata: Which tensors there are, of which chunks. None but on the first rank.
+    """
+
+    planner: DefaultSavePlanner
+    own: Sequence[WriteItem]
+    every: Sequence[Sequence[WriteItem]]
+    metadata: Metadata | None
+
+    def tensors(self) -> list[tuple[WriteItem, torch.Tensor]]:
+        """The tensors that this rank saves, on their devices, in the order of ``own``."""
+        found = []
+        with torch.no_grad():
+            for item in self.own:
+                if item.type != WriteItemType.BYTE_IO:
+                    data: Any = self.planner.resolve_data(item)
+                    found.append((item, data.detach()))
+        return found
+
+
+def plan_together(
+    leaves: Mapping[str, Any],
+    paths: Mapping[str, tuple[Any, ...]],
+    channel: Channel,
+    *,
+    prefer_first: bool,
+) -> SharedPlan:
+    """Plans a save of what all ranks have. Collective.
+
+    Args:
+        leaves: What this rank has, by name.
+        paths: Where each is in the nested state. They become the metadata's ``planner_data``.
+        prefer_first: Whether the lowest rank saves what several have. Otherwise it is spread.
+
+    Raises:
+        ShardedStateError: The shards do not make up whole tensors.
+    """
+    planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=prefer_first)
+
+    own_plan: list[SavePlan] = []
+
+    def make_local() -> None:
+        planner.set_up_planner(dict(leaves), is_coordinator=channel.rank == 0)
+        own_plan.append(replace(planner.create_local_plan(), planner_data=dict(paths)))
+
+    together("planning the checkpoint", make_local, channel)
+    local_plans = to_first(own_plan[0], channel)
+    made: list[tuple[list[SavePlan], Metadata]] = []
+
+    def make_global() -> None:
+        if local_plans is not None:
+            made.append(_made_global(planner, local_plans))
+
+    together("planning the checkpoint", make_global, channel)
+    global_plans, metadata = made.pop() if made else (None, None)
+    own = planner.finish_plan(hand_out(global_plans, channel))
+    every = [plan.items for plan in global_plans] if global_plans is not None else []
+    return SharedPlan(planner, own.items, every, metadata)
+
+
+def _made_global(
+    planner: DefaultSavePlanner, plans: list[SavePlan]
+) -> tuple[list[SavePlan], Metadata]:
+    try:
+        global_plans, metadata = planner.create_global_plan(plans)
+    except (AssertionError, ValueError) as error:  # what torch's planner raises
+        raise ShardedStateError(f"the ranks' shards do not fit together: {error}") from error
+    paths: dict[str, Any] = {}
+    for plan in reversed(plans):
+        paths.update(plan.planner_data)
+    return global_plans, replace(metadata, planner_data=paths)

@@ -1,0 +1,89 @@
+"""The state dict of a sharded state: shards as they are, optimizers by the names of parameters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyckpt.sharded.optimizer_names import by_name, by_position, is_by_position
+from pyckpt.state import State, TrainingState, named_objects, unwrapped
+from pyckpt.training.shards import sharding_modules
+
+__all__ = ["keeping_shards", "parameter_names", "with_names", "with_positions"]
+
+
+@contextmanager
+def keeping_shards(state: TrainingState) -> Iterator[None]:
+    """While it lasts, FSDP1's modules in a State give shards, and do not gather whole tensors."""
+    if not isinstance(state, State) or not _has_fsdp1(state):
+        yield
+        return
+    fsdp = sys.modules["torch.distributed.fsdp"]
+    with fsdp.FullyShardedDataParallel.state_dict_type(
+        state.model,
+        fsdp.StateDictType.SHARDED_STATE_DICT,
+        fsdp.ShardedStateDictConfig(offload_to_cpu=False),
+        fsdp.ShardedOptimStateDictConfig(offload_to_cpu=False),
+    ):
+        yield
+
+
+def with_names(state: TrainingState, saved: dict[str, Any]) -> dict[str, Any]:
+    """``saved`` with the optimizers by name. Call it inside ``keeping_shards``.
+
+    States of other kinds than ``pyckpt.State`` stay as they are.
+
+    Args:
+        saved: ``state.state_dict()``.
+
+    Raises:
+        ShardedStateError: An optimizer has a parameter that the model does not have.
+    """
+    if not isinstance(state, State) or "optimizers" not in saved:
+        return saved
+    names = parameter_names(state)
+    optimizers = dict(saved["optimizers"])
+    for label, optimizer in named_objects(state.optimizers):
+        if label not in optimizers:
+            continue
+        if _has_fsdp1(state):
+            fsdp = sys.modules["torch.distributed.fsdp"].FullyShardedDataParallel
+            optimizers[label] = fsdp.optim_state_dict(state.model, optimizer)
+        elif is_by_position(optimizers[label]):
+            optimizers[label] = by_name(optimizers[label], optimizer, names, label)
+    return {**saved, "optimizers": optimizers}
+
+
+def with_positions(state: TrainingState, contents: dict[str, Any]) -> dict[str, Any]:
+    """The whole state as one device would save it: ``with_names`` undone.
+
+    Args:
+        contents: The dict of a checkpoint, with all of the state.
+    """
+    saved = contents.get("state")
+    if not isinstance(state, State) or not isinstance(saved, dict) or "optimizers" not in saved:
+        return contents
+    optimizers = {
+        label: one if is_by_position(one) else by_position(one)
+        for label, one in saved["optimizers"].items()
+    }
+    return {**contents, "state": {**saved, "optimizers": optimizers}}
+
+
+def parameter_names(state: State) -> dict[int, str]:
+    """The name of each parameter in the unwrapped model, by ``id()``."""
+    model = unwrapped(state.model)
+    return {id(one): _clean(name) for name, one in model.named_parameters()}
+
+
+def _clean(name: str) -> str:
+    """A name without what wrappers around a module's parts put into it."""
+    for wrapper in ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."):
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _has_fsdp1(state: State) -> bool:
+    return bool(sharding_modules(unwrapped(state.model)))
