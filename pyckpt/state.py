@@ -49,7 +49,8 @@ class TrainingTime(Protocol):
 class TrainingState(Protocol):
     """What save_checkpoint needs of a state. Composer's ``State`` has it.
 
-    A state may also have ``get_model_state_dict()``. ``weights_only`` then saves its result.
+    A state may also have ``get_model_state_dict()``. ``weights_only`` then saves its result. It may
+    have ``per_rank``, as ``pyckpt.State`` does.
     """
 
     model: Any
@@ -122,7 +123,10 @@ class State:
         schedulers: One learning-rate scheduler or several, saved likewise. None means no scheduler.
         run_name: What ``{run_name}`` stands for.
         timestamp: How far the training has come.
-        extra: Anything else to save, under the key ``extra``.
+        extra: Anything else to save, under the key ``extra``. The same on every rank.
+        per_rank: What differs by rank, such as the place of a data loader: small values, with
+            tensors on the CPU only. Saved for all ranks in whatever format, beside what
+            ``state_dict()`` gives, and restored to each.
     """
 
     model: Any
@@ -131,6 +135,7 @@ class State:
     run_name: str = "run"
     timestamp: Timestamp = field(default_factory=Timestamp)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    per_rank: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A generator gives its objects only once.
@@ -145,7 +150,7 @@ class State:
         return state_dict
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to go on.
+        """Everything that training needs to go on, and that all ranks have alike.
 
         With DeepSpeed, the engine saves model, optimizer and its scheduler in files of its own.
         """

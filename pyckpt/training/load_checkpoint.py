@@ -15,6 +15,7 @@ from pyckpt.restoration import Restoration
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
 from pyckpt.torch_format.weights_only import is_weights_only
 from pyckpt.training.names import find
+from pyckpt.training.per_rank import Parts, chosen_parts, restore_part
 from pyckpt.training.rng import RandomStates, set_rng_state
 from pyckpt.training.shared_reads import Source, read_shared
 from pyckpt.warn import warn
@@ -40,7 +41,7 @@ def load_checkpoint(
 
     Call it on every rank. All ranks read first, and compare the checkpoint with their states. The
     states change only if it can be read and fits on every rank. What the checkpoint lacks stays as
-    it is. If it holds weights alone, a warning says so.
+    it is. If it holds weights alone, a warning says so. Each rank gets its ``state.per_rank``.
 
     With DeepSpeed every rank reads its own archive. What data parallelism saved only once is read
     from other ranks' archives, so rank 0's archive must be readable on every machine. DeepSpeed
@@ -127,6 +128,7 @@ class _Load:
         self._ranks = Ranks()
         self._path = Path()
         self._contents: dict[str, Any] = {}
+        self._parts: Parts = []
         self._engine_states: Any = None
         self._restoration = Restoration()
 
@@ -176,7 +178,9 @@ class _Load:
             )
         if not self._load_weights_only and contents["state"].keys() <= _WITH_WEIGHTS_ONLY:
             warn(f"{self._path} holds only weights: everything else stays as it is")
-        contents = without_ignored(contents, ignore_keys)
+        everything = contents
+        contents = without_ignored(everything, ignore_keys)
+        parts = chosen_parts(everything, contents)
         training_state = contents.get("state", {})
         if self._load_weights_only:
             weights = {key: training_state[key] for key in ("model",) if key in training_state}
@@ -185,6 +189,7 @@ class _Load:
             self._contents = weights
         else:
             self._contents = training_state
+            self._parts = parts
             states = contents.get("rng")
             self.random_states = None if states is None else RandomStates(states)
 
@@ -212,6 +217,9 @@ class _Load:
                 load_weights_only=self._load_weights_only,
             )
         self._restoration.finish()
+        restore_part(
+            self._state, self._parts, self._channel.rank, self._channel.size, str(self._path)
+        )
         if self.random_states is not None:
             self._restore_random_states(self.random_states)
 

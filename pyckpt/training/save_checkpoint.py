@@ -36,6 +36,7 @@ from pyckpt.state import (
 from pyckpt.training.agreement import Description
 from pyckpt.training.names import check_one_set, render, values
 from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
+from pyckpt.training.per_rank import add_parts, chosen_parts, pack_part
 from pyckpt.training.refused_types import warn_of_refused
 from pyckpt.training.rng import rng_state
 from pyckpt.training.weight_samples import WeightSamples
@@ -65,9 +66,9 @@ def save_checkpoint(
     Without DeepSpeed the file has rank 0's state. A state that is sharded over ranks, or differs
     between them, is refused: see pyckpt.training.agreement.
 
-    The file holds ``{"state": state.state_dict(), "rng": [random states by rank]}``. Tensors are
-    read in place and must not change during the call. Asynchronous saves that are under way are
-    finished first.
+    The file holds ``{"state": state.state_dict(), "rng": [random states by rank]}``, and besides
+    ``"per_rank": [...]`` if a rank has something in ``state.per_rank``. Tensors are read in place
+    and must not change during the call. Asynchronous saves that are under way are finished first.
 
     Args:
         state: Anything that follows the TrainingState protocol, such as Composer's State.
@@ -197,10 +198,10 @@ class Save:
         if self.is_deepspeed:
             names = [(target.template, target.values) for target in self._targets]
             check_one_set(names, channel.members)
-        random_states = together("collecting the random states", rng_state, channel)
+        of_ranks = together("collecting what each rank has of its own", self._own, channel)
         digests = together(
             "collecting the training state",
-            lambda: self._collect_state(random_states, channel),
+            lambda: self._collect_state(of_ranks, channel),
             channel,
         )
         if self._description is not None:
@@ -271,8 +272,12 @@ class Save:
             return "a DeepSpeed engine"
         return "weights only" if self._weights_only else "the whole state"
 
+    def _own(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """This rank's random states and its per_rank."""
+        return rng_state(), {} if self._weights_only else pack_part(self._state)
+
     def _collect_state(
-        self, random_states: list[dict[str, Any]], channel: Channel
+        self, of_ranks: list[tuple[dict[str, Any], dict[str, bytes]]], channel: Channel
     ) -> dict[str, str]:
         """Collects the state on every rank, because its state_dict() may be collective.
 
@@ -284,7 +289,10 @@ class Save:
             if self._weights_only
             else self._state.state_dict()
         )
-        contents = without_ignored({"state": state, "rng": random_states}, self._ignore_keys)
+        everything = {"state": state, "rng": [random_states for random_states, _ in of_ranks]}
+        add_parts(everything, [part for _, part in of_ranks])
+        contents = without_ignored(everything, self._ignore_keys)
+        chosen_parts(everything, contents)
         saved = contents.get("state")
         saved = saved if isinstance(saved, dict) else {}
         if channel.size > 1:

@@ -354,6 +354,7 @@ def test_deepspeed_goes_on_as_if_it_had_never_stopped(
     assert [r["losses"] for r in loaded] == [r["losses"] for r in saved]
     assert [r["drawn"] for r in loaded] == [r["drawn"] for r in saved]
     assert all(r["batch"] == 3 and r["random_states"] == 2 and r["restored"] for r in loaded)
+    assert [r["per_rank"] for r in loaded] == [{"seen": 5}, {"seen": 6}]
     assert set(Path(tempfile.gettempdir()).glob("pyckpt-*")) <= before
 
 

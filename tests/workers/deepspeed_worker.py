@@ -102,6 +102,7 @@ def load(engine: deepspeed.DeepSpeedEngine) -> dict[str, object]:
         report["error"] = [type(error).__name__, str(error), error.rank, error.path]
         report["unchanged"] = all(map(torch.equal, weights, engine.module.parameters()))
     report["batch"] = state.timestamp.batch
+    report["per_rank"] = state.per_rank
     report["restored"] = engine.checkpoint_engine is before
     report["drawn"] = torch.rand(()).item()
     return report
@@ -143,7 +144,12 @@ def run() -> None:
         train(engine, 0, TRAINED)
         before = engine.checkpoint_engine
         kind = Sabotaged if MODE == "fail-commit" else pyckpt.State
-        state = kind(model=engine, run_name="ds", timestamp=pyckpt.Timestamp(batch=TRAINED))
+        state = kind(
+            engine,
+            run_name="ds",
+            timestamp=pyckpt.Timestamp(batch=TRAINED),
+            per_rank={"seen": 5 + rank},
+        )
         if MODE == "fail" and rank == 1:
             # In ZeRO 3 every rank saves the scheduler, and only DeepSpeed's save notices the error.
             engine.lr_scheduler = Unsavable()
