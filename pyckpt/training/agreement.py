@@ -4,9 +4,10 @@ The file has rank 0's state alone. With data parallelism that is everything. Wit
 pipeline or expert parallelism it is a part, and a save of it would look whole. Three things tell:
 
 - a tensor that knows that it is a shard (shards.py);
-- names, shapes and types that differ between ranks in the model, the optimizers or ``extra``, and
-  plain values that differ in ``extra``. A rank that has nothing there is not compared: states that
-  are gathered to rank 0 are empty on the others;
+- names, shapes and types that differ between ranks in the model, the optimizers, the schedulers or
+  ``extra``, and plain values that differ in ``extra``, in schedulers or in the optimizers' groups,
+  such as a learning rate. A rank that has nothing there is not compared: states that are gathered
+  to rank 0 are empty on the others;
 - weights that have nothing in common, beside others that the ranks share (weight_samples.py).
 """
 
@@ -30,10 +31,11 @@ from pyckpt.training.shards import ADVICE, flat_storages, is_part_of_flat, is_sh
 __all__ = ["Description"]
 
 _WHOLE = (torch.Tensor, torch.nn.Parameter)  # types of most tensors, which know no other parts
-_COMPARED = ("model", "optimizers", "extra")  # what all ranks must have alike
-_BY_VALUE = "extra"  # where plain values must be equal too
+_COMPARED = ("model", "optimizers", "schedulers", "extra")  # what all ranks must have alike
+_BY_VALUE = ("schedulers", "extra")  # where plain values must be equal too
+_GROUPS = "param_groups"  # the optimizers' part where they must be
 _PLAIN = (numbers.Number, str, bytes, type(None), datetime.timedelta, enum.Enum)
-_SMALL_NBYTES = 1 << 16  # up to here, tensors of ``extra`` on the CPU are compared by value
+_SMALL_NBYTES = 1 << 16  # up to here, tensors on the CPU are compared by value there too
 
 
 class Description:
@@ -56,7 +58,7 @@ class Description:
         self._above: set[int] = set()
         for part, node in saved.items():
             texts: dict[str, str] = {}
-            self._describe(node, f"state/{part}", texts, by_value=part == _BY_VALUE)
+            self._describe(node, f"state/{part}", texts, by_value=part in _BY_VALUE)
             if texts and part in _COMPARED:
                 self.parts[part] = texts
 
@@ -108,7 +110,8 @@ class Description:
             return
         self._above.add(id(node))
         for key, value in items:
-            self._describe(value, join_path(path, key), texts, by_value=by_value)
+            below = join_path(path, key)
+            self._describe(value, below, texts, by_value=by_value or key == _GROUPS)
         self._above.remove(id(node))
 
     def _text(self, tensor: torch.Tensor, path: str, by_value: bool) -> str:
@@ -142,18 +145,25 @@ def _compare(
         return
     path = differing[0]
     ours, theirs = (_short(texts.get(path, "nothing")) for texts in (first, second))
-    advice = _EXTRA_ADVICE if path.startswith(f"state/{_BY_VALUE}") else ADVICE
     raise ShardedStateError(
         f"{path!r} differs between ranks: {ours} on rank {first_rank}, {theirs} on rank {rank}. "
-        f"{advice}",
+        f"{_advice(path)}",
         rank=rank,
     )
 
 
-_EXTRA_ADVICE = (
-    "One file holds rank 0's extra alone. Give every rank the same value, for instance a list of "
-    "the values of all ranks (torch.distributed.all_gather_object)"
-)
+def _advice(path: str) -> str:
+    if path.startswith("state/extra"):
+        return (
+            "What differs by rank belongs in pyckpt.State(per_rank={...}), which is saved for all "
+            "ranks. Or give every rank the same value, such as a list of those of all"
+        )
+    if path.startswith("state/schedulers") or f"/{_GROUPS}/" in path:
+        return (
+            "One file holds one rank's alone. Step schedulers and change learning rates alike on "
+            "every rank, by what all ranks know, such as the mean of their losses"
+        )
+    return ADVICE
 
 
 def _short(text: str) -> str:

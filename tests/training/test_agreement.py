@@ -31,12 +31,21 @@ REFUSED = {
         "model/0.0.bias' differs between ranks: nothing on rank 0",
     ),
     "extra": ("ShardedStateError", "'state/extra/mean' differs between ranks: float32 [2] [1.0"),
+    "lr": (
+        "ShardedStateError",
+        "'state/optimizers/AdamW/param_groups/0/lr' differs between ranks:",
+    ),
+    "plateau": (
+        "ShardedStateError",
+        "schedulers/ReduceLROnPlateau/best' differs between ranks: 0.5",
+    ),
     "nested-extra": ("ShardedStateError", "'state/extra/seen/1/best' differs between ranks: 0.5 "),
     "async-none": ("OptionError", "not NoneType"),
     "async-tensor-parallel": ("ShardedStateError", "common with rank 0's, and '1.bias' has: the"),
 }
 SAVED = [
     "plain",
+    "scheduled",
     "equal-extra",
     "drifted",
     "gathered",
@@ -83,6 +92,11 @@ def test_what_rank_0_has_whole_is_saved(
     assert pyckpt.load(path)["state"]["model"]["0.weight"].shape == (8, 8)
 
 
+def test_what_differs_by_rank_has_a_place(tried: tuple[Path, list[dict[str, Any]]]) -> None:
+    for report in tried[1]:
+        assert "belongs in pyckpt.State(per_rank={...})" in report["extra"]["error"][1]
+
+
 def test_a_write_may_take_longer_than_the_groups_time_limit(
     tried: tuple[Path, list[dict[str, Any]]],
 ) -> None:
@@ -100,11 +114,26 @@ def test_a_rank_that_is_alone_learns_it(tmp_path: Path) -> None:
     assert [list(report["plain"]) for report in reports] == [["paths", "seconds"]] * 2
 
 
-def test_values_count_in_extra_alone() -> None:
-    saved = {"model": {"w": torch.ones(2)}, "extra": {"n": 1, "of": object(), "t": torch.ones(1)}}
+def test_where_values_count() -> None:
+    saved = {
+        "model": {"w": torch.ones(2), "of": 1},
+        "optimizers": {
+            "SGD": {"state": {0: {"n": 1}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+        },
+        "schedulers": {"StepLR": {"last_epoch": 2, "lambdas": [None]}},
+        "extra": {"n": 1, "of": object(), "t": torch.ones(1)},
+    }
     state = pyckpt.State(torch.nn.Identity())
     assert Description(state, {**saved, "timestamp": {"batch": 3}}).parts == {
         "model": {"state/model/w": "float32 [2]"},
+        "optimizers": {
+            "state/optimizers/SGD/param_groups/0/lr": "0.1",
+            "state/optimizers/SGD/param_groups/0/params/0": "0",
+        },
+        "schedulers": {
+            "state/schedulers/StepLR/last_epoch": "2",
+            "state/schedulers/StepLR/lambdas/0": "None",
+        },
         "extra": {
             "state/extra/n": "1",
             "state/extra/of": "object",

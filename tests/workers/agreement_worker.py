@@ -88,6 +88,22 @@ def build(scenario: str, rank: int) -> Any:
         if scenario == "nested-extra":
             extra["seen"][1]["best"] += rank
         return state_of(linear(), extra=extra)
+    if scenario == "lr":
+        state = state_of(linear())
+        state.optimizers.param_groups[0]["lr"] *= 1 + rank
+        return state
+    if scenario in ("plateau", "scheduled"):
+        state = state_of(linear())
+        optimizer, kinds = state.optimizers, torch.optim.lr_scheduler
+        state.schedulers = [
+            kinds.OneCycleLR(optimizer, 0.1, total_steps=9),
+            kinds.LambdaLR(optimizer, lambda step: 0.9**step),
+            kinds.ReduceLROnPlateau(optimizer),
+        ]
+        loss = 0.5 + (rank if scenario == "plateau" else 0)
+        for scheduler, arguments in zip(state.schedulers, ([], [], [loss]), strict=True):
+            scheduler.step(*arguments)
+        return state
     if scenario == "drifted":
         model = linear()
         for parameter in model.parameters():
