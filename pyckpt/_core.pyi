@@ -56,16 +56,18 @@ class ArchiveWriter:
         gid: int,
     ) -> None: ...
     def add_directory(self, name: str, mode: int) -> None: ...
-    def add_file(self, name: str, mode: int, source_path: bytes) -> None: ...
+    # These return where the member's data is in the stream before compression: offset and size.
+    def add_bytes(self, name: str, mode: int, data: bytes) -> tuple[int, int]: ...
+    def add_file(self, name: str, mode: int, source_path: bytes) -> tuple[int, int]: ...
     def add_segments(
         self, name: str, mode: int, segments: list[tuple[int, int, _Reader]]
-    ) -> None: ...
+    ) -> tuple[int, int]: ...
     def add_torch_file(
         self,
         name: str,
         mode: int,
         records: list[tuple[str, int, int, int, _Reader | None]],
-    ) -> None: ...
+    ) -> tuple[int, int]: ...
     @property
     def progress(self) -> tuple[int, int]: ...
     def write(self, progress: Callable[[int, int], None] | None) -> int: ...
@@ -94,6 +96,9 @@ def kernels() -> list[str]:
 
 def tar_header(name: str, nbytes: int, uid: int, gid: int) -> bytes:
     """The header blocks of a file in a tar: see container/tar_format.h."""
+
+def crc32_combine(crc_a: int, crc_b: int, nbytes_b: int) -> int:
+    """The CRC-32 of A followed by B, from those of A and B and the length of B."""
 
 def can_guard_copies() -> bool:
     """Whether memory can be read that may be freed at any time: see base/guarded_copy.h."""
@@ -165,6 +170,8 @@ class StreamImage:
         """A copy of bytes that were required before."""
     def copy(self, range: tuple[int, int], address: int, /) -> None:
         """Copies bytes that were required before to other memory."""
+    def address(self, range: tuple[int, int], /) -> int:
+        """The address of bytes that were required before; valid until more are required."""
     def forget(self, range: tuple[int, int], /) -> None:
         """Gives back the memory of bytes that will not be read again, or once they are decoded."""
     def take(self, range: tuple[int, int], /) -> ImageBytes:

@@ -13,13 +13,19 @@ from pyckpt.errors import CheckpointError
 
 __all__ = ["require_memory"]
 
+_SMALL_NBYTES = 1 << 20
+
 
 def require_memory(nbytes: int, path: Path) -> None:
     """Refuses a request for memory that would make the system kill the process.
 
+    Requests below 1 MiB always pass: to ask the system takes longer than to serve them.
+
     Raises:
         CheckpointError: ``path`` needs ``nbytes`` of memory, and less is available.
     """
+    if nbytes < _SMALL_NBYTES:
+        return
     available = _available()
     if available is not None and nbytes > available:
         raise CheckpointError(

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/cpu.h"
+#include "base/crc32.h"
 #include "base/error.h"
 #include "base/guarded_copy.h"
 #include "base/parallel_copy.h"
@@ -67,22 +68,28 @@ TensorRecord ToRecord(const RecordArguments& arguments) {
 // (nbytes, element_nbytes, reader)
 using SegmentArguments = std::tuple<std::uint64_t, std::uint32_t, py::object>;
 
-void AddSegments(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
-                 const std::vector<SegmentArguments>& arguments) {
+ArchiveWriter::Place AddSegments(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
+                                 const std::vector<SegmentArguments>& arguments) {
   std::vector<Segment> segments;
   segments.reserve(arguments.size());
   for (const auto& [nbytes, element_nbytes, reader] : arguments) {
     segments.push_back({ToSource(reader), nbytes, element_nbytes});
   }
-  writer->AddSegments(name, mode, segments);
+  return writer->AddSegments(name, mode, segments);
 }
 
-void AddTorchFile(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
-                  const std::vector<RecordArguments>& arguments) {
+ArchiveWriter::Place AddBytes(ArchiveWriter* writer, const std::string& name, std::uint32_t mode,
+                              const py::bytes& bytes) {
+  return writer->AddBytes(name, mode, bytes);
+}
+
+ArchiveWriter::Place AddTorchFile(ArchiveWriter* writer, const std::string& name,
+                                  std::uint32_t mode,
+                                  const std::vector<RecordArguments>& arguments) {
   std::vector<TensorRecord> records;
   records.reserve(arguments.size());
   for (const RecordArguments& a : arguments) records.push_back(ToRecord(a));
-  writer->AddTorchFile(name, mode, records);
+  return writer->AddTorchFile(name, mode, records);
 }
 
 std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
@@ -213,6 +220,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("level"),
            py::arg("threads"), py::arg("durable"), py::arg("mtime"), py::arg("uid"), py::arg("gid"))
       .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
+      .def("add_bytes", &pyckpt::AddBytes, py::arg("name"), py::arg("mode"), py::arg("data"))
       .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),
            py::arg("source_path"))
       .def("add_segments", &pyckpt::AddSegments, py::arg("name"), py::arg("mode"),
@@ -230,6 +238,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernels", &pyckpt::Kernels);
   m.def("tar_header", &pyckpt::TarFileHeader, py::arg("name"), py::arg("nbytes"), py::arg("uid"),
         py::arg("gid"));
+  m.def("crc32_combine", &pyckpt::Crc32Combine, py::arg("crc_a"), py::arg("crc_b"),
+        py::arg("nbytes_b"));
   m.def("can_guard_copies", &pyckpt::CanGuardCopies);
   m.def("by_type", &pyckpt::ByType, py::arg("handlers"), py::arg("other"));
   m.def("parallel_copy", &pyckpt::CopyInParallel, py::arg("copies"), py::arg("threads"),

@@ -181,6 +181,10 @@ void BindReader(py::module_* m) {
              // NOLINTNEXTLINE(performance-no-int-to-ptr): Python hands out addresses as integers.
              std::memcpy(reinterpret_cast<void*>(address), bytes, extent.nbytes);
            })
+      .def("address",
+           [](StreamImage* image, const Range& range) {
+             return reinterpret_cast<std::uintptr_t>(image->Bytes(ToExtent(range)));
+           })
       .def("forget", [](StreamImage* image, const Range& range) { image->Forget(ToExtent(range)); })
       .def("take", [](StreamImage* image, const Range& range) {
         return ImageBytes{image->Take(ToExtent(range)), range.second};

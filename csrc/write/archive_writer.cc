@@ -13,9 +13,9 @@ ArchiveWriter::ArchiveWriter(std::string path, const ArchiveOptions& options)
   if (options_.threads < 1) throw Error(ErrorKind::kArgument, "at least one thread is needed");
 }
 
-void ArchiveWriter::AddTarHeader(const std::string& name, TarType type, std::uint32_t mode,
-                                 std::uint64_t nbytes) {
-  if (options_.format == nullptr) return;
+ArchiveWriter::Place ArchiveWriter::AddTarHeader(const std::string& name, TarType type,
+                                                 std::uint32_t mode, std::uint64_t nbytes) {
+  if (options_.format == nullptr) return {plan_.nbytes(), nbytes};
   TarEntry entry;
   entry.name = name;
   entry.type = type;
@@ -25,6 +25,7 @@ void ArchiveWriter::AddTarHeader(const std::string& name, TarType type, std::uin
   entry.uid = options_.uid;
   entry.gid = options_.gid;
   plan_.AddBytes(TarHeader(entry));
+  return {plan_.nbytes(), nbytes};
 }
 
 void ArchiveWriter::EndMember() {
@@ -42,28 +43,38 @@ void ArchiveWriter::AddDirectory(const std::string& name, std::uint32_t mode) {
   EndMember();
 }
 
-void ArchiveWriter::AddFile(const std::string& name, std::uint32_t mode,
-                            const std::string& source_path) {
-  auto source = std::make_shared<FileSource>(source_path);
-  const std::uint64_t nbytes = source->nbytes();
-  AddTarHeader(name, TarType::kFile, mode, nbytes);
-  plan_.AddSource(std::move(source), nbytes, 1, StreamPlan::kNoChecksum);
+ArchiveWriter::Place ArchiveWriter::AddBytes(const std::string& name, std::uint32_t mode,
+                                             std::string bytes) {
+  const Place place = AddTarHeader(name, TarType::kFile, mode, bytes.size());
+  plan_.AddBytes(std::move(bytes));
   EndMember();
+  return place;
 }
 
-void ArchiveWriter::AddSegments(const std::string& name, std::uint32_t mode,
-                                const std::vector<Segment>& segments) {
+ArchiveWriter::Place ArchiveWriter::AddFile(const std::string& name, std::uint32_t mode,
+                                            const std::string& source_path) {
+  auto source = std::make_shared<FileSource>(source_path);
+  const std::uint64_t nbytes = source->nbytes();
+  const Place place = AddTarHeader(name, TarType::kFile, mode, nbytes);
+  plan_.AddSource(std::move(source), nbytes, 1, StreamPlan::kNoChecksum);
+  EndMember();
+  return place;
+}
+
+ArchiveWriter::Place ArchiveWriter::AddSegments(const std::string& name, std::uint32_t mode,
+                                                const std::vector<Segment>& segments) {
   std::uint64_t nbytes = 0;
   for (const Segment& s : segments) nbytes += s.nbytes;
-  AddTarHeader(name, TarType::kFile, mode, nbytes);
+  const Place place = AddTarHeader(name, TarType::kFile, mode, nbytes);
   for (const Segment& s : segments) {
     plan_.AddSource(s.source, s.nbytes, s.element_nbytes, StreamPlan::kNoChecksum);
   }
   EndMember();
+  return place;
 }
 
-void ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
-                                 const std::vector<TensorRecord>& records) {
+ArchiveWriter::Place ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
+                                                 const std::vector<TensorRecord>& records) {
   std::vector<ZipRecord> placed;
   placed.reserve(records.size());
   for (const TensorRecord& r : records) {
@@ -71,8 +82,9 @@ void ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
         PlaceZipRecord(r.name, r.nbytes, placed.empty() ? 0 : placed.back().end_offset()));
   }
   const std::uint64_t directory_nbytes = ZipDirectoryNbytes(placed);
-  AddTarHeader(name, TarType::kFile, mode,
-               (placed.empty() ? 0 : placed.back().end_offset()) + directory_nbytes);
+  const Place place =
+      AddTarHeader(name, TarType::kFile, mode,
+                   (placed.empty() ? 0 : placed.back().end_offset()) + directory_nbytes);
 
   std::vector<StreamPlan::ChecksumId> checksums;
   checksums.reserve(records.size());
@@ -98,6 +110,7 @@ void ArchiveWriter::AddTorchFile(const std::string& name, std::uint32_t mode,
                       return ZipDirectory(placed, crcs);
                     });
   EndMember();
+  return place;
 }
 
 std::uint64_t ArchiveWriter::Write(const Poll& poll) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "codec/formats.h"
@@ -54,12 +55,16 @@ class ArchiveWriter {
   ArchiveWriter& operator=(const ArchiveWriter&) = delete;
   ~ArchiveWriter() = default;
 
+  // Where a member's data is in the stream before compression: its offset, and its size in bytes.
+  using Place = std::pair<std::uint64_t, std::uint64_t>;
+
   void AddDirectory(const std::string& name, std::uint32_t mode);
-  void AddFile(const std::string& name, std::uint32_t mode, const std::string& source_path);
-  void AddSegments(const std::string& name, std::uint32_t mode,
-                   const std::vector<Segment>& segments);
-  void AddTorchFile(const std::string& name, std::uint32_t mode,
-                    const std::vector<TensorRecord>& records);
+  Place AddBytes(const std::string& name, std::uint32_t mode, std::string bytes);
+  Place AddFile(const std::string& name, std::uint32_t mode, const std::string& source_path);
+  Place AddSegments(const std::string& name, std::uint32_t mode,
+                    const std::vector<Segment>& segments);
+  Place AddTorchFile(const std::string& name, std::uint32_t mode,
+                     const std::vector<TensorRecord>& records);
 
   // How far Write has come, in bytes before compression, including headers. Both numbers only
   // grow. The total is final once the last member is added. Thread-safe.
@@ -83,8 +88,9 @@ class ArchiveWriter {
 
  private:
   FileSink& sink();
-  void AddTarHeader(const std::string& name, TarType type, std::uint32_t mode,
-                    std::uint64_t nbytes);
+  // Returns the place of the data, which follows.
+  Place AddTarHeader(const std::string& name, TarType type, std::uint32_t mode,
+                     std::uint64_t nbytes);
   void EndMember();
   std::uint64_t TarEndNbytes() const;
 

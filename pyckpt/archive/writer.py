@@ -40,9 +40,9 @@ class Segment:
     element_nbytes: int = 1
 
 
-# Records become torch's zip file. Segments are written unchanged. A Path is a file to copy from.
-# None is a folder.
-Content = list[Record] | tuple[Segment, ...] | Path | None
+# Records become torch's zip file. Segments and bytes are written unchanged. A Path is a file to
+# copy from. None is a folder.
+Content = list[Record] | tuple[Segment, ...] | bytes | Path | None
 
 
 class ArchiveWriter:
@@ -69,6 +69,7 @@ class ArchiveWriter:
         self._target = Path(os.path.realpath(path))
         self._check_target()
         self._members: dict[str, tuple[int, Content]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         self._is_tar = row is not None
         self._planned = False
         self._given_up = False
@@ -98,6 +99,10 @@ class ArchiveWriter:
         See :func:`pyckpt.torch_format.serialize.serialize` for ``compact_views`` and ``named``.
         """
         self._members[name] = (_FILE_MODE, serialize(obj, compact_views=compact_views, named=named))
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """Adds a member with these bytes."""
+        self._members[name] = (_FILE_MODE, data)
 
     def add_file(self, name: str, path: Path) -> None:
         """Adds a member with the bytes of the file at ``path``, which ``write()`` reads."""
@@ -150,14 +155,28 @@ class ArchiveWriter:
             _require_utf8(name)
             if content is None:
                 self._writer.add_directory(name, mode)
-            elif isinstance(content, Path):
-                self._writer.add_file(name, mode, os.fsencode(content))
-            elif isinstance(content, tuple):
-                self._writer.add_segments(
-                    name, mode, [(s.nbytes, s.element_nbytes, s.reader) for s in content]
-                )
             else:
-                self._writer.add_torch_file(name, mode, [r[:5] for r in content])
+                self._places[name] = self._plan_file(name, mode, content)
+
+    def _plan_file(
+        self, name: str, mode: int, content: list[Record] | tuple[Segment, ...] | bytes | Path
+    ) -> tuple[int, int]:
+        if isinstance(content, bytes):
+            return self._writer.add_bytes(name, mode, content)
+        if isinstance(content, Path):
+            return self._writer.add_file(name, mode, os.fsencode(content))
+        if isinstance(content, tuple):
+            return self._writer.add_segments(
+                name, mode, [(s.nbytes, s.element_nbytes, s.reader) for s in content]
+            )
+        return self._writer.add_torch_file(name, mode, [r[:5] for r in content])
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where the data of a member is in the decompressed file: (offset, nbytes).
+
+        It is known after ``plan()``. The member must be a file.
+        """
+        return self._places[name]
 
     def write(self) -> int:
         """Writes all members, sorted, to a hidden file in the target's folder; returns its size.

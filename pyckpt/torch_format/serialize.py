@@ -224,7 +224,7 @@ class _StoragePickler(pickle.Pickler):
             return NotImplemented
         dtype, storage = obj.dtype, obj.untyped_storage()
         offset, shape, stride = obj.storage_offset(), tuple(obj.shape), obj.stride()
-        _check_size(storage, offset + _span(shape, stride), dtype)
+        _check_size(storage, offset, _span(shape, stride), dtype)
         # A view of a buffer of bytes. torch reads the storage as bytes too.
         is_odd = storage.nbytes() % dtype.itemsize != 0
         kind = (torch.uint8, torch.UntypedStorage) if is_odd else (dtype, _PLAIN_DTYPES[dtype])
@@ -244,14 +244,21 @@ class _CompactPickler(_StoragePickler):
         if not isinstance(obj, torch.Tensor):
             return NotImplemented
         reduced = obj.__reduce_ex__(_PICKLE_PROTOCOL)
-        if reduced[0] is not _rebuild_tensor_v2:
+        if reduced[0] is _rebuild_tensor_v2:
+            typed, start, size, stride, *rest = reduced[1]
+            storage, dtype, kind = typed._untyped_storage, typed.dtype, _storage_type(typed)
+        elif reduced[0] is _rebuild_tensor_v3:  # of a dtype that has no storage class
+            storage, start, size, stride, *rest = reduced[1]
+            dtype, kind = obj.dtype, torch.UntypedStorage
+        else:
             return reduced
-        typed, start, size, stride, *rest = reduced[1]
-        span = _span(size, stride)
-        storage, dtype = typed._untyped_storage, typed.dtype
-        _check_size(storage, start + span, dtype)
-        extent = (storage._cdata, start * dtype.itemsize, span * dtype.itemsize, dtype)
-        stored = self._storages.part(extent, storage, _storage_type(typed))
+        span, itemsize = _span(size, stride), dtype.itemsize
+        _check_size(storage, start, span, dtype)
+        if not span:  # it may begin behind the storage
+            start = 0
+        kept_as = torch.uint8 if kind is torch.UntypedStorage else dtype
+        extent = (storage._cdata, start * itemsize, span * itemsize, kept_as)
+        stored = self._storages.part(extent, storage, kind)
         return reduced[0], (_Stored((stored,)), 0, size, stride, *rest)
 
 
@@ -262,10 +269,10 @@ def _span(shape: Sequence[int], stride: Sequence[int]) -> int:
     return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
 
 
-def _check_size(storage: torch.UntypedStorage, end: int, dtype: torch.dtype) -> None:
-    """Raises _WrongStorageError if ``storage`` ends before element ``end``."""
-    needed, nbytes = end * dtype.itemsize, storage.nbytes()
-    if needed > nbytes:
+def _check_size(storage: torch.UntypedStorage, start: int, span: int, dtype: torch.dtype) -> None:
+    """Raises _WrongStorageError if ``storage`` lacks some of the elements."""
+    needed, nbytes = (start + span) * dtype.itemsize, storage.nbytes()
+    if span and needed > nbytes:
         raise _WrongStorageError(
             storage, f"it needs {needed} bytes, but its storage has {nbytes}; was it freed?"
         )

@@ -24,6 +24,7 @@ from pyckpt.torch_format.pickle_tree import (
 __all__ = [
     "StorageInfo",
     "TensorInfo",
+    "lone_tensor",
     "storage_dtype",
     "storage_info",
     "storages_of",
@@ -111,6 +112,26 @@ def tensors_in(data: bytes) -> list[TensorInfo]:
 def tensors_of(tree: PickleTree) -> list[TensorInfo]:
     """Like :func:`tensors_in`, for the tree of a pickle."""
     return list(_tensors(tree.root, Way(tree.end)))
+
+
+def lone_tensor(tree: PickleTree) -> TensorInfo | None:
+    """The tensor that the whole pickle is; None if it is not one of plain numbers in a storage.
+
+    A parameter, a tensor of another layout, or one with a conjugation to be computed is not plain.
+
+    Raises:
+        pickle.UnpicklingError: torch.save does not write this pickle.
+    """
+    root = tree.root
+    if not isinstance(root, Inert) or root.state is not None or root.flat:
+        return None
+    if _PLAIN_ARGS.get(str(root.maker)) != len(root.args):
+        return None
+    return _tensor_of(root, "", Way(tree.end))
+
+
+# torch's functions that make plain tensors. With one argument more, there is something to set.
+_PLAIN_ARGS = {"torch._utils._rebuild_tensor_v2": 6, "torch._utils._rebuild_tensor_v3": 7}
 
 
 def storages_of(tree: PickleTree) -> dict[str, StorageInfo]:

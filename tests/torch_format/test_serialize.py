@@ -576,3 +576,22 @@ def test_storages_that_nobody_could_read(
     with pytest.raises(pyckpt.CheckpointError, match="'list/1/bad'"):
         pyckpt.save(state, path)
     assert pyckpt.load(path) == {"old": 1}
+
+
+def test_an_empty_view_that_begins_behind_its_storage(tmp_path: Path) -> None:
+    """What a rank without rows holds."""
+    empty = torch.empty(4, 3)[:, :0].clone()[2:]
+    behind = torch.empty(0).as_strided((0, 3), (3, 1), 5)
+    pyckpt.save([empty, behind], tmp_path / "x.pt")
+    for read in (torch.load, pyckpt.load):
+        loaded = read(tmp_path / "x.pt")
+        assert [tensor.shape for tensor in loaded] == [empty.shape, behind.shape]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16, torch.float32])
+def test_compact_views_of_any_dtype_cost_what_they_span(dtype: torch.dtype) -> None:
+    whole = torch.arange(1000).to(dtype)
+    records = serialize(whole[10:20], compact_views=True)
+    [storage] = [record for record in records if record.is_storage]
+    assert storage.nbytes == 10 * dtype.itemsize
+    assert storage.address == whole[10:].data_ptr()

@@ -1,0 +1,1 @@
+"""Sharded checkpoints: the storage under torch.distributed.checkpoint."""
