@@ -25,8 +25,10 @@ __all__ = [
     "each",
     "is_deepspeed_engine",
     "model_state_dict",
+    "named_objects",
     "optimizers_of",
     "prepare_to_restore",
+    "unwrapped",
 ]
 
 
@@ -146,7 +148,7 @@ class State:
 
     def get_model_state_dict(self) -> dict[str, Any]:
         """The weights, by the names of the unwrapped model."""
-        state_dict: dict[str, Any] = _unwrapped(self.model).state_dict()
+        state_dict: dict[str, Any] = unwrapped(self.model).state_dict()
         return state_dict
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,7 +193,7 @@ class State:
         Raises:
             StateMismatchError: Something does not fit. Nothing was changed.
         """
-        module = _unwrapped(self.model)
+        module = unwrapped(self.model)
         engine_saved = is_deepspeed_engine(self.model)
         weights = state_dict.get("model")
         if weights is not None:
@@ -218,7 +220,7 @@ class State:
         self.extra = state_dict.get("extra", self.extra)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The module inside the wrappers of parallelism and torch.compile."""
     while True:
         if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
@@ -232,10 +234,10 @@ def _unwrapped(model: Any) -> Any:
 
 def _by_class(objects: Any) -> dict[str, Any]:
     """State dicts by class name."""
-    return {name: one.state_dict() for name, one in _named(objects)}
+    return {name: one.state_dict() for name, one in named_objects(objects)}
 
 
-def _named(objects: Any) -> Iterator[tuple[str, Any]]:
+def named_objects(objects: Any) -> Iterator[tuple[str, Any]]:
     """Objects by class name. A second object of a class gets a number. A dict has names already."""
     if isinstance(objects, Mapping):
         yield from ((str(name), one) for name, one in objects.items())
@@ -265,7 +267,7 @@ def optimizers_of(state: TrainingState) -> list[Any]:
 def _saved(objects: Any, state_dict: Mapping[str, Any], key: str) -> Iterator[tuple[Any, Any]]:
     """Each object with its saved state."""
     saved = state_dict.get(key, {})
-    for name, one in _named(objects):
+    for name, one in named_objects(objects):
         if name in saved:
             yield one, saved[name]
         elif saved:  # no warning if none were saved: that is intended

@@ -14,29 +14,14 @@ from pyckpt.errors import ShardedStateError
 __all__ = ["by_name", "by_position", "is_by_position", "merge_groups"]
 
 
-def by_name(
-    saved: Mapping[str, Any], optimizer: Any, names: Mapping[int, str], label: str
-) -> dict[str, Any]:
+def by_name(saved: Mapping[str, Any], optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
     """What ``optimizer.state_dict()`` returned, with names instead of positions.
 
     Args:
         saved: The state dict.
-        names: The name of each parameter of the model, by ``id()``.
-        label: The optimizer's name, for messages.
-
-    Raises:
-        ShardedStateError: A parameter of the optimizer is not one of the model's.
+        names: The name of each parameter of the optimizer, by ``id()``.
     """
-    order: list[str] = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names.get(id(parameter))
-            if name is None:
-                raise ShardedStateError(
-                    f"{label} has a parameter of shape {list(parameter.shape)} that the model does "
-                    "not have, so it has no name in a sharded state"
-                )
-            order.append(name)
+    order = [names[id(one)] for group in optimizer.param_groups for one in group["params"]]
     return {
         **saved,
         "state": {

@@ -25,7 +25,7 @@ from pyckpt.key_paths import path_of
 from pyckpt.torch_format.device_reader import DeviceReader, queued_so_far
 from pyckpt.torch_format.records import Record
 
-__all__ = ["serialize"]
+__all__ = ["serialize", "spanned_record"]
 
 _ROOT = "archive"
 # Later protocols fail under torch.load(weights_only=True).
@@ -98,6 +98,23 @@ def serialize(
         _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
     ]
     return head + tensors + tail
+
+
+def spanned_record(tensor: torch.Tensor) -> Record:
+    """A record of the memory from a strided tensor's first element to its last, gaps included.
+
+    Raises:
+        ValueError: The tensor needs more bytes than its storage has.
+    """
+    storage, itemsize = tensor.untyped_storage(), tensor.dtype.itemsize
+    start, span = int(tensor.storage_offset()), _span(tensor.shape, tensor.stride())
+    try:
+        _check_size(storage, start, span, tensor.dtype)
+    except _WrongStorageError as error:
+        raise ValueError(str(error)) from None
+    extent = (storage._cdata, start * itemsize, span * itemsize, tensor.dtype)
+    ready = {storage.device: queued_so_far(storage.device)}
+    return _storage_record(extent, "0", storage, ready)
 
 
 class _WrongStorageError(Exception):

@@ -1,13 +1,14 @@
 """Whether the ranks hold the same state, so that rank 0's is the state of all.
 
-The file has rank 0's state alone. With data parallelism that is everything. With sharded, tensor,
-pipeline or expert parallelism it is a part, and a save of it would look whole. Three things tell:
+With data parallelism it is. With sharded, tensor, pipeline or expert parallelism it is a part, and
+a file with it alone would look whole. Three things tell:
 
-- a tensor that knows that it is a shard (shards.py);
-- names, shapes and types that differ between ranks in the model, the optimizers, the schedulers or
-  ``extra``, and plain values that differ in ``extra``, in schedulers or in the optimizers' groups,
-  such as a learning rate. A rank that has nothing there is not compared: states that are gathered
-  to rank 0 are empty on the others;
+- a tensor that knows that it is a shard (shards.py), and names that only some ranks have in the
+  model or the optimizers: then the state is put together of all ranks;
+- shapes and types that differ between ranks in the model, the optimizers, the schedulers or
+  ``extra``, names that differ in the last two, and plain values that differ in them or in the
+  optimizers' groups, such as a learning rate. A rank that has nothing there is not compared: states
+  that are gathered to rank 0 are empty on the others;
 - weights that have nothing in common, beside others that the ranks share (weight_samples.py).
 """
 
@@ -25,6 +26,7 @@ import torch
 from pyckpt.errors import ShardedStateError
 from pyckpt.key_paths import join_path
 from pyckpt.ranks.exchange import Channel, together
+from pyckpt.ranks.transfer import to_first
 from pyckpt.state import TrainingState
 from pyckpt.training.shards import ADVICE, flat_storages, is_part_of_flat, is_shard
 
@@ -34,6 +36,7 @@ _WHOLE = (torch.Tensor, torch.nn.Parameter)  # types of most tensors, which know
 _COMPARED = ("model", "optimizers", "schedulers", "extra")  # what all ranks must have alike
 _BY_VALUE = ("schedulers", "extra")  # where plain values must be equal too
 _GROUPS = "param_groups"  # the optimizers' part where they must be
+_PARAMETERS = "params"  # but for these
 _PLAIN = (numbers.Number, str, bytes, type(None), datetime.timedelta, enum.Enum)
 _SMALL_NBYTES = 1 << 16  # up to here, tensors on the CPU are compared by value there too
 
@@ -46,16 +49,19 @@ class Description:
 
     Attributes:
         parts: For each compared part of the state, a text for each key path.
+        has_shards: Whether a tensor is this rank's part of a larger one.
 
     Raises:
-        ShardedStateError: A tensor is this rank's part of a larger one.
+        ShardedStateError: A tensor is a part of a larger one, and cannot be put together again.
     """
 
     def __init__(self, state: TrainingState, saved: Mapping[str, Any]) -> None:
         self.parts: dict[str, dict[str, str]] = {}
+        self.has_shards = False
         self._flat = flat_storages(state)
         self._kinds: dict[tuple[torch.dtype, torch.Size], str] = {}
         self._above: set[int] = set()
+        self._in_tuple = 0  # how many tuples are around what is described
         for part, node in saved.items():
             texts: dict[str, str] = {}
             self._describe(node, f"state/{part}", texts, by_value=part in _BY_VALUE)
@@ -69,29 +75,34 @@ class Description:
             for part, texts in self.parts.items()
         }
 
-    def compare(self, digests: Sequence[Mapping[str, str]], channel: Channel) -> None:
+    def compare(self, digests: Sequence[Mapping[str, str]], channel: Channel) -> bool:
         """Compares what all ranks have. Collective.
 
         Args:
             digests: Those of all members of the channel.
 
+        Returns:
+            Whether some ranks have weights or optimizer state that others lack: the stages of a
+            pipeline, for example.
+
         Raises:
-            ShardedStateError: A part of the state differs between two ranks.
+            ShardedStateError: Something differs between two ranks that must be alike.
         """
         differing = [
-            (place, part)
-            for place, its_digests in enumerate(digests)
-            for part, digest in its_digests.items()
-            if digest != digests[0].get(part)
+            part for part in _COMPARED if len({its[part] for its in digests if part in its}) > 1
         ]
-        for place, part in differing:
-            asked = (0, place)
-            texts = together(
-                "comparing the ranks' states",
-                lambda: self.parts.get(part, {}) if channel.rank in asked else {},  # noqa: B023
-                channel,
+        if not differing:
+            return False
+        every = to_first({part: self.parts.get(part, {}) for part in differing}, channel)
+
+        def compare() -> bool:
+            return any(
+                [_compare([its[part] for its in every], channel.members) for part in differing]
+                if every is not None
+                else []
             )
-            _compare(texts[0], texts[place], channel.members[0], channel.members[place])
+
+        return together("comparing the ranks' states", compare, channel)[0]
 
     def _describe(self, node: Any, path: str, texts: dict[str, str], *, by_value: bool) -> None:
         """Adds what is in nested dicts, lists and tuples. Cycles are followed once."""
@@ -109,16 +120,22 @@ class Description:
         if id(node) in self._above:
             return
         self._above.add(id(node))
+        self._in_tuple += isinstance(node, tuple)
         for key, value in items:
             below = join_path(path, key)
-            self._describe(value, below, texts, by_value=by_value or key == _GROUPS)
+            # Parts of a model have parameters of their own in the groups.
+            is_plain = (by_value or key == _GROUPS) and key != _PARAMETERS
+            self._describe(value, below, texts, by_value=is_plain)
+        self._in_tuple -= isinstance(node, tuple)
         self._above.remove(id(node))
 
     def _text(self, tensor: torch.Tensor, path: str, by_value: bool) -> str:
         if self._flat and is_part_of_flat(tensor, self._flat):
             raise _sharded(path, "part of a flat parameter of FSDP")
         if type(tensor) not in _WHOLE and is_shard(tensor):
-            raise _sharded(path, type(tensor).__name__)
+            if self._in_tuple:
+                raise _sharded(path, f"{type(tensor).__name__} in a tuple")
+            self.has_shards = True
         kind = (tensor.dtype, tensor.shape)
         text = self._kinds.get(kind)
         if text is None:  # a state has few kinds of tensors and many tensors
@@ -137,19 +154,44 @@ def _values(tensor: torch.Tensor) -> str:
     return repr(tensor.tolist()) if is_small else ""
 
 
-def _compare(
-    first: Mapping[str, str], second: Mapping[str, str], first_rank: int, rank: int
-) -> None:
-    differing = sorted(path for path in {*first, *second} if first.get(path) != second.get(path))
-    if not differing:  # only their order differs
-        return
-    path = differing[0]
-    ours, theirs = (_short(texts.get(path, "nothing")) for texts in (first, second))
-    raise ShardedStateError(
-        f"{path!r} differs between ranks: {ours} on rank {first_rank}, {theirs} on rank {rank}. "
-        f"{_advice(path)}",
+def _compare(every: Sequence[Mapping[str, str]], ranks: Sequence[int]) -> bool:
+    """Compares a part of the state, as all ``ranks`` have it.
+
+    A rank that has nothing there is not compared.
+
+    Returns:
+        Whether names differ.
+
+    Raises:
+        ShardedStateError: Something else differs.
+    """
+    first: dict[str, tuple[str, int]] = {}
+    differ = False
+    for texts, rank in zip(every, ranks, strict=True):
+        missing = [path for path in first if path not in texts] if texts else []
+        added = [path for path in texts if path not in first] if first else []
+        differ = differ or bool(missing or added)
+        changed = [path for path, text in texts.items() if first.get(path, (text,))[0] != text]
+        wrong = sorted(changed + [path for path in missing + added if _is_by_name(path)])
+        if wrong:
+            ours, at = first.get(wrong[0], ("nothing", ranks[0]))
+            raise _differs(wrong[0], ours, texts.get(wrong[0], "nothing"), at, rank)
+        for path, text in texts.items():
+            first.setdefault(path, (text, rank))
+    return differ
+
+
+def _differs(path: str, ours: str, theirs: str, first_rank: int, rank: int) -> ShardedStateError:
+    return ShardedStateError(
+        f"{path!r} differs between ranks: {_short(ours)} on rank {first_rank}, {_short(theirs)} on "
+        f"rank {rank}. {_advice(path)}",
         rank=rank,
     )
+
+
+def _is_by_name(path: str) -> bool:
+    """Whether all ranks must have this path, if they have anything in this part."""
+    return path.split("/")[1] in _BY_VALUE or f"/{_GROUPS}/" in path
 
 
 def _advice(path: str) -> str:

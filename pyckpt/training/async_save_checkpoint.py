@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import OptionError, TornSaveError
 from pyckpt.key_paths import IgnoreKeys
 from pyckpt.options import BackgroundOptions, WriteOptions, default_threads, whole_number
@@ -34,7 +33,7 @@ from pyckpt.staging.lazy import LiveRecords, check_lazy, distrust, is_lazy_safe
 from pyckpt.state import TrainingState
 from pyckpt.training import pending_saves
 from pyckpt.training.pending_saves import PendingSave, check_room, raise_uncollected, wait_for_room
-from pyckpt.training.save_checkpoint import Save
+from pyckpt.training.save_checkpoint import Save, StateDictType
 
 __all__ = ["async_save_checkpoint"]
 
@@ -50,6 +49,7 @@ def async_save_checkpoint(
     *,
     weights_only: bool = False,
     ignore_keys: IgnoreKeys = None,
+    state_dict_type: StateDictType | None = None,
     compression_level: int | None = None,
     num_threads: int | None = None,
     fsync: bool = True,
@@ -81,8 +81,8 @@ def async_save_checkpoint(
       copied. Else copy.
 
     Args:
-        state, filename, weights_only, ignore_keys, compression_level, fsync, process_group: As in
-            ``save_checkpoint``.
+        state, filename, weights_only, ignore_keys, state_dict_type, compression_level, fsync,
+            process_group: As in ``save_checkpoint``.
         num_threads: Worker threads of each rank that writes; None takes half as many as
             ``save_checkpoint``, at least one.
         nice: By how much the priority of these threads is lowered, 0 to 19.
@@ -116,7 +116,7 @@ def async_save_checkpoint(
             check_lazy(state)
         return BackgroundOptions(compression_level, num_threads, fsync, nice=nice)
 
-    save = Save(state, filename, weights_only, ignore_keys)
+    save = Save(state, filename, weights_only, ignore_keys, state_dict_type)
     staging = _Staging()
     pending = PendingSave(staging.staged, staging.stage, staging.progress, staging.give_up)
     begun: Future[bool] = Future()
@@ -129,7 +129,7 @@ def async_save_checkpoint(
         lazy = stage == "lazy" or (stage is None and is_lazy_safe(state))
 
         def begin() -> None:
-            staging.begin(save.writer, state, lazy, chosen=stage is not None)
+            staging.begin(save, state, lazy, chosen=stage is not None)
             nonlocal in_background
             in_background = _start(thread)
 
@@ -166,19 +166,19 @@ class _Staging:
         self.staged = Latch()
         self._chosen = True
         self._state: TrainingState | None = None
-        self._writer: ArchiveWriter | None = None
+        self._save: Save | None = None
         self._kept: Copies | LiveRecords | None = None
 
-    def begin(
-        self, writer: ArchiveWriter | None, state: TrainingState, lazy: bool, *, chosen: bool
-    ) -> None:
+    def begin(self, save: Save, state: TrainingState, lazy: bool, *, chosen: bool) -> None:
         """Copies what has to be copied now. ``chosen``: whether the caller chose the way."""
         self._chosen = chosen
         self._state = state
-        if writer is None:
+        self._save = save
+        records = save.state_records()
+        if not records:
             self.staged.set()
+            save.replace_state_records([])
             return
-        records = writer.state_records()
         threads = default_threads(current_ranks().local_world_size)
         if lazy:
             self._kept = LiveRecords(records, state, _pool, threads, self.staged, frozen=chosen)
@@ -187,13 +187,11 @@ class _Staging:
             self._kept.hold_back()
             if self._kept.is_complete:
                 self.staged.set()
-        writer.replace_state_records(self._kept.records)
-        writer.plan()
-        self._writer = writer
+        save.replace_state_records(self._kept.records)
 
     def progress(self) -> tuple[int, int]:
         """Bytes written and in total; see PendingSave.progress."""
-        return (0, 0) if self._writer is None else self._writer.progress
+        return (0, 0) if self._save is None else self._save.progress
 
     def stage(self) -> None:
         """Copies what has not been copied. Any thread."""
@@ -216,8 +214,8 @@ class _Staging:
 
     def give_up(self) -> None:
         """Lets the write fail soon."""
-        if self._writer is not None:
-            self._writer.give_up()
+        if self._save is not None:
+            self._save.give_up()
 
     def distrust(self) -> bool:
         """After a TornSaveError: whether the way to stage was the default one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,13 +33,11 @@ def keeping_shards(state: TrainingState) -> Iterator[None]:
 def with_names(state: TrainingState, saved: dict[str, Any]) -> dict[str, Any]:
     """``saved`` with the optimizers by name. Call it inside ``keeping_shards``.
 
-    States of other kinds than ``pyckpt.State`` stay as they are.
+    States of other kinds than ``pyckpt.State`` stay as they are, and so do optimizers with
+    parameters that the model does not have.
 
     Args:
         saved: ``state.state_dict()``.
-
-    Raises:
-        ShardedStateError: An optimizer has a parameter that the model does not have.
     """
     if not isinstance(state, State) or "optimizers" not in saved:
         return saved
@@ -51,8 +49,8 @@ def with_names(state: TrainingState, saved: dict[str, Any]) -> dict[str, Any]:
         if _has_fsdp1(state):
             fsdp = sys.modules["torch.distributed.fsdp"].FullyShardedDataParallel
             optimizers[label] = fsdp.optim_state_dict(state.model, optimizer)
-        elif is_by_position(optimizers[label]):
-            optimizers[label] = by_name(optimizers[label], optimizer, names, label)
+        elif is_by_position(optimizers[label]) and _are_named(optimizer, names):
+            optimizers[label] = by_name(optimizers[label], optimizer, names)
     return {**saved, "optimizers": optimizers}
 
 
@@ -76,6 +74,10 @@ def parameter_names(state: State) -> dict[int, str]:
     """The name of each parameter in the unwrapped model, by ``id()``."""
     model = unwrapped(state.model)
     return {id(one): _clean(name) for name, one in model.named_parameters()}
+
+
+def _are_named(optimizer: Any, names: Mapping[int, str]) -> bool:
+    return all(id(one) in names for group in optimizer.param_groups for one in group["params"])
 
 
 def _clean(name: str) -> str:

@@ -6,11 +6,11 @@ The class Save is one such save in two halves: collecting the state, and writing
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
 from pyckpt.archive.writer import ArchiveWriter
@@ -33,7 +33,9 @@ from pyckpt.state import (
     is_deepspeed_engine,
     model_state_dict,
 )
+from pyckpt.torch_format.records import Record
 from pyckpt.training.agreement import Description
+from pyckpt.training.named_state import keeping_shards, with_names, with_positions
 from pyckpt.training.names import check_one_set, render, values
 from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.training.per_rank import add_parts, chosen_parts, pack_part
@@ -41,7 +43,15 @@ from pyckpt.training.refused_types import warn_of_refused
 from pyckpt.training.rng import rng_state
 from pyckpt.training.weight_samples import WeightSamples
 
-__all__ = ["Save", "save_checkpoint"]
+if TYPE_CHECKING:
+    from pyckpt.sharded.full_state import FullState
+    from pyckpt.sharded.shard import Shard
+
+__all__ = ["Save", "StateDictType", "save_checkpoint"]
+
+StateDictType = Literal["full", "sharded"]
+
+_COLLECTING = "collecting the training state"
 
 
 def save_checkpoint(
@@ -50,6 +60,7 @@ def save_checkpoint(
     *,
     weights_only: bool = False,
     ignore_keys: IgnoreKeys = None,
+    state_dict_type: StateDictType | None = None,
     compression_level: int | None = None,
     num_threads: int | None = None,
     fsync: bool = True,
@@ -63,8 +74,10 @@ def save_checkpoint(
     and every earlier file is as it was. A rank that waits for others logs a warning after 20
     seconds, which names them.
 
-    Without DeepSpeed the file has rank 0's state. A state that is sharded over ranks, or differs
-    between them, is refused: see pyckpt.training.agreement.
+    Without DeepSpeed there is one file with the whole state. If the state is sharded over ranks
+    (FSDP, tensor parallelism, the stages of a pipeline), the ranks send what they have to rank 0,
+    tensor after tensor. Or every rank writes what it has: see ``state_dict_type``. What differs
+    between ranks and cannot be put together is refused: see pyckpt.training.agreement.
 
     The file holds ``{"state": state.state_dict(), "rng": [random states by rank]}``, and besides
     ``"per_rank": [...]`` if a rank has something in ``state.per_rank``. Tensors are read in place
@@ -79,7 +92,13 @@ def save_checkpoint(
             ``.tar`` is appended unless there is such a suffix.
         weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
         ignore_keys: What to leave out: globs over key paths such as ``state/optimizers/*``, or a
-            callable that edits the dict before it is saved.
+            callable that edits the dict before it is saved. In a sharded state, the tensors in it
+            are this rank's.
+        state_dict_type: "full" saves one file, as of a model on one device. "sharded" lets every
+            rank write an archive of its own, to be named with ``{rank}``. All of them, extracted
+            into one folder, are a checkpoint of torch.distributed.checkpoint. ``.tar`` is appended
+            as with DeepSpeed. None takes the state's ``fsdp_state_dict_type`` if it has one, as
+            Composer's, and else "full". Not with DeepSpeed.
         compression_level: The format's level; None takes its standard level.
         num_threads: Worker threads of each rank that writes; None takes an equal share of the CPUs
             that the process may use.
@@ -92,8 +111,8 @@ def save_checkpoint(
             rank names remain those among all ranks. Not with DeepSpeed, unless it has all ranks.
 
     Returns:
-        The path that rank 0 wrote, on every rank; with DeepSpeed the paths of all ranks, by rank,
-        each valid on its rank's machine.
+        The path that rank 0 wrote, on every rank; with DeepSpeed and for "sharded" the paths of all
+        ranks, by rank, each valid on its rank's machine.
 
     Raises:
         CheckpointError: A rank failed. Every rank raises it. The message names the cause, and the
@@ -104,7 +123,7 @@ def save_checkpoint(
     # Else an older asynchronous save of the same name could replace this newer file.
     wait_for_room(1)
     [channel] = begin_together("save_checkpoint", process_group=process_group)
-    save = Save(state, filename, weights_only, ignore_keys)
+    save = Save(state, filename, weights_only, ignore_keys, state_dict_type)
 
     def make_options() -> WriteOptions:
         raise_uncollected()
@@ -154,6 +173,14 @@ def _check_distinct(targets: list[_Target], channel: Channel) -> None:
             )
 
 
+@dataclass(frozen=True)
+class _Collected:
+    """What a rank tells of its state: see Description."""
+
+    digests: dict[str, str]
+    has_shards: bool
+
+
 class Save:
     """One save of a training state on one rank. Ranks exchange outcomes between its steps.
 
@@ -166,23 +193,48 @@ class Save:
         filename: str | PurePath,
         weights_only: bool,
         ignore_keys: IgnoreKeys,
+        state_dict_type: StateDictType | None = None,
     ) -> None:
         self.is_deepspeed = False
+        self._state_dict_type = state_dict_type
         self._state = state
         self._filename = filename
         self._weights_only = weights_only
         self._ignore_keys = ignore_keys
         self._cleanup = ExitStack()
         self._ranks = Ranks()
+        self._is_first = False
         self._targets: list[_Target] = []
         self._writer: ArchiveWriter | None = None
+        self._contents: dict[str, Any] = {}
+        self._named: dict[str, Any] = {}  # the state in them, with optimizers by name
+        self._full: FullState | None = None
         self._description: Description | None = None
         self._samples: WeightSamples | None = None
 
     @property
-    def writer(self) -> ArchiveWriter | None:
-        """The writer of this rank's archive; None if this rank writes nothing."""
-        return self._writer
+    def progress(self) -> tuple[int, int]:
+        """Bytes written and in total; see ArchiveWriter.progress. (0, 0) on a rank without file."""
+        return (0, 0) if self._writer is None else self._writer.progress
+
+    def state_records(self) -> list[Record]:
+        """The records of all bytes in the state's own memory that this rank reads."""
+        records = [] if self._writer is None else self._writer.state_records()
+        return records + [shard.record for shard in self._shards]
+
+    def replace_state_records(self, records: Sequence[Record]) -> None:
+        """Replaces ``state_records()``. The new records have the same order and sizes."""
+        count = len(records) - len(self._shards)
+        if self._writer is not None:
+            self._writer.replace_state_records(records[:count])
+            self._writer.plan()
+        if self._full is not None:
+            self._full.stage(records[count:])
+
+    def give_up(self) -> None:
+        """Lets ``write()`` fail soon. Any thread."""
+        if self._writer is not None:
+            self._writer.give_up()
 
     def collect(self, make_options: Callable[[], WriteOptions], channel: Channel) -> None:
         """Collects all that will be written, without copying tensors.
@@ -199,15 +251,17 @@ class Save:
             names = [(target.template, target.values) for target in self._targets]
             check_one_set(names, channel.members)
         of_ranks = together("collecting what each rank has of its own", self._own, channel)
-        digests = together(
-            "collecting the training state",
-            lambda: self._collect_state(of_ranks, channel),
-            channel,
-        )
+        collected = together(_COLLECTING, lambda: self._collect_state(of_ranks, channel), channel)
+        is_pipeline = False
         if self._description is not None:
-            self._description.compare(digests, channel)
+            is_pipeline = self._description.compare([one.digests for one in collected], channel)
         if self.is_deepspeed:
+            together(_COLLECTING, self._add_contents, channel)
             together("collecting DeepSpeed's states", self._collect_engine, channel)
+        elif is_pipeline or any(one.has_shards for one in collected):
+            self._collect_shards(channel, is_pipeline)
+        else:
+            together(_COLLECTING, self._add_contents, channel)
 
     def write(
         self,
@@ -221,10 +275,10 @@ class Save:
             before: Called before the bytes are read. If it raises, no file gets its name.
             after: Called when the bytes are written and the file has no name yet. Likewise.
         """
-        several = self.is_deepspeed
+        several = self._is_each_rank_writing
         if self._samples is not None:
             self._samples.check_related(channel)
-        together("writing the checkpoint", lambda: self._write(before, after), channel)
+        together("writing the checkpoint", lambda: self._write(before, after, channel), channel)
         together("committing the checkpoint", lambda: self._commit(several), channel)
         if self._writer is not None:
             self._writer.keep()
@@ -233,6 +287,16 @@ class Save:
     def close(self) -> None:
         """Removes what was not kept, and releases the state."""
         self._cleanup.close()
+        self._contents = {}
+        self._full = None
+
+    @property
+    def _is_each_rank_writing(self) -> bool:
+        return self.is_deepspeed
+
+    @property
+    def _shards(self) -> Sequence[Shard]:
+        return () if self._full is None else self._full.shards
 
     def _prepare(self, make_options: Callable[[], WriteOptions], channel: Channel) -> _Target:
         """Finds every error that can be found before a byte is written."""
@@ -250,7 +314,8 @@ class Save:
         path = render(self._filename, self._state, self._ranks)
         if self.is_deepspeed:
             path = add_tar_suffix(path, tar_suffixes())
-        writes = self.is_deepspeed or channel.rank == 0
+        self._is_first = channel.rank == 0
+        writes = self.is_deepspeed or self._is_first
         if writes:
             self._writer = ArchiveWriter(
                 path,
@@ -264,10 +329,10 @@ class Save:
             file_identity(path),
             os.fspath(self._filename),
             values(self._filename, self._state),
-            self._contents(),
+            self._what(),
         )
 
-    def _contents(self) -> str:
+    def _what(self) -> str:
         if self.is_deepspeed:
             return "a DeepSpeed engine"
         return "weights only" if self._weights_only else "the whole state"
@@ -278,32 +343,56 @@ class Save:
 
     def _collect_state(
         self, of_ranks: list[tuple[dict[str, Any], dict[str, bytes]]], channel: Channel
-    ) -> dict[str, str]:
-        """Collects the state on every rank, because its state_dict() may be collective.
+    ) -> _Collected:
+        """Collects the state on every rank, because its state_dict() may be collective."""
+        with keeping_shards(self._state):
+            state = (
+                {"model": model_state_dict(self._state)}
+                if self._weights_only
+                else self._state.state_dict()
+            )
+            everything = {"state": state, "rng": [random_states for random_states, _ in of_ranks]}
+            add_parts(everything, [part for _, part in of_ranks])
+            self._contents = without_ignored(everything, self._ignore_keys)
+            chosen_parts(everything, self._contents)
+            saved = self._contents.get("state")
+            saved = saved if isinstance(saved, dict) else {}
+            if channel.size == 1:
+                return _Collected({}, False)
+            self._named = with_names(self._state, saved)
+        self._description = Description(self._state, self._named)
+        # All ranks compare samples, also those that have no model to save.
+        self._samples = WeightSamples(self._state.model if "model" in saved else None)
+        return _Collected(self._description.digests(), self._description.has_shards)
 
-        Returns:
-            What all ranks must have alike: see Description.digests.
-        """
-        state = (
-            {"model": model_state_dict(self._state)}
-            if self._weights_only
-            else self._state.state_dict()
-        )
-        everything = {"state": state, "rng": [random_states for random_states, _ in of_ranks]}
-        add_parts(everything, [part for _, part in of_ranks])
-        contents = without_ignored(everything, self._ignore_keys)
-        chosen_parts(everything, contents)
-        saved = contents.get("state")
-        saved = saved if isinstance(saved, dict) else {}
-        if channel.size > 1:
-            self._description = Description(self._state, saved)
-            # All ranks compare samples, also those that have no model to save.
-            self._samples = WeightSamples(self._state.model if "model" in saved else None)
-        if self._writer is not None and channel.rank == 0:
-            named: list[Any] = []
-            self._writer.add_object(STATES_MEMBER, contents, named=named)
-            warn_of_refused(contents, named)
-        return {} if self._description is None else self._description.digests()
+    def _add_contents(self) -> None:
+        """Adds the first rank's state to its archive."""
+        if self._writer is not None and self._is_first:
+            self._add_object(self._contents)
+
+    def _add_object(self, contents: dict[str, Any]) -> None:
+        assert self._writer is not None
+        named: list[Any] = []
+        self._writer.add_object(STATES_MEMBER, contents, named=named)
+        warn_of_refused(contents, named)
+
+    def _collect_shards(self, channel: Channel, is_pipeline: bool) -> None:
+        """Collects a state of which every rank has a part. Collective."""
+        # Imported here: torch.distributed.checkpoint takes a while to import.
+        from pyckpt.sharded.full_state import FullState
+
+        full = self._full = FullState()
+        contents = {**self._contents, "state": self._named}
+        full.collect(contents, channel, is_pipeline=is_pipeline)
+
+        def add() -> None:
+            if self._writer is not None:
+                self._add_object(with_positions(self._state, full.tree))
+                records = full.bind(self._writer.state_records())
+                self._writer.replace_state_records(records)
+
+        together(_COLLECTING, add, channel)
+        full.agree(channel)
 
     def _collect_engine(self) -> None:
         """Lets DeepSpeed save into this rank's archive."""
@@ -312,12 +401,18 @@ class Save:
         assert self._writer is not None
         self._cleanup.enter_context(collect_engine_states(self._state.model, self._writer))
 
-    def _write(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+    def _write(
+        self, before: Callable[[], None], after: Callable[[], None], channel: Channel
+    ) -> None:
         """Writes the bytes, to a file that has no name yet."""
-        before()
+        write = None if self._writer is None else self._writer.write
         try:
-            if self._writer is not None:
-                self._writer.write()
+            if self._full is not None:
+                self._full.run(before, write, channel)
+            else:
+                before()
+                if write is not None:
+                    write()
         finally:
             after()  # its error tells more, if memory was freed that was read
 

@@ -13,11 +13,11 @@ from pyckpt.state import TrainingState, optimizers_of
 __all__ = ["ADVICE", "flat_storages", "is_part_of_flat", "is_shard", "sharding_modules"]
 
 ADVICE = (
-    "One file holds rank 0's state alone. Gather it on rank 0 in the state's state_dict() (see "
-    "torch.distributed.checkpoint.state_dict, full_state_dict=True), or let every rank save its "
-    "part with pyckpt.save or torch.distributed.checkpoint"
+    "pyckpt puts together DTensors, ShardedTensors, FSDP's modules in a pyckpt.State, and parts of "
+    "a model with names of their own. Give what differs a name of its own on each rank, make it a "
+    "DTensor, or let every rank save its part with pyckpt.save"
 )
-"""What to do with a state that is sharded."""
+"""What to do with a state whose parts cannot be put together."""
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
