@@ -74,16 +74,16 @@ class ArchiveWriter:
         self._planned = False
         self._given_up = False
         self._progress_hook = options.progress
-        self._writer = _core.ArchiveWriter(
-            os.fsencode(self._target),
-            row,
-            level=_level(row, options.compression_level),
-            threads=options.threads(writers_on_node),
-            durable=options.fsync,
-            mtime=int(time.time()),
-            uid=os.geteuid(),
-            gid=os.getegid(),
-        )
+        self._options: dict[str, Any] = {
+            "level": _level(row, options.compression_level),
+            "threads": options.threads(writers_on_node),
+            "durable": options.fsync,
+            "mtime": int(time.time()),
+            "uid": os.geteuid(),
+            "gid": os.getegid(),
+        }
+        self._row = row
+        self._writer = self._new_writer()
 
     def __enter__(self) -> ArchiveWriter:
         return self
@@ -149,27 +149,31 @@ class ArchiveWriter:
             OptionError: The name of a member is not UTF-8, as the names in a tar are.
         """
         self._planned = True
+        self._places = self._planned_in(self._writer)
+
+    def sizes(self) -> dict[str, int]:
+        """The size of each file that was added, before compression. More may be added afterwards.
+
+        Raises:
+            OptionError: As in ``plan()``.
+        """
+        return {name: nbytes for name, (_, nbytes) in self._planned_in(self._new_writer()).items()}
+
+    def _new_writer(self) -> _core.ArchiveWriter:
+        return _core.ArchiveWriter(os.fsencode(self._target), self._row, **self._options)
+
+    def _planned_in(self, writer: _core.ArchiveWriter) -> dict[str, tuple[int, int]]:
+        """Adds all members to a writer of the core. Returns the places of the files."""
         if self._is_tar:
-            self._writer.add_directory("", _ROOT_MODE)
+            writer.add_directory("", _ROOT_MODE)
+        places = {}
         for name, (mode, content) in self._in_order():
             _require_utf8(name)
             if content is None:
-                self._writer.add_directory(name, mode)
+                writer.add_directory(name, mode)
             else:
-                self._places[name] = self._plan_file(name, mode, content)
-
-    def _plan_file(
-        self, name: str, mode: int, content: list[Record] | tuple[Segment, ...] | bytes | Path
-    ) -> tuple[int, int]:
-        if isinstance(content, bytes):
-            return self._writer.add_bytes(name, mode, content)
-        if isinstance(content, Path):
-            return self._writer.add_file(name, mode, os.fsencode(content))
-        if isinstance(content, tuple):
-            return self._writer.add_segments(
-                name, mode, [(s.nbytes, s.element_nbytes, s.reader) for s in content]
-            )
-        return self._writer.add_torch_file(name, mode, [r[:5] for r in content])
+                places[name] = _planned_file(writer, name, mode, content)
+        return places
 
     def place(self, name: str) -> tuple[int, int]:
         """Where the data of a member is in the decompressed file: (offset, nbytes).
@@ -247,6 +251,22 @@ class ArchiveWriter:
             raise FilenameError(
                 f"{self.path} exists and is not a regular file", path=str(self.path)
             )
+
+
+def _planned_file(
+    writer: _core.ArchiveWriter,
+    name: str,
+    mode: int,
+    content: list[Record] | tuple[Segment, ...] | bytes | Path,
+) -> tuple[int, int]:
+    if isinstance(content, bytes):
+        return writer.add_bytes(name, mode, content)
+    if isinstance(content, Path):
+        return writer.add_file(name, mode, os.fsencode(content))
+    if isinstance(content, tuple):
+        segments = [(s.nbytes, s.element_nbytes, s.reader) for s in content]
+        return writer.add_segments(name, mode, segments)
+    return writer.add_torch_file(name, mode, [r[:5] for r in content])
 
 
 def _require_utf8(name: str) -> None:

@@ -209,6 +209,7 @@ class Save:
         self._contents: dict[str, Any] = {}
         self._named: dict[str, Any] = {}  # the state in them, with optimizers by name
         self._full: FullState | None = None
+        self._is_sharded = False  # whether every rank writes its shards
         self._description: Description | None = None
         self._samples: WeightSamples | None = None
 
@@ -258,6 +259,8 @@ class Save:
         if self.is_deepspeed:
             together(_COLLECTING, self._add_contents, channel)
             together("collecting DeepSpeed's states", self._collect_engine, channel)
+        elif self._is_sharded:
+            self._collect_parts(channel, is_pipeline)
         elif is_pipeline or any(one.has_shards for one in collected):
             self._collect_shards(channel, is_pipeline)
         else:
@@ -279,7 +282,13 @@ class Save:
         if self._samples is not None:
             self._samples.check_related(channel)
         together("writing the checkpoint", lambda: self._write(before, after, channel), channel)
-        together("committing the checkpoint", lambda: self._commit(several), channel)
+        # The first rank's file comes last: it makes the set complete.
+        for firsts in (False, True) if several else (True,):
+            together(
+                "committing the checkpoint",
+                lambda: self._commit(several) if self._is_first == firsts else None,  # noqa: B023
+                channel,
+            )
         if self._writer is not None:
             self._writer.keep()
         return [target.path for target in (self._targets if several else self._targets[:1])]
@@ -292,7 +301,7 @@ class Save:
 
     @property
     def _is_each_rank_writing(self) -> bool:
-        return self.is_deepspeed
+        return self.is_deepspeed or self._is_sharded
 
     @property
     def _shards(self) -> Sequence[Shard]:
@@ -307,20 +316,21 @@ class Save:
         self._ranks = current_ranks()
         if self._weights_only and self.is_deepspeed:
             raise OptionError("weights_only=True is not possible with DeepSpeed")
+        self._is_sharded = self._chosen_type() == "sharded"
         if self.is_deepspeed and channel.size != self._ranks.world_size:
             raise OptionError(
                 "process_group is not possible with DeepSpeed: all ranks save its states"
             )
         path = render(self._filename, self._state, self._ranks)
-        if self.is_deepspeed:
+        if self._is_each_rank_writing:
             path = add_tar_suffix(path, tar_suffixes())
         self._is_first = channel.rank == 0
-        writes = self.is_deepspeed or self._is_first
+        writes = self._is_each_rank_writing or self._is_first
         if writes:
             self._writer = ArchiveWriter(
                 path,
                 options,
-                writers_on_node=self._ranks.local_world_size if self.is_deepspeed else 1,
+                writers_on_node=(self._ranks.local_world_size if self._is_each_rank_writing else 1),
             )
             self._cleanup.callback(self._writer.abandon)
         return _Target(
@@ -335,7 +345,18 @@ class Save:
     def _what(self) -> str:
         if self.is_deepspeed:
             return "a DeepSpeed engine"
-        return "weights only" if self._weights_only else "the whole state"
+        what = "weights only" if self._weights_only else "the whole state"
+        return f"{what}, sharded" if self._is_sharded else what
+
+    def _chosen_type(self) -> StateDictType:
+        chosen = self._state_dict_type
+        if chosen is None and not self.is_deepspeed:
+            chosen = getattr(self._state, "fsdp_state_dict_type", None)
+        if chosen not in (None, "full", "sharded"):
+            raise OptionError(f"state_dict_type must be 'full', 'sharded' or None, not {chosen!r}")
+        if self.is_deepspeed and chosen is not None:
+            raise OptionError("state_dict_type is not possible with DeepSpeed, which has its own")
+        return chosen or "full"
 
     def _own(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """This rank's random states and its per_rank."""
@@ -357,9 +378,11 @@ class Save:
             chosen_parts(everything, self._contents)
             saved = self._contents.get("state")
             saved = saved if isinstance(saved, dict) else {}
-            if channel.size == 1:
-                return _Collected({}, False)
-            self._named = with_names(self._state, saved)
+            self._named = saved
+            if channel.size > 1 or self._is_sharded:
+                self._named = with_names(self._state, saved)
+        if channel.size == 1:
+            return _Collected({}, False)
         self._description = Description(self._state, self._named)
         # All ranks compare samples, also those that have no model to save.
         self._samples = WeightSamples(self._state.model if "model" in saved else None)
@@ -375,6 +398,15 @@ class Save:
         named: list[Any] = []
         self._writer.add_object(STATES_MEMBER, contents, named=named)
         warn_of_refused(contents, named)
+
+    def _collect_parts(self, channel: Channel, is_pipeline: bool) -> None:
+        """Collects what each rank writes to an archive of its own. Collective."""
+        from pyckpt.sharded.sharded_state import add_sharded_state
+
+        assert self._writer is not None
+        contents = {**self._contents, "state": self._named}
+        paths = [target.path for target in self._targets]
+        add_sharded_state(self._writer, contents, paths, channel, is_pipeline=is_pipeline)
 
     def _collect_shards(self, channel: Channel, is_pipeline: bool) -> None:
         """Collects a state of which every rank has a part. Collective."""

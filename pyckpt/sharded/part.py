@@ -1,0 +1,69 @@
+"""What tells that archives belong together: a small member in each archive of a set.
+
+It is JSON: the id of the save, the rank that wrote the archive, counted from 0, and the names of
+the archives of all ranks, as seen from the folder of this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["FOLDER", "METADATA", "Part"]
+
+FOLDER = ".pyckpt"
+"""The folder of this member in an archive."""
+
+METADATA = ".metadata"
+"""The member that lists all tensors, in the first archive: torch's own file of this name."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One archive of a set.
+
+    Attributes:
+        save_id: The same in all archives of one save, and in no other.
+        rank: The place of the archive in ``files``.
+        files: Where the archives of all ranks are, from this one's folder.
+    """
+
+    save_id: str
+    rank: int
+    files: tuple[str, ...]
+
+    @classmethod
+    def of(cls, save_id: str, rank: int, paths: Sequence[Path]) -> Part:
+        """The part that ``rank`` writes. ``paths`` are those of all ranks."""
+        folder = paths[rank].absolute().parent
+        files = tuple(os.path.relpath(path.absolute(), folder) for path in paths)
+        return cls(save_id, rank, files)
+
+    @property
+    def member(self) -> str:
+        """The name of the member."""
+        return f"{FOLDER}/rank{self.rank}.json"
+
+    def to_bytes(self) -> bytes:
+        """The member's contents."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Part:
+        """The reverse of ``to_bytes``.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            found = json.loads(data)
+            save_id, rank, files = found["save_id"], found["rank"], found["files"]
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"no description of an archive: {error}") from error
+        fits = isinstance(save_id, str) and type(rank) is int and isinstance(files, list)
+        if not fits or not all(isinstance(one, str) for one in files) or rank >= len(files):
+            raise ValueError("no description of an archive")
+        return cls(save_id, rank, tuple(files))

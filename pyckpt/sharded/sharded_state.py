@@ -1,0 +1,111 @@
+"""A state of which every rank has a part, written by every rank to an archive of its own.
+
+Every shard is a member: see members.py. The first archive also has torch's ``.metadata``, which
+names the members. So the archives, extracted into one folder, are a checkpoint of
+torch.distributed.checkpoint.
+"""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+
+from pyckpt.archive.writer import ArchiveWriter
+from pyckpt.ranks.exchange import Channel, together
+from pyckpt.ranks.transfer import hand_out, to_first
+from pyckpt.sharded.flat import Path as LeafPath
+from pyckpt.sharded.flat import flatten, mapping_of
+from pyckpt.sharded.members import add_shards
+from pyckpt.sharded.merge import outline, with_merged_groups
+from pyckpt.sharded.part import METADATA, Part
+from pyckpt.sharded.planning import plan_together
+
+__all__ = ["add_sharded_state"]
+
+_COLLECTING = "collecting the training state"
+
+
+def add_sharded_state(
+    writer: ArchiveWriter,
+    tree: Mapping[str, Any],
+    paths: Sequence[Path],
+    channel: Channel,
+    *,
+    is_pipeline: bool,
+) -> None:
+    """Adds what this rank saves of the state to its archive. Collective.
+
+    Args:
+        writer: This rank's.
+        tree: What this rank has, with optimizers by name.
+        paths: The archives of all ranks.
+        is_pipeline: Whether some ranks have what the first one lacks.
+
+    Raises:
+        CheckpointError: A rank failed.
+    """
+    trees = to_first(outline(tree), channel) if is_pipeline else None
+    chosen: dict[str, tuple[LeafPath, Any]] = {}
+
+    def choose() -> None:
+        whole = tree if trees is None else with_merged_groups(tree, trees)
+        chosen.update(_chosen(whole, is_first=channel.rank == 0, is_pipeline=is_pipeline))
+
+    together(_COLLECTING, choose, channel)
+    leaves = {name: leaf for name, (_, leaf) in chosen.items()}
+    plan = plan_together(leaves, mapping_of(chosen), channel, prefer_first=False)
+    ids = [uuid.uuid4().hex] * channel.size if channel.rank == 0 else None
+    save_id = hand_out(ids, channel)
+    stored: list[tuple[MetadataIndex, _StorageInfo]] = []
+
+    def add() -> None:
+        with torch.no_grad():
+            added = add_shards(writer, plan.own, plan.planner, channel.rank)
+        part = Part.of(save_id, channel.rank, paths)
+        writer.add_bytes(part.member, part.to_bytes())
+        sizes = writer.sizes()
+        stored.extend((index, _StorageInfo(name, 0, sizes[name])) for index, name in added)
+
+    together(_COLLECTING, add, channel)
+    every = to_first(stored, channel)
+
+    def add_metadata() -> None:
+        if every is not None:
+            assert plan.metadata is not None
+            writer.add_bytes(METADATA, _metadata_file(plan.metadata, every))
+
+    together(_COLLECTING, add_metadata, channel)
+
+
+def _chosen(
+    tree: Mapping[str, Any], *, is_first: bool, is_pipeline: bool
+) -> dict[str, tuple[LeafPath, Any]]:
+    """What this rank offers to save. What all ranks have alike is the first one's to save."""
+    flat = flatten(tree)
+    if is_first:
+        return flat
+    return {
+        name: (path, leaf)
+        for name, (path, leaf) in flat.items()
+        if (isinstance(leaf, torch.Tensor) and (is_pipeline or type(leaf) not in _PLAIN))
+        or (is_pipeline and path[:2] == ("state", "model"))
+    }
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _metadata_file(
+    metadata: Metadata, stored: Sequence[Sequence[tuple[MetadataIndex, _StorageInfo]]]
+) -> bytes:
+    """torch's ``.metadata``, for the folder into which all archives are extracted."""
+    places = {index: place for of_rank in stored for index, place in of_rank}
+    return pickle.dumps(replace(metadata, storage_data=places))
