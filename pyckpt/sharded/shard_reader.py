@@ -47,8 +47,9 @@ class Wanted:
             ``place``, the shard is the whole file.
         offsets: Where the part begins in the shard, in each dimension.
         lengths: The shape of the part.
-        out: A tensor of this shape in host memory. Or a bytearray, which gets the whole member
-            unread, as for what is no tensor.
+        out: A tensor of this shape. One on a device is filled from a copy in host memory, which is
+            made for each group. Or a bytearray, which gets the whole member unread, as for what is
+            no tensor.
     """
 
     key: str
@@ -195,6 +196,7 @@ class _ShardFile:
     def __init__(self, reader: ArchiveReader, verify: bool) -> None:
         self._reader = reader
         self._verify = verify
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []  # on the device, on the host
 
     def read(self, shards: Sequence[_Shard]) -> None:
         """Reads what is wanted of shards, which must be sorted by offset."""
@@ -220,13 +222,28 @@ class _ShardFile:
         for shard in group:
             with _naming(shard.wanted):
                 slices += self._read_shard(shard)
-            if self._reader.is_ordered:  # a shard at a time is decoded, and then all of it
-                read_slices(self._reader, slices, verify=self._verify)
+            if self._reader.is_ordered:  # to find the end of a shard decodes all of it
+                self._read_slices(slices)
                 slices.clear()
                 image.forget((shard.member.offset, shard.member.nbytes))
-        read_slices(self._reader, slices, verify=self._verify)
+        self._read_slices(slices)
         for shard in group:
             image.forget((shard.member.offset, shard.member.nbytes))
+
+    def _read_slices(self, slices: Sequence[TensorSlice]) -> None:
+        read_slices(self._reader, slices, verify=self._verify)
+        for out, host in self._copies:
+            out.copy_(host)
+        self._copies.clear()
+
+    def _host(self, out: torch.Tensor) -> torch.Tensor:
+        """The tensor itself, or what is copied to it later."""
+        out = out.detach()
+        if out.device.type == "cpu":
+            return out
+        host = torch.empty(out.shape, dtype=out.dtype, device="cpu")
+        self._copies.append((out, host))
+        return host
 
     def _read_shard(self, shard: _Shard) -> Iterable[TensorSlice]:
         """Reads what is no slice of a plain tensor at once. Returns the slices to read."""
@@ -235,7 +252,7 @@ class _ShardFile:
             if isinstance(one.out, bytearray):
                 one.out[:] = self._read_bytes(member)
             else:
-                slices.append((one, one.out))
+                slices.append((one, self._host(one.out)))
         if not slices:
             return []
         file = TorchFile(self._reader, member.offset, member.nbytes)
@@ -284,7 +301,7 @@ class _ShardFile:
             part = obj.detach()
             for dim, (begin, length) in enumerate(zip(one.offsets, one.lengths, strict=True)):
                 part = part.narrow(dim, begin, length)
-            out.detach().copy_(part)
+            out.copy_(part)
 
 
 def _groups(shards: Sequence[_Shard]) -> Iterator[Sequence[_Shard]]:
