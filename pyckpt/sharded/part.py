@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["FOLDER", "METADATA", "Part"]
+from pyckpt.archive import members
+from pyckpt.archive.reader import ArchiveReader
+from pyckpt.errors import CorruptArchiveError
 
-FOLDER = ".pyckpt"
-"""The folder of this member in an archive."""
+__all__ = ["METADATA", "Part", "find_part"]
+
+_FOLDER = ".pyckpt"  # of this member in an archive
 
 METADATA = ".metadata"
 """The member that lists all tensors, in the first archive: torch's own file of this name."""
@@ -45,7 +48,7 @@ class Part:
     @property
     def member(self) -> str:
         """The name of the member."""
-        return f"{FOLDER}/rank{self.rank}.json"
+        return f"{_FOLDER}/rank{self.rank}.json"
 
     def to_bytes(self) -> bytes:
         """The member's contents."""
@@ -67,3 +70,25 @@ class Part:
         if not fits or not all(isinstance(one, str) for one in files) or rank >= len(files):
             raise ValueError("no description of an archive")
         return cls(save_id, rank, tuple(files))
+
+
+def find_part(reader: ArchiveReader) -> Part | None:
+    """What an archive says of the set that it belongs to. None if it belongs to none.
+
+    Raises:
+        CorruptArchiveError: It is damaged.
+    """
+    if not reader.is_tar:
+        return None
+    for member in reader.members():
+        if member.type == members.FOLDER or member.path == METADATA:
+            continue
+        if not member.path.startswith(f"{_FOLDER}/"):
+            return None  # it is among the first members
+        try:
+            return Part.from_bytes(reader.read(member.offset, member.nbytes))
+        except ValueError as error:
+            raise CorruptArchiveError(
+                f"{reader.path} is damaged in {member.path!r}: {error}", path=str(reader.path)
+            ) from error
+    return None

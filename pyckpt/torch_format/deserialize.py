@@ -20,6 +20,7 @@ from pyckpt import _core
 from pyckpt.errors import CheckpointError, CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.stream import Damage, StreamReader, describe
+from pyckpt.torch_format.hollow import hollow_storages
 from pyckpt.torch_format.legacy_file import LegacyFile, LegacyRecord
 from pyckpt.torch_format.pickle_cut import cut_pickle
 from pyckpt.torch_format.pickle_machine import BrokenPickleError
@@ -29,7 +30,7 @@ from pyckpt.torch_format.torch_file import PICKLE, STORAGES, StoredRecord, Torch
 from pyckpt.torch_format.torch_internals import rebuilding_at, validate_sparse_tensors
 from pyckpt.torch_format.weights_unpickler import WeightsUnpickler
 
-__all__ = ["BrokenRecord", "broken_records", "byte_order", "deserialize"]
+__all__ = ["BrokenRecord", "Outlined", "broken_records", "byte_order", "deserialize", "outlined"]
 
 _BYTEORDER = "byteorder"
 # torch aligns its own allocations to this, for vector instructions.
@@ -87,6 +88,45 @@ def deserialize(
         storages.update(_inflated_storages(file, records, verify))
     is_foreign = isinstance(file, TorchFile) and byte_order(file) != sys.byteorder
     storage_of = _StorageOf(file.stream, storages, _restorer(map_location), is_foreign)
+    return _object(file, data, storage_of, map_location, weights_only)
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """An object whose tensors are hollow: see hollow.py.
+
+    Attributes:
+        obj: The object.
+        keys: For each hollow storage, by its ``_cdata``, the key of its record.
+        storages: Keeps them.
+    """
+
+    obj: Any
+    keys: dict[int, str]
+    storages: Sequence[torch.UntypedStorage]
+
+
+def outlined(file: TorchFile, *, weights_only: bool) -> Outlined:
+    """The object that ``file`` holds, without the bytes of its tensors. Raises as deserialize()."""
+    data = file.read(PICKLE)
+    records = [r for r in file.records.values() if r.name.startswith(STORAGES)]
+    made = hollow_storages([record.nbytes for record in records])
+    keys = [record.name.removeprefix(STORAGES) for record in records]
+    storage_of = _StorageOf(
+        file.stream, dict(zip(keys, made, strict=True)), _restorer("cpu"), is_foreign=False
+    )
+    obj = _object(file, data, storage_of, "cpu", weights_only)
+    return Outlined(obj, {s._cdata: key for s, key in zip(made, keys, strict=True)}, made)
+
+
+def _object(
+    file: TorchFile | LegacyFile,
+    data: bytes,
+    storage_of: _StorageOf,
+    map_location: Any,
+    weights_only: bool,
+) -> Any:
+    """Runs the pickle ``data`` of the file."""
     try:
         with rebuilding_at(map_location):
             obj = _unpickled(data, storage_of, weights_only)

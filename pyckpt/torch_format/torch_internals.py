@@ -6,6 +6,7 @@ newest one, the difference is dealt with here, and only here.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 __all__ = [
+    "dtensor_like",
     "rebuilding_at",
     "validate_sparse_tensors",
     "wrapped_step",
@@ -22,6 +24,16 @@ __all__ = [
 _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 # Their attributes differ between versions, and few have types.
 _utils: Any = torch._utils
+
+
+def dtensor_like(local: torch.Tensor, like: Any) -> Any:
+    """A DTensor of another local tensor, which may be on another device, with the same layout.
+
+    ``DTensor.from_local`` would move it to the mesh's device.
+    """
+    spec = copy.copy(like._spec)
+    spec.tensor_meta = spec.tensor_meta._replace(dtype=local.dtype)
+    return type(like)(local, spec, requires_grad=False)
 
 
 def validate_sparse_tensors(weights_only: bool) -> None:

@@ -6,14 +6,17 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
+from pyckpt.archive.reader import ArchiveReader
 from pyckpt.errors import CheckpointError, OptionError, StateMismatchError
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import WriteOptions, default_threads
 from pyckpt.progress import ProgressHook, of_group
 from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks, together
 from pyckpt.restoration import Restoration
+from pyckpt.sharded.part import Part, find_part
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
 from pyckpt.torch_format.weights_only import is_weights_only
+from pyckpt.training.holding import Holding, holding_of
 from pyckpt.training.names import find
 from pyckpt.training.per_rank import Parts, chosen_parts, restore_part
 from pyckpt.training.rng import RandomStates, set_rng_state
@@ -96,6 +99,7 @@ def load_checkpoint(
     together(
         "preparing to restore the state", lambda: loading.choose(contents, ignore_keys), channel
     )
+    together("reading the checkpoint", loading.fill, channel)
     try:
         together("comparing the checkpoint with the state", loading.fit, channel)
     except BaseException:
@@ -130,6 +134,9 @@ class _Load:
         self._contents: dict[str, Any] = {}
         self._parts: Parts = []
         self._engine_states: Any = None
+        self._found: tuple[Path, Part] | None = None
+        self._outline: Any = None
+        self._holdings: list[Holding] = []
         self._restoration = Restoration()
 
     def prepare(self) -> None:
@@ -156,6 +163,9 @@ class _Load:
 
     def read(self) -> Any:
         """Reads all that this rank needs. Returns the contents of the states file."""
+        if not self._is_deepspeed and self._find_out_how():
+            together("reading the checkpoint", self._read_outline, self._channel)
+            return self._outline.tree
         if not self._is_deepspeed:
             source = Source(self._path, STATES_MEMBER)
             [contents] = read_shared([source], self._channel, **self._options)
@@ -164,6 +174,34 @@ class _Load:
 
         self._engine_states = EngineStates(self._path, self._channel, self._options)
         return self._engine_states.read(self._state.model)
+
+    def _find_out_how(self) -> bool:
+        """Whether a rank has, or the checkpoint is, a part of something. Collective."""
+        found = together("looking at the checkpoint", self._look, self._channel)
+        self._found = found[0][0]
+        self._holdings = [holding for _, holding in found]
+        return (
+            self._found is not None
+            or any(one.has_shards for one in self._holdings)
+            or len({one.digest for one in self._holdings}) > 1
+        )
+
+    def _look(self) -> tuple[tuple[Path, Part] | None, Holding]:
+        """The archive of a set that the first rank finds, and what this rank has."""
+        holding = holding_of(self._state)
+        if self._channel.rank != 0:
+            return None, holding
+        part = find_part(ArchiveReader(self._path, num_threads=1))
+        return None if part is None else (self._path.absolute(), part), holding
+
+    def _read_outline(self) -> None:
+        from pyckpt.sharded.outline import ArchiveSet, whole_file
+
+        options = {key: self._options[key] for key in ("num_threads", "weights_only")}
+        if self._found is None:
+            self._outline = whole_file(self._path, **options)
+        else:
+            self._outline = ArchiveSet(*self._found, **options)
 
     def choose(self, contents: Any, ignore_keys: IgnoreKeys) -> None:
         """Chooses what to restore of ``contents``."""
@@ -192,6 +230,16 @@ class _Load:
             self._parts = parts
             states = contents.get("rng")
             self.random_states = None if states is None else RandomStates(states)
+
+    def fill(self) -> None:
+        """Reads the tensors that this rank needs, if only their places are known yet."""
+        if self._outline is not None:
+            from pyckpt.training.sharded_load import fill
+
+            others = [self._parts, self.random_states]
+            self._contents = fill(
+                self._outline, self._state, self._contents, others, self._holdings
+            )
 
     def fit(self) -> None:
         """Checks that what was chosen fits the state. ``undo`` takes back what this changes."""
