@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from pyckpt.sharded.stager import Stager
 from pyckpt.sharded.storage_reader import StorageReader
 from pyckpt.sharded.storage_writer import StorageWriter
 
-__all__ = ["StorageReader", "StorageWriter"]
+__all__ = ["Stager", "StorageReader", "StorageWriter"]

@@ -1,0 +1,176 @@
+"""Stager: copies a state to host memory for ``dcp.async_save``, as fast as the memory allows."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
+from torch.distributed.tensor import DTensor
+
+from pyckpt.options import default_threads, whole_threads
+from pyckpt.ranks.exchange import current_ranks
+from pyckpt.staging.buffers import BufferPool
+from pyckpt.staging.copies import Copies
+from pyckpt.torch_format.device_reader import DeviceReader
+from pyckpt.torch_format.records import Record
+
+__all__ = ["Stager"]
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class Stager:
+    """Copies states to host memory: ``dcp.async_save(..., async_stager=Stager())``.
+
+    ``async_save`` returns after one copy, made by several threads. CUDA memory is copied to pinned
+    memory. Keep the stager for all saves, since it uses its memory again: it holds as much as the
+    states that were staged at the same time. The memory of a state is free once the save has
+    dropped it, which it does by itself when it ends.
+
+    It is for the thread executor, torch's default: the process executor would copy again.
+
+    Args:
+        num_threads: Copying threads; None takes an equal share of the CPUs for each rank on the
+            machine.
+
+    Raises:
+        OptionError: ``num_threads`` is wrong.
+    """
+
+    # torch asks for both. Staging is complete when stage() returns.
+    _synchronize_after_execute = False
+    should_synchronize_after_execute = False
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        self._threads = None if num_threads is None else whole_threads(num_threads)
+        self._pool = BufferPool()
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the state in host memory, which training cannot change."""
+        threads = self._threads or default_threads(current_ranks().local_world_size)
+        staged: dict[str, Any] = _Staging(self._pool, threads).copy(state_dict)
+        return staged
+
+    def synchronize_staging(self) -> None:
+        """Does nothing, since ``stage()`` waits."""
+
+    def close(self) -> None:
+        """Drops the memory that is not in use."""
+        self._pool = BufferPool()
+
+
+class _Staging:
+    """Copies one state: first it notes all tensors, then it copies their memory at once."""
+
+    def __init__(self, pool: BufferPool, threads: int) -> None:
+        self._pool = pool
+        self._threads = threads
+        self._records: dict[tuple[int, int, int], int] = {}  # storage, start and size: the index
+        self._sources: list[Record] = []
+
+    def copy(self, state: Any) -> Any:
+        self._note(state)
+        copies = Copies(self._sources, self._pool, self._threads)
+        copies.wait()
+        if not copies.records:
+            copies.close()
+            return self._rebuilt(state, torch.empty(0, dtype=torch.uint8), [])
+        memory = copies.records[0].owner
+        starts = [record.address - memory.data_ptr() for record in copies.records]
+        # The last tensor made of this array gives the memory back.
+        array = memory.numpy()[:]
+        weakref.finalize(array, copies.close).atexit = False
+        del memory
+        return self._rebuilt(state, torch.from_numpy(array), starts)
+
+    def _note(self, value: Any) -> None:
+        if isinstance(value, dict):
+            for inner in value.values():
+                self._note(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                self._note(inner)
+        elif (tensor := _plain(value)) is not None:
+            self._add(tensor)
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        extent = _extent(tensor)
+        if not extent[2] or extent in self._records:
+            return
+        storage, (_, start, nbytes) = tensor.untyped_storage(), extent
+        is_host = storage.device.type == "cpu"
+        self._records[extent] = len(self._sources)
+        self._sources.append(
+            Record(
+                "",
+                storage.data_ptr() + start if is_host else 0,
+                nbytes,
+                reader=None if is_host else DeviceReader(storage, start),
+                owner=storage,
+            )
+        )
+
+    def _rebuilt(self, value: Any, memory: torch.Tensor, starts: list[int]) -> Any:
+        if isinstance(value, dict):
+            inner = {key: self._rebuilt(one, memory, starts) for key, one in value.items()}
+            return _filled(value, inner)
+        if isinstance(value, list):
+            return [self._rebuilt(one, memory, starts) for one in value]
+        if isinstance(value, tuple):
+            parts = [self._rebuilt(one, memory, starts) for one in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        tensor = _plain(value)
+        if tensor is None:
+            return _other(value)
+        _, _, nbytes = extent = _extent(tensor)
+        start = starts[self._records[extent]] if nbytes else 0
+        raw = memory[start : start + nbytes].view(tensor.dtype)
+        made = raw.as_strided(tensor.shape, tensor.stride(), raw.storage_offset())
+        if isinstance(value, DTensor):
+            return DTensor(made, value._spec, requires_grad=False)
+        return made
+
+
+def _plain(value: Any) -> torch.Tensor | None:
+    """The strided tensor whose memory is copied; None if it takes another way."""
+    if isinstance(value, DTensor):
+        value = value._local_tensor
+    if type(value) not in _PLAIN or value.layout is not torch.strided or value.is_quantized:
+        return None
+    if value.is_conj() or value.is_neg() or value.device.type not in ("cpu", "cuda"):
+        return None
+    return value.detach()  # type: ignore[no-any-return]
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """The storage, and the bytes of it that the tensor spans: start and size."""
+    storage, itemsize = tensor.untyped_storage(), tensor.dtype.itemsize
+    if not tensor.numel():
+        return storage._cdata, 0, 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    span = 1 + sum((n - 1) * step for n, step in steps)
+    return storage._cdata, int(tensor.storage_offset()) * itemsize, span * itemsize
+
+
+def _filled(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    """A dict of the same type, where that can be made of items."""
+    if type(like) is dict:
+        return items
+    made = copy.copy(like)
+    made.update(items)
+    return made
+
+
+def _other(value: Any) -> Any:
+    """Copies what is no plain tensor, as torch does."""
+    if isinstance(value, DTensor | ShardedTensor):
+        state = {"": value}
+        made = _create_cpu_state_dict(state)
+        return _copy_state_dict(state, made)[""]
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    return copy.deepcopy(value)
