@@ -100,6 +100,26 @@ def test_slices_in_every_format(tmp_path: Path, suffix: str, by: str) -> None:
     assert step.item() == 7.5
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2"])
+def test_interleaved_parts_in_many_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Memory is given back as the batches go, but not what later pieces share with them."""
+    monkeypatch.setattr("pyckpt.torch_format.tensor_slices._PIECE_NBYTES", 100_000)
+    path = tmp_path / f"x{suffix}"
+    tensor = random((2000, 700), torch.int16)
+    write(path, {"t": tensor})
+    outs = {
+        at: torch.zeros(2000 - at, width, dtype=torch.int16)
+        for at, width in {0: 1, 3: 699, 40: 300, 41: 2, 1000: 690}.items()
+    }
+    ShardReader().read(
+        [part(path, out, (at, 700 - out.shape[1]), member="t") for at, out in outs.items()]
+    )
+    for at, out in outs.items():
+        assert bits(out) == bits(tensor[at:, 700 - out.shape[1] :])
+
+
 @st.composite
 def slices(draw: st.DrawFn) -> tuple[torch.Tensor, list[tuple[list[int], list[int]]]]:
     """A tensor, which may be a view, and boxes in it."""

@@ -161,15 +161,21 @@ def async_process(folder: Path, compression: str | None) -> None:
     assert load_rows(folder / "c") == 4
 
 
+def archives(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*-rank*")}
+
+
 def cached_plans(folder: Path, compression: str | None) -> None:
     """The planner hands out the plan of the first save again, with the name that it had."""
     for number, name in enumerate(["a", "a", "b", "a"]):
-        before = set(os.listdir(folder / name)) if (folder / name).exists() else set()
+        before = archives(folder / name)
         planner = DefaultSavePlanner(enable_plan_caching=True)
         writer = StorageWriter(folder / name, compression=compression)
         dist.barrier()
         dcp.save(rows(float(number)), storage_writer=writer, planner=planner)
-        assert before <= set(os.listdir(folder / name))
+        after = archives(folder / name)
+        assert len(after) == len(before) + dist.get_world_size()
+        assert before.items() <= after.items()
         assert load_rows(folder / name) == number
         dist.barrier()
     assert load_rows(folder / "b") == 2
