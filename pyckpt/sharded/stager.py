@@ -7,9 +7,7 @@ import weakref
 from typing import Any
 
 import torch
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
-from torch.distributed.tensor import DTensor
 
 from pyckpt.options import default_threads, whole_threads
 from pyckpt.ranks.exchange import current_ranks
@@ -130,20 +128,25 @@ class _Staging:
         start = starts[self._records[extent]] if nbytes else 0
         raw = memory[start : start + nbytes].view(tensor.dtype)
         made = raw.as_strided(tensor.shape, tensor.stride(), raw.storage_offset())
-        if isinstance(value, DTensor):
-            return DTensor(made, value._spec, requires_grad=False)
+        if _is_dtensor(value):
+            return type(value)(made, value._spec, requires_grad=False)
         return made
 
 
 def _plain(value: Any) -> torch.Tensor | None:
     """The strided tensor whose memory is copied; None if it takes another way."""
-    if isinstance(value, DTensor):
+    if _is_dtensor(value):
         value = value._local_tensor
     if type(value) not in _PLAIN or value.layout is not torch.strided or value.is_quantized:
         return None
     if value.is_conj() or value.is_neg() or value.device.type not in ("cpu", "cuda"):
         return None
     return value.detach()  # type: ignore[no-any-return]
+
+
+def _is_dtensor(value: Any) -> bool:
+    # Where torch keeps the class depends on its version.
+    return hasattr(value, "_local_tensor") and hasattr(value, "_spec")
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int, int]:
@@ -167,7 +170,7 @@ def _filled(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
 
 def _other(value: Any) -> Any:
     """Copies what is no plain tensor, as torch does."""
-    if isinstance(value, DTensor | ShardedTensor):
+    if _is_dtensor(value) or hasattr(value, "local_shards"):
         state = {"": value}
         made = _create_cpu_state_dict(state)
         return _copy_state_dict(state, made)[""]
