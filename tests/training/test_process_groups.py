@@ -35,6 +35,15 @@ def next_random(seed: int) -> float:
     return random.Random(seed).random()
 
 
+def test_what_a_channel_tells_and_carries(tried: Tried) -> None:
+    assert got(tried, "transfer") == [
+        [0, 2, 0, 0, 1, 1],
+        [1, 2, 1, 0, 1, 1],
+        [0, 2, 2, 2, 3, 3],
+        [1, 2, 3, 2, 3, 3],
+    ]
+
+
 def test_groups_save_different_files_at_the_same_time(tried: Tried) -> None:
     folder = tried[0]
     first, second = folder / "pair-0-of-4-0.tar.gz", folder / "pair-2-of-4-2.tar.gz"

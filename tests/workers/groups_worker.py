@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import pyckpt
+from pyckpt.ranks.exchange import begin_together
 from pyckpt.staging.latch import Latch
 from pyckpt.training import async_save_checkpoint
 
@@ -57,6 +58,17 @@ class Groups:
         optimizer.step()
         state: pyckpt.State = kind(model, optimizer, **options)
         return state
+
+    def transfer(self) -> list[float]:
+        """What a channel tells, and a tensor that the second rank of each pair sends."""
+        [channel] = begin_together("transfer", process_group=self.pair)
+        tensor = torch.full((100_000,), float(self.rank))
+        if channel.rank == 1:
+            channel.group.send([tensor], 0, 7).wait()
+        else:
+            channel.group.recv([tensor], 1, 7).wait()
+        numbers = [channel.rank, channel.size, channel.global_rank, *channel.members]
+        return [*numbers, *tensor.unique().tolist()]
 
     def save(self) -> list[Path]:
         """The pairs save at the same time, but not equally often."""
