@@ -61,7 +61,9 @@ def merge_groups(
 ) -> list[dict[str, Any]]:
     """The groups of an optimizer of which every rank has the parameters of its part of the model.
 
-    Group by group, the parameters of all ranks follow one another.
+    Group by group, the parameters of all ranks follow one another. If each rank lists its own in
+    the order of its modules, as ``model.parameters()`` does, the result has that order too. So an
+    optimizer of the whole model finds its parameters by their positions.
 
     Args:
         by_rank: ``param_groups`` of each rank, by name.
@@ -89,7 +91,27 @@ def merge_groups(
                     )
             ours["params"] += [name for name in theirs["params"] if name not in seen]
             seen.update(theirs["params"])
+    if all(_is_in_module_order(group["params"]) for groups in by_rank for group in groups):
+        for group in merged:
+            group["params"] = _in_module_order(group["params"])
     return merged
+
+
+def _is_in_module_order(names: Sequence[str]) -> bool:
+    return list(names) == _in_module_order(names)
+
+
+def _in_module_order(names: Sequence[str]) -> list[str]:
+    """A module's own parameters first, then those of its parts, part by part."""
+    own = [name for name in names if "." not in name]
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        part, dot, rest = name.partition(".")
+        if dot:
+            parts.setdefault(part, []).append(rest)
+    return own + [
+        f"{part}.{rest}" for part, rests in parts.items() for rest in _in_module_order(rests)
+    ]
 
 
 def _equal(one: Any, other: Any) -> bool:

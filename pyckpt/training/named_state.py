@@ -48,7 +48,8 @@ def with_names(state: TrainingState, saved: dict[str, Any]) -> dict[str, Any]:
             continue
         if _has_fsdp1(state):
             fsdp = sys.modules["torch.distributed.fsdp"].FullyShardedDataParallel
-            optimizers[label] = fsdp.optim_state_dict(state.model, optimizer)
+            named = fsdp.optim_state_dict(state.model, optimizer)
+            optimizers[label] = _unflattened(named, optimizer, list(saved.get("model", ())))
         elif is_by_position(optimizers[label]) and _are_named(optimizer, names):
             optimizers[label] = by_name(optimizers[label], optimizer, names)
     return {**saved, "optimizers": optimizers}
@@ -74,6 +75,25 @@ def parameter_names(state: State) -> dict[int, str]:
     """The name of each parameter in the unwrapped model, by ``id()``."""
     model = unwrapped(state.model)
     return {id(one): _clean(name) for name, one in model.named_parameters()}
+
+
+def _unflattened(named: dict[str, Any], optimizer: Any, order: list[str]) -> dict[str, Any]:
+    """FSDP1's optimizer state in the order of the model, where FSDP1 has made parameters flat.
+
+    It lists what is in a flat parameter one after another. An optimizer of the unwrapped model
+    numbers its parameters as the model does.
+
+    Args:
+        order: The names of the unwrapped model's weights.
+    """
+    places = {name: place for place, name in enumerate(order)}
+    groups = []
+    for group, own in zip(named["param_groups"], optimizer.param_groups, strict=True):
+        names = group["params"]
+        if len(names) != len(own["params"]) and places.keys() >= set(names):
+            group = {**group, "params": sorted(names, key=places.__getitem__)}
+        groups.append(group)
+    return {**named, "param_groups": groups}
 
 
 def _are_named(optimizer: Any, names: Mapping[int, str]) -> bool:

@@ -66,5 +66,7 @@ def flat_storages(state: TrainingState) -> set[int]:
 
 def is_part_of_flat(tensor: torch.Tensor, flat: set[int]) -> bool:
     """Whether the tensor is in one of the storages that ``flat_storages`` has found."""
+    if is_shard(tensor):  # it knows its parts; a ShardedTensor has no storage either
+        return False
     # Step counts belong to a parameter too, and are the same on every rank.
     return tensor.numel() > 1 and tensor.untyped_storage()._cdata in flat
