@@ -33,6 +33,7 @@ __all__ = [
     "tensors_of",
     "train",
     "trained",
+    "untrained",
 ]
 
 _BLOCKS = 8
@@ -134,14 +135,19 @@ class StateKind:
     build: Callable[[int], dict[str, Any]]
 
 
+def untrained(parameters: int) -> CharacterModel:
+    """A new model of about ``parameters`` parameters."""
+    # A block has about 12 width^2 weights; the rest of the model is small.
+    width = math.sqrt(parameters / (12 * _BLOCKS))
+    torch.manual_seed(0)
+    return CharacterModel(max(1, round(width / _WIDTH_STEP)) * _WIDTH_STEP)
+
+
 def trained(
     parameters: int, *, steps: int, batch: int, device: str = "cpu"
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model of about ``parameters`` parameters, and its optimizer, after ``steps`` steps."""
-    # A block has about 12 width^2 weights; the rest of the model is small.
-    width = math.sqrt(parameters / (12 * _BLOCKS))
-    torch.manual_seed(0)
-    model = CharacterModel(max(1, round(width / _WIDTH_STEP)) * _WIDTH_STEP).to(device)
+    model = untrained(parameters).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, foreach=False)
     for _ in train(model, optimizer, library_text().to(device), steps=steps, batch=batch):
         pass
