@@ -8,6 +8,7 @@ take their shapes from the checkpoint). Then its own word counts: a copy of it l
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,11 +31,11 @@ def check_weights(module: Any, weights: Mapping[str, Any], strict: bool) -> None
         StateMismatchError: It will not. Nothing was changed.
     """
     complaints = _complaints(module, weights, strict)
-    if not complaints and _loads_as_torch_does(module):
+    if not complaints and (_loads_as_torch_does(module) or _is_sharded(module)):
         return
     refusal: Exception | None = None
     try:
-        double = _copy_on_cpu(module)
+        double = None if _is_sharded(module) else _copy_on_cpu(module)
     except Exception:  # some modules cannot be copied
         double = None
     if double is not None:
@@ -84,6 +85,15 @@ def _loads_as_torch_does(module: Any) -> bool:
         and type(part)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
         and type(part).set_extra_state is plain.set_extra_state
         for part in module.modules()
+    )
+
+
+def _is_sharded(module: Any) -> bool:
+    """Whether the module is spread over ranks, so that a copy of it would be a part."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return any(hasattr(one, "device_mesh") for one in module.parameters()) or (
+        fsdp is not None
+        and any(isinstance(one, fsdp.FullyShardedDataParallel) for one in module.modules())
     )
 
 

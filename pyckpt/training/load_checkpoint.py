@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyckpt.sharded.part import Part, find_part
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
 from pyckpt.torch_format.weights_only import is_weights_only
 from pyckpt.training.holding import Holding, holding_of
+from pyckpt.training.named_state import keeping_shards
 from pyckpt.training.names import find
 from pyckpt.training.per_rank import Parts, chosen_parts, restore_part
 from pyckpt.training.rng import RandomStates, set_rng_state
@@ -244,7 +246,10 @@ class _Load:
     def fit(self) -> None:
         """Checks that what was chosen fits the state. ``undo`` takes back what this changes."""
         if self._contents:
-            self._restoration = prepare_to_restore(self._state, self._contents, strict=self._strict)
+            with keeping_shards(self._state) if self._outline is not None else nullcontext():
+                self._restoration = prepare_to_restore(
+                    self._state, self._contents, strict=self._strict
+                )
 
     def undo(self) -> None:
         """Leaves the state as it was before ``fit``."""
@@ -264,7 +269,8 @@ class _Load:
                 strict=self._strict,
                 load_weights_only=self._load_weights_only,
             )
-        self._restoration.finish()
+        with keeping_shards(self._state) if self._outline is not None else nullcontext():
+            self._restoration.finish()
         restore_part(
             self._state, self._parts, self._channel.rank, self._channel.size, str(self._path)
         )

@@ -5,19 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from pyckpt.sharded.optimizer_names import by_name, by_position, is_by_position
 from pyckpt.state import State, TrainingState, named_objects, unwrapped
 from pyckpt.training.shards import sharding_modules
 
-__all__ = ["keeping_shards", "parameter_names", "with_names", "with_positions"]
+__all__ = ["has_fsdp1", "keeping_shards", "parameter_names", "with_names", "with_positions"]
 
 
 @contextmanager
 def keeping_shards(state: TrainingState) -> Iterator[None]:
-    """While it lasts, FSDP1's modules in a State give shards, and do not gather whole tensors."""
-    if not isinstance(state, State) or not _has_fsdp1(state):
+    """While it lasts, FSDP1's modules in a State give shards, and do not gather whole tensors.
+
+    Classes with a ``state_dict`` of their own decide that themselves.
+    """
+    if not has_fsdp1(state):
         yield
         return
     fsdp = sys.modules["torch.distributed.fsdp"]
@@ -33,20 +36,20 @@ def keeping_shards(state: TrainingState) -> Iterator[None]:
 def with_names(state: TrainingState, saved: dict[str, Any]) -> dict[str, Any]:
     """``saved`` with the optimizers by name. Call it inside ``keeping_shards``.
 
-    States of other kinds than ``pyckpt.State`` stay as they are, and so do optimizers with
+    States whose class has a ``state_dict`` of its own stay as they are, and so do optimizers with
     parameters that the model does not have.
 
     Args:
         saved: ``state.state_dict()``.
     """
-    if not isinstance(state, State) or "optimizers" not in saved:
+    if not _is_own_kind(state) or "optimizers" not in saved:
         return saved
     names = parameter_names(state)
     optimizers = dict(saved["optimizers"])
     for label, optimizer in named_objects(state.optimizers):
         if label not in optimizers:
             continue
-        if _has_fsdp1(state):
+        if has_fsdp1(state):
             fsdp = sys.modules["torch.distributed.fsdp"].FullyShardedDataParallel
             named = fsdp.optim_state_dict(state.model, optimizer)
             optimizers[label] = _unflattened(named, optimizer, list(saved.get("model", ())))
@@ -107,5 +110,27 @@ def _clean(name: str) -> str:
     return name
 
 
-def _has_fsdp1(state: State) -> bool:
-    return bool(sharding_modules(unwrapped(state.model)))
+def _is_own_kind(state: TrainingState) -> TypeGuard[State]:
+    """Whether what ``state_dict`` returns is known."""
+    return isinstance(state, State) and type(state).state_dict is State.state_dict
+
+
+def has_fsdp1(state: TrainingState) -> bool:
+    """Whether FSDP1 shards the state, in a way that pyckpt knows."""
+    return _is_own_kind(state) and bool(sharding_modules(unwrapped(state.model)))
+
+
+def as_fsdp1_loads(state: State, optimizers: dict[str, Any]) -> dict[str, Any]:
+    """Optimizer states by name as FSDP1's optimizers load them. Collective.
+
+    Call it inside ``keeping_shards``.
+    """
+    fsdp = sys.modules["torch.distributed.fsdp"].FullyShardedDataParallel
+    return {
+        **optimizers,
+        **{
+            label: fsdp.optim_state_dict_to_load(state.model, optimizer, optimizers[label])
+            for label, optimizer in named_objects(state.optimizers)
+            if label in optimizers
+        },
+    }

@@ -18,7 +18,7 @@ from pyckpt.sharded.layout import Layout
 from pyckpt.sharded.outline import Outline, Slice
 from pyckpt.state import State, named_objects, unwrapped
 from pyckpt.training.holding import Holding, holding_of
-from pyckpt.training.named_state import keeping_shards
+from pyckpt.training.named_state import as_fsdp1_loads, has_fsdp1, keeping_shards, with_names
 
 __all__ = ["fill"]
 
@@ -47,7 +47,9 @@ def fill(
     """
     chosen = dict(contents)
     layouts: dict[tuple[str, ...], Layout] = {}
-    if isinstance(state, State):
+    if has_fsdp1(state):
+        chosen, layouts = _for_fsdp1(state, chosen)
+    elif isinstance(state, State):
         chosen = _own_part(state, chosen, holdings)
         layouts.update(_layouts_of(state, chosen))
     else:
@@ -56,7 +58,43 @@ def fill(
     out = {key: filling.chosen(value, (key,)) for key, value in chosen.items()}
     filling.chosen(others, ("",))
     filling.read()
-    return {key: filling.built(value) for key, value in out.items()}
+    built = {key: filling.built(value) for key, value in out.items()}
+    if has_fsdp1(state) and "optimizers" in built:
+        with keeping_shards(state):
+            built["optimizers"] = as_fsdp1_loads(state, built["optimizers"])
+    return built
+
+
+def _for_fsdp1(
+    state: State, contents: dict[str, Any]
+) -> tuple[dict[str, Any], dict[tuple[str, ...], Layout]]:
+    """``contents`` with optimizers by name, and how FSDP1 holds what is in them. Collective."""
+    with keeping_shards(state):
+        own = with_names(state, state.state_dict())
+    weights: dict[str, Any] = own["model"]
+    layouts = dict(_layouts_in({"model": weights}, ()))
+    optimizers: dict[str, Any] = {}
+    for label, saved in contents.get("optimizers", {}).items():
+        optimizers[label] = saved
+        groups = own["optimizers"].get(label, {}).get("param_groups")
+        if groups is None or not isinstance(saved, Mapping):
+            continue
+        holding = Holding(True, (), {label: [list(group["params"]) for group in groups]})
+        names = _names_of_positions(saved["param_groups"], label, [holding])
+        optimizers[label] = {
+            **saved,
+            "state": {names.get(key, key): value for key, value in saved["state"].items()},
+            "param_groups": [
+                {**group, "params": [names[key] for key in group["params"]]}
+                for group in saved["param_groups"]
+            ],
+        }
+        for name, kept in optimizers[label]["state"].items():
+            layout = layouts.get(("model", str(name)))
+            for key, value in kept.items() if isinstance(kept, Mapping) else ():
+                if layout and _has_shape(value, layout.shape):
+                    layouts["optimizers", label, "state", str(name), str(key)] = layout
+    return {**contents, **({"optimizers": optimizers} if optimizers else {})}, layouts
 
 
 class _Filling:
@@ -177,7 +215,7 @@ def _by_own_position(saved: Any, label: str, own: Holding, holdings: Sequence[Ho
         raise StateMismatchError(f"the checkpoint's {label} does not have {missing[0]!r}")
     state = {}
     for key, value in saved.get("state", {}).items():
-        name = names.get(key, key)
+        name = names.get(int(key) if isinstance(key, str) and key.isdecimal() else key, key)
         if name in positions:
             state[positions[name]] = value
         elif not isinstance(name, str) or name not in known:
