@@ -71,6 +71,8 @@ def _complaints(module: Any, weights: Mapping[str, Any], strict: bool) -> list[s
             complaints.append(f"{name!r}, whose shape the model does not know yet")
         elif saved.shape != tensor.shape:
             complaints.append(f"{name!r} of {list(saved.shape)}, not {list(tensor.shape)}")
+        elif hasattr(tensor, "local_shards"):
+            continue  # a ShardedTensor, which has nothing else to compare
         elif saved.layout != tensor.layout or saved.is_quantized != tensor.is_quantized:
             complaints.append(f"{name!r} of another layout")
     return complaints

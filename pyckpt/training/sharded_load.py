@@ -83,7 +83,7 @@ def _for_fsdp1(
         names = _names_of_positions(saved["param_groups"], label, [holding])
         optimizers[label] = {
             **saved,
-            "state": {names.get(key, key): value for key, value in saved["state"].items()},
+            "state": {names.get(key, key): kept for key, kept in saved["state"].items()},
             "param_groups": [
                 {**group, "params": [names[key] for key in group["params"]]}
                 for group in saved["param_groups"]
