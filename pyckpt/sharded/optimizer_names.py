@@ -11,7 +11,7 @@ from typing import Any
 
 from pyckpt.errors import ShardedStateError
 
-__all__ = ["by_name", "by_position", "is_by_position", "merge_groups"]
+__all__ = ["by_name", "by_position", "is_by_position", "merge_groups", "merged_names"]
 
 
 def by_name(saved: Mapping[str, Any], optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
@@ -56,49 +56,17 @@ def by_position(named: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def merge_groups(
-    by_rank: Sequence[Sequence[Mapping[str, Any]]], label: str
-) -> list[dict[str, Any]]:
-    """The groups of an optimizer of which every rank has the parameters of its part of the model.
+def merged_names(by_rank: Sequence[Sequence[str]]) -> list[str]:
+    """The names of the parameters of all ranks, each once.
 
-    Group by group, the parameters of all ranks follow one another. If each rank lists its own in
-    the order of its modules, as ``model.parameters()`` does, the result has that order too. So an
-    optimizer of the whole model finds its parameters by their positions.
-
-    Args:
-        by_rank: ``param_groups`` of each rank, by name.
-        label: The optimizer's name, for messages.
-
-    Raises:
-        ShardedStateError: The ranks have other numbers of groups, or a group's options differ.
+    If each rank lists its own in the order of its modules, as ``model.parameters()`` does, the
+    result has that order too. So an optimizer of the whole model finds its parameters by their
+    positions. Else those of the ranks follow one another.
     """
-    merged = [{**group, "params": list(group["params"])} for group in by_rank[0]]
-    seen = {name for group in merged for name in group["params"]}
-    for rank, groups in enumerate(by_rank):
-        if len(groups) != len(merged):
-            raise ShardedStateError(
-                f"{label} has {len(merged)} groups of parameters on one rank, and {len(groups)} on "
-                "another: make the same groups on every rank",
-                rank=rank,
-            )
-        for index, (ours, theirs) in enumerate(zip(merged, groups, strict=True)):
-            for key in ours.keys() | theirs.keys():
-                if key != "params" and not _equal(ours.get(key), theirs.get(key)):
-                    raise ShardedStateError(
-                        f"{label}: {key!r} of group {index} differs between ranks: "
-                        f"{ours.get(key)!r} and {theirs.get(key)!r}",
-                        rank=rank,
-                    )
-            ours["params"] += [name for name in theirs["params"] if name not in seen]
-            seen.update(theirs["params"])
-    if all(_is_in_module_order(group["params"]) for groups in by_rank for group in groups):
-        for group in merged:
-            group["params"] = _in_module_order(group["params"])
-    return merged
-
-
-def _is_in_module_order(names: Sequence[str]) -> bool:
-    return list(names) == _in_module_order(names)
+    names = list(dict.fromkeys(name for of_rank in by_rank for name in of_rank))
+    if all(list(of_rank) == _in_module_order(of_rank) for of_rank in by_rank):
+        return _in_module_order(names)
+    return names
 
 
 def _in_module_order(names: Sequence[str]) -> list[str]:
@@ -111,6 +79,42 @@ def _in_module_order(names: Sequence[str]) -> list[str]:
             parts.setdefault(part, []).append(rest)
     return own + [
         f"{part}.{rest}" for part, rests in parts.items() for rest in _in_module_order(rests)
+    ]
+
+
+def merge_groups(
+    by_rank: Sequence[Sequence[Mapping[str, Any]]], label: str
+) -> list[dict[str, Any]]:
+    """The groups of an optimizer of which every rank has the parameters of its part of the model.
+
+    Group by group, the parameters of all ranks stand in the order of ``merged_names``.
+
+    Args:
+        by_rank: ``param_groups`` of each rank, by name.
+        label: The optimizer's name, for messages.
+
+    Raises:
+        ShardedStateError: The ranks have other numbers of groups, or a group's options differ.
+    """
+    first = by_rank[0]
+    for rank, groups in enumerate(by_rank):
+        if len(groups) != len(first):
+            raise ShardedStateError(
+                f"{label} has {len(first)} groups of parameters on one rank, and {len(groups)} on "
+                "another: make the same groups on every rank",
+                rank=rank,
+            )
+        for index, (ours, theirs) in enumerate(zip(first, groups, strict=True)):
+            for key in ours.keys() | theirs.keys():
+                if key != "params" and not _equal(ours.get(key), theirs.get(key)):
+                    raise ShardedStateError(
+                        f"{label}: {key!r} of group {index} differs between ranks: "
+                        f"{ours.get(key)!r} and {theirs.get(key)!r}",
+                        rank=rank,
+                    )
+    return [
+        {**group, "params": merged_names([groups[index]["params"] for groups in by_rank])}
+        for index, group in enumerate(first)
     ]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
+import torch
+
 from pyckpt.sharded.optimizer_names import by_name, by_position, is_by_position
 from pyckpt.state import State, TrainingState, named_objects, unwrapped
 from pyckpt.training.shards import sharding_modules
@@ -83,8 +85,9 @@ def parameter_names(state: State) -> dict[int, str]:
 def _unflattened(named: dict[str, Any], optimizer: Any, order: list[str]) -> dict[str, Any]:
     """FSDP1's optimizer state in the order of the model, where FSDP1 has made parameters flat.
 
-    It lists what is in a flat parameter one after another. An optimizer of the unwrapped model
-    numbers its parameters as the model does.
+    It lists what is in a flat parameter one after another, with one count of steps for all. An
+    optimizer of the unwrapped model numbers its parameters as the model does, and adds to the count
+    of each of them.
 
     Args:
         order: The names of the unwrapped model's weights.
@@ -96,7 +99,22 @@ def _unflattened(named: dict[str, Any], optimizer: Any, order: list[str]) -> dic
         if len(names) != len(own["params"]) and places.keys() >= set(names):
             group = {**group, "params": sorted(names, key=places.__getitem__)}
         groups.append(group)
-    return {**named, "param_groups": groups}
+    seen: set[int] = set()
+    states = {
+        name: {key: _unshared(value, seen) for key, value in kept.items()}
+        for name, kept in named["state"].items()
+    }
+    return {**named, "state": states, "param_groups": groups}
+
+
+def _unshared(value: Any, seen: set[int]) -> Any:
+    """A copy of a tensor that was ``seen`` before."""
+    if type(value) is not torch.Tensor:
+        return value
+    if id(value) in seen:
+        return value.clone()
+    seen.add(id(value))
+    return value
 
 
 def _are_named(optimizer: Any, names: Mapping[int, str]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from pyckpt.errors import StateMismatchError
 from pyckpt.key_paths import join_path
 from pyckpt.sharded.layout import Layout
+from pyckpt.sharded.optimizer_names import merged_names
 from pyckpt.sharded.outline import Outline, Slice
 from pyckpt.state import State, named_objects, unwrapped
 from pyckpt.training.holding import Holding, holding_of
@@ -237,7 +238,7 @@ def _names_of_positions(
     merged: list[str] = []
     for at, group in enumerate(saved_groups):
         of_all = [one.groups[label][at] for one in holdings if label in one.groups]
-        names = list(dict.fromkeys(name for names in of_all for name in names))
+        names = merged_names(of_all)
         if len(names) != len(group["params"]):
             raise StateMismatchError(
                 f"{label} has {len(names)} parameters in group {at}, the checkpoint "
