@@ -20,7 +20,6 @@ import argparse
 import ctypes
 import functools
 import gc
-import importlib.util
 import os
 import shutil
 import statistics
@@ -33,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -223,19 +223,17 @@ _OTHERS = (_STOCK, "torchsnapshot", _RIVAL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark."""
     options = _parse(arguments)
-    ways = {
-        name: way
-        for name, way in _WAYS.items()
-        if options.ways in name and importlib.util.find_spec(way.needs) is not None
-    }
+    missing = {way.needs for way in _WAYS.values() if not find_spec(way.needs)}
+    ways = [
+        name for name, way in _WAYS.items() if options.ways in name and way.needs not in missing
+    ]
     with tempfile.TemporaryDirectory(prefix="pyckpt-benchmark-", dir=options.folder) as name:
         folder = Path(name)
         for key, value in describe_machine(folder).items():
             _say(f"{key + ':':8} {value}")
-        missing = sorted({way.needs for way in _WAYS.values()} - {w.needs for w in ways.values()})
         if missing:
-            _say(f"left out: {', '.join(missing)}")
-        total, calls = _run(_timed, list(ways), folder, options)
+            _say(f"left out: {', '.join(sorted(missing))}")
+        total, calls = _run(_timed, ways, folder, options)
         memory: dict[str, int] = {}
         if not options.no_memory:
             memory = {name: _run(_peak, [name], folder, options) for name in ways}
