@@ -21,7 +21,7 @@ demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The oldest and the newest Python, torch and NumPy that pyproject.toml allows, as far as they are
 # here. Not part of `make test`: PyPI's torch for Linux brings CUDA, some 5 GB for each version.
