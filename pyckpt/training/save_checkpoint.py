@@ -378,12 +378,11 @@ class Save:
             chosen_parts(everything, self._contents)
             saved = self._contents.get("state")
             saved = saved if isinstance(saved, dict) else {}
-            self._named = saved
-            if channel.size > 1 or self._is_sharded:
-                self._named = with_names(self._state, saved)
+            self._named = with_names(self._state, saved)
+        description = Description(self._state, self._named)
         if channel.size == 1:
-            return _Collected({}, False)
-        self._description = Description(self._state, self._named)
+            return _Collected({}, description.has_shards)
+        self._description = description
         # All ranks compare samples, also those that have no model to save.
         self._samples = WeightSamples(self._state.model if "model" in saved else None)
         return _Collected(self._description.digests(), self._description.has_shards)

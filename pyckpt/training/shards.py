@@ -21,14 +21,9 @@ ADVICE = (
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is of a kind that knows its other parts, and has some."""
-    placements, mesh = getattr(tensor, "placements", None), getattr(tensor, "device_mesh", None)
-    if placements is not None and mesh is not None:  # a DTensor
-        return any(
-            not placement.is_replicate() and mesh.size(dim) > 1
-            for dim, placement in enumerate(placements)
-        )
-    return hasattr(tensor, "local_shards")  # a ShardedTensor
+    """Whether a tensor is of a kind that knows its other parts, also if it has none."""
+    is_dtensor = hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+    return is_dtensor or hasattr(tensor, "local_shards")  # a ShardedTensor
 
 
 def sharding_modules(model: torch.nn.Module) -> list[Any]:
