@@ -21,7 +21,7 @@ from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.sharded import StorageReader, StorageWriter
 from tests.sharded.test_shard_reader import DTYPES, bits, random
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*TypedS")
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is", "ignore:.*TypedS")
 
 
 def emptied(state: Any) -> Any:
@@ -85,6 +85,7 @@ def test_torch_reads_an_uncompressed_folder(tmp_path: Path) -> None:
     assert_same(loaded, plain(state()))
 
 
+@pytest.mark.newest_torch  # an older one fails too, but does not say why
 def test_torch_refuses_a_compressed_folder(tmp_path: Path) -> None:
     dcp.save(state(), storage_writer=StorageWriter(tmp_path, compression="gz"))
     with pytest.raises(CheckpointException, match=r"Unknown extension name='pyckpt\.tar\.gz'"):
