@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.launch import run_ranks
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.newest_torch, pytest.mark.frameworks]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.newest_torch]
 
 WORKER = "dcp_worker.py"
 
