@@ -234,12 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing:
             _say(f"left out: {', '.join(sorted(missing))}")
         total, calls = _run(_timed, ways, folder, options)
-        memory: dict[str, int] = {}
-        if not options.no_memory:
-            memory = {name: _run(_peak, [name], folder, options) for name in ways}
         _say(f"\n{options.ranks} ranks, FSDP2, {total:,} bytes of weights and AdamW moments\n")
-        _print_table(calls, memory)
+        _print_calls(calls)
         _print_targets(calls)
+        if not options.no_memory:
+            _say("\nMost memory that a rank used above what it used before the save\n")
+            memory = [(name, _run(_peak, [name], folder, options)) for name in ways]
+            rows = [(name, f"{nbytes / 1e6:.0f}") for name, nbytes in memory]
+            _say(format_table(("", "MB"), rows))
     return 0
 
 
@@ -409,8 +411,8 @@ def _close_managers() -> None:
             _manager(blocking).close()
 
 
-def _print_table(calls: Mapping[str, Calls], memory: Mapping[str, int]) -> None:
-    header = ("", "blocked s", "complete s", "fastest", "slowest", "MB written", "MB of memory")
+def _print_calls(calls: Mapping[str, Calls]) -> None:
+    header = ("", "blocked s", "complete s", "fastest", "slowest", "MB written")
     rows = [
         (
             name,
@@ -419,7 +421,6 @@ def _print_table(calls: Mapping[str, Calls], memory: Mapping[str, int]) -> None:
             f"{min(one.complete):.2f}",
             f"{max(one.complete):.2f}",
             f"{one.nbytes / 1e6:.1f}",
-            f"{memory[name] / 1e6:.0f}" if name in memory else "",
         )
         for name, one in calls.items()
     ]
