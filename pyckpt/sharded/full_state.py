@@ -32,7 +32,7 @@ class FullState:
 
     Attributes:
         tree: On the first rank, the whole state; some tensors in it are hollow.
-        shards: What this rank has to send or put in, in memory that may be staged.
+        shards: What this rank has, in memory that may be staged.
     """
 
     def __init__(self) -> None:
@@ -98,9 +98,12 @@ class FullState:
         requests = requests_of(self._tensors, channel.size) if channel.rank == 0 else None
         self._requests = hand_out(requests, channel)
 
-    def stage(self, records: Sequence[Record]) -> None:
-        """Replaces the records of the shards, by copies of the same bytes."""
-        self.shards = [s.staged(r) for s, r in zip(self.shards, records, strict=True)]
+    def stage(self, staged: Callable[[Record], Record]) -> None:
+        """Replaces the records of what this rank sends or puts in, by ``staged`` ones."""
+        wanted = {number for numbers in self._requests for number in numbers}
+        for number in wanted:
+            shard = self.shards[number]
+            self.shards[number] = shard.staged(staged(shard.record))
 
     def run(
         self, before: Callable[[], None], write: Callable[[], Any] | None, channel: Channel
@@ -123,7 +126,6 @@ class FullState:
         """The whole state. Tensors that are whole on this rank are taken as they are."""
         assert plan.metadata is not None
         pieces = _pieces(plan)
-        local = {item.index.fqn: tensor for item, tensor in plan.tensors()}
         leaves: dict[Path, Any] = {}
         gathered: dict[Any, tuple[Gathered, list[Path]]] = {}
         for name, (path, leaf) in flatten(tree).items():
@@ -131,9 +133,6 @@ class FullState:
                 continue
             its_pieces = pieces[name]
             if type(leaf) in _PLAIN and all(piece.rank == 0 for piece in its_pieces):
-                continue
-            if len(its_pieces) == 1 and its_pieces[0].rank == 0:
-                leaves[path] = local[name]
                 continue
             stored = plan.metadata.state_dict_metadata[name]
             assert isinstance(stored, TensorStorageMetadata)

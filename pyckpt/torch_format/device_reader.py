@@ -25,14 +25,14 @@ class DeviceReader:
         Reads of CUDA memory wait for the event ``ready``: see ``queued_so_far``.
         """
         self._storage = storage
-        self._start = start
+        self.start = start
         self._ready = ready
 
     @property
     def bytes(self) -> torch.Tensor:
         """The storage from ``start`` on, as uint8."""
         whole = torch.empty(0, dtype=torch.uint8, device=self._storage.device).set_(self._storage)
-        return whole[self._start :]
+        return whole[self.start :]
 
     def read(self, offset: int, nbytes: int, address: int) -> None:
         """Copies ``nbytes`` at ``offset`` to the host memory at ``address``. Any thread."""

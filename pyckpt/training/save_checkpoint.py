@@ -45,7 +45,7 @@ from pyckpt.training.weight_samples import WeightSamples
 
 if TYPE_CHECKING:
     from pyckpt.sharded.full_state import FullState
-    from pyckpt.sharded.shard import Shard
+    from pyckpt.sharded.local_records import LocalRecords
 
 __all__ = ["Save", "StateDictType", "save_checkpoint"]
 
@@ -209,6 +209,8 @@ class Save:
         self._contents: dict[str, Any] = {}
         self._named: dict[str, Any] = {}  # the state in them, with optimizers by name
         self._full: FullState | None = None
+        self._local: LocalRecords | None = None
+        self._is_pipeline = False  # whether some ranks have what the first one lacks
         self._is_sharded = False  # whether every rank writes its shards
         self._description: Description | None = None
         self._samples: WeightSamples | None = None
@@ -219,18 +221,18 @@ class Save:
         return (0, 0) if self._writer is None else self._writer.progress
 
     def state_records(self) -> list[Record]:
-        """The records of all bytes in the state's own memory that this rank reads."""
-        records = [] if self._writer is None else self._writer.state_records()
-        return records + [shard.record for shard in self._shards]
+        """The records of all bytes in the state's own memory that this rank may read."""
+        if self._local is not None:
+            return self._local.records
+        return [] if self._writer is None else self._writer.state_records()
 
     def replace_state_records(self, records: Sequence[Record]) -> None:
         """Replaces ``state_records()``. The new records have the same order and sizes."""
-        count = len(records) - len(self._shards)
-        if self._writer is not None:
-            self._writer.replace_state_records(records[:count])
+        if self._local is not None:
+            self._local.stage(records)
+        elif self._writer is not None:
+            self._writer.replace_state_records(records)
             self._writer.plan()
-        if self._full is not None:
-            self._full.stage(records[count:])
 
     def give_up(self) -> None:
         """Lets ``write()`` fail soon. Any thread."""
@@ -259,10 +261,9 @@ class Save:
         if self.is_deepspeed:
             together(_COLLECTING, self._add_contents, channel)
             together("collecting DeepSpeed's states", self._collect_engine, channel)
-        elif self._is_sharded:
-            self._collect_parts(channel, is_pipeline)
-        elif is_pipeline or any(one.has_shards for one in collected):
-            self._collect_shards(channel, is_pipeline)
+        elif self._is_sharded or is_pipeline or any(one.has_shards for one in collected):
+            self._is_pipeline = is_pipeline
+            together(_COLLECTING, self._collect_local, channel)
         else:
             together(_COLLECTING, self._add_contents, channel)
 
@@ -281,6 +282,11 @@ class Save:
         several = self._is_each_rank_writing
         if self._samples is not None:
             self._samples.check_related(channel)
+        # Here, and not in collect, because training need not wait for the plan.
+        if self._local is not None and self._is_sharded:
+            self._plan_parts(self._local, channel)
+        elif self._local is not None:
+            self._plan_whole(self._local, channel)
         together("writing the checkpoint", lambda: self._write(before, after, channel), channel)
         # The first rank's file comes last: it makes the set complete.
         for firsts in (False, True) if several else (True,):
@@ -297,15 +303,13 @@ class Save:
         """Removes what was not kept, and releases the state."""
         self._cleanup.close()
         self._contents = {}
+        self._named = {}
         self._full = None
+        self._local = None
 
     @property
     def _is_each_rank_writing(self) -> bool:
         return self.is_deepspeed or self._is_sharded
-
-    @property
-    def _shards(self) -> Sequence[Shard]:
-        return () if self._full is None else self._full.shards
 
     def _prepare(self, make_options: Callable[[], WriteOptions], channel: Channel) -> _Target:
         """Finds every error that can be found before a byte is written."""
@@ -398,32 +402,50 @@ class Save:
         self._writer.add_object(STATES_MEMBER, contents, named=named)
         warn_of_refused(contents, named)
 
-    def _collect_parts(self, channel: Channel, is_pipeline: bool) -> None:
-        """Collects what each rank writes to an archive of its own. Collective."""
+    def _collect_local(self) -> None:
+        """Collects what this rank has of a state that is spread over ranks."""
+        # Imported here: torch.distributed.checkpoint takes a while to import.
+        from pyckpt.sharded.local_records import LocalRecords
+
+        self._local = LocalRecords(
+            {**self._contents, "state": self._named},
+            is_first=self._is_first,
+            is_pipeline=self._is_pipeline,
+            is_compact=self._is_sharded,
+        )
+
+    def _plan_parts(self, local: LocalRecords, channel: Channel) -> None:
+        """Finds out what each rank writes to an archive of its own. Collective."""
         from pyckpt.sharded.sharded_state import add_sharded_state
 
-        assert self._writer is not None
-        contents = {**self._contents, "state": self._named}
+        writer = self._writer
+        assert writer is not None
         paths = [target.path for target in self._targets]
-        add_sharded_state(self._writer, contents, paths, channel, is_pipeline=is_pipeline)
+        add_sharded_state(writer, local.tree, paths, channel, is_pipeline=self._is_pipeline)
 
-    def _collect_shards(self, channel: Channel, is_pipeline: bool) -> None:
-        """Collects a state of which every rank has a part. Collective."""
-        # Imported here: torch.distributed.checkpoint takes a while to import.
+        def stage() -> None:
+            writer.replace_state_records([local.staged(one) for one in writer.state_records()])
+
+        together(_COLLECTING, stage, channel)
+
+    def _plan_whole(self, local: LocalRecords, channel: Channel) -> None:
+        """Finds out which parts the first rank gathers into one file. Collective."""
         from pyckpt.sharded.full_state import FullState
 
         full = self._full = FullState()
-        contents = {**self._contents, "state": self._named}
-        full.collect(contents, channel, is_pipeline=is_pipeline)
+        full.collect(local.tree, channel, is_pipeline=self._is_pipeline)
 
         def add() -> None:
             if self._writer is not None:
                 self._add_object(with_positions(self._state, full.tree))
                 records = full.bind(self._writer.state_records())
-                self._writer.replace_state_records(records)
+                self._writer.replace_state_records(
+                    [local.staged(one) if one.is_storage else one for one in records]
+                )
 
         together(_COLLECTING, add, channel)
         full.agree(channel)
+        together(_COLLECTING, lambda: full.stage(local.staged), channel)
 
     def _collect_engine(self) -> None:
         """Lets DeepSpeed save into this rank's archive."""
