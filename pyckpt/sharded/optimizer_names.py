@@ -11,7 +11,14 @@ from typing import Any
 
 from pyckpt.errors import ShardedStateError
 
-__all__ = ["by_name", "by_position", "is_by_position", "merge_groups", "merged_names"]
+__all__ = [
+    "by_name",
+    "by_position",
+    "is_by_position",
+    "merge_groups",
+    "merged_names",
+    "with_numbers",
+]
 
 
 def by_name(saved: Mapping[str, Any], optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
@@ -40,6 +47,17 @@ def is_by_position(saved: Any) -> bool:
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         return False
     return not any(isinstance(one, str) for g in saved["param_groups"] for one in g["params"])
+
+
+def with_numbers(saved: Any) -> Any:
+    """An optimizer's state whose positions have become texts, with numbers again."""
+    if not is_by_position(saved):
+        return saved
+    state = {
+        int(key) if isinstance(key, str) and key.isdecimal() else key: value
+        for key, value in saved["state"].items()
+    }
+    return {**saved, "state": state}
 
 
 def by_position(named: Mapping[str, Any]) -> dict[str, Any]:

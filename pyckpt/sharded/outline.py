@@ -25,6 +25,7 @@ from pyckpt.errors import CheckpointError, CorruptArchiveError, MixedFilesError
 from pyckpt.sharded.dcp_metadata import load_metadata
 from pyckpt.sharded.flat import nested
 from pyckpt.sharded.members import rank_of
+from pyckpt.sharded.optimizer_names import with_numbers
 from pyckpt.sharded.part import METADATA, Part, find_part
 from pyckpt.sharded.shard_reader import ShardReader, Wanted
 from pyckpt.torch_format.deserialize import Outlined, byte_order, outlined
@@ -242,8 +243,15 @@ class ArchiveSet(Outline):
             self._names[_identity(leaf)] = name
             leaves[name] = leaf
         mapping = self._metadata.planner_data
-        ordered = {name: leaves[name] for name in mapping if name in leaves}
-        return nested(ordered, mapping)
+        try:
+            tree = nested({name: leaves[name] for name in mapping}, mapping)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(error) from error
+        state = tree.get("state")
+        if isinstance(state, dict) and isinstance(state.get("optimizers"), dict):
+            optimizers = state["optimizers"]
+            state["optimizers"] = {key: with_numbers(one) for key, one in optimizers.items()}
+        return tree
 
     def _objects(self) -> dict[str, Any]:
         """What is no tensor."""
@@ -269,11 +277,12 @@ class ArchiveSet(Outline):
             if rank_of(member) >= len(self._part.files):
                 raise ValueError(f"{member!r} is of no rank")
         except ValueError as error:
-            path = self._path(0)
-            raise CorruptArchiveError(
-                f"{path} is damaged in {METADATA!r}: {error}", path=str(path)
-            ) from error
+            raise self._damaged(error) from error
         return member
+
+    def _damaged(self, error: Exception) -> CorruptArchiveError:
+        path = self._path(0)
+        return CorruptArchiveError(f"{path} is damaged in {METADATA!r}: {error}", path=str(path))
 
     def _wanted(self, part: Slice) -> Iterator[Wanted]:
         """The parts of saved shards that make up a part of a tensor."""

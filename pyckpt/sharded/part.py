@@ -67,7 +67,7 @@ class Part:
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"no description of an archive: {error}") from error
         fits = isinstance(save_id, str) and type(rank) is int and isinstance(files, list)
-        if not fits or not all(isinstance(one, str) for one in files) or rank >= len(files):
+        if not fits or not all(isinstance(one, str) for one in files) or not 0 <= rank < len(files):
             raise ValueError("no description of an archive")
         return cls(save_id, rank, tuple(files))
 

@@ -22,7 +22,7 @@ from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.ranks.transfer import hand_out, to_first
 from pyckpt.sharded.flat import Path as LeafPath
-from pyckpt.sharded.flat import flatten, mapping_of
+from pyckpt.sharded.flat import flatten, mapping_of, require_texts
 from pyckpt.sharded.members import add_shards
 from pyckpt.sharded.merge import outline, with_merged_groups
 from pyckpt.sharded.part import METADATA, Part
@@ -90,6 +90,7 @@ def _chosen(
 ) -> dict[str, tuple[LeafPath, Any]]:
     """What this rank offers to save. What all ranks have alike is the first one's to save."""
     flat = flatten(tree)
+    require_texts(flat)
     if is_first:
         return flat
     return {

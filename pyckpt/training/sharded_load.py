@@ -216,7 +216,7 @@ def _by_own_position(saved: Any, label: str, own: Holding, holdings: Sequence[Ho
         raise StateMismatchError(f"the checkpoint's {label} does not have {missing[0]!r}")
     state = {}
     for key, value in saved.get("state", {}).items():
-        name = names.get(int(key) if isinstance(key, str) and key.isdecimal() else key, key)
+        name = names.get(key, key)
         if name in positions:
             state[positions[name]] = value
         elif not isinstance(name, str) or name not in known:
