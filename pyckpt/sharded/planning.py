@@ -67,7 +67,12 @@ def plan_together(
     Raises:
         ShardedStateError: The shards do not make up whole tensors.
     """
-    planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=prefer_first)
+    # The leaves are flat. With either flag, torch would take apart those that are dicts.
+    planner = DefaultSavePlanner(
+        flatten_state_dict=False,
+        flatten_sharded_tensors=False,
+        dedup_save_to_lowest_rank=prefer_first,
+    )
 
     own_plan: list[SavePlan] = []
 

@@ -108,12 +108,12 @@ class _Filling:
         self._whole: dict[int, tuple[str, torch.Tensor]] = {}
 
     def chosen(self, node: Any, path: tuple[str, ...]) -> Any:
-        """A copy of ``node`` in which parts of tensors are still to be built."""
+        """A copy of ``node`` in which parts of tensors are still to be built, if it has any."""
         if isinstance(node, torch.Tensor):
             return self._tensor(node, path)
         if isinstance(node, Mapping):
-            copy: Any = dict(node)
-            return {key: self.chosen(value, (*path, str(key))) for key, value in copy.items()}
+            copy = {key: self.chosen(value, (*path, str(key))) for key, value in node.items()}
+            return _unless_equal(copy, node)
         if isinstance(node, list | tuple):
             items = [self.chosen(value, (*path, str(at))) for at, value in enumerate(node)]
             return items if isinstance(node, list) else node
@@ -127,8 +127,8 @@ class _Filling:
         """Builds the tensors of what ``chosen`` returned."""
         if isinstance(node, _Parts):
             return node.layout.build(node.parts)
-        if isinstance(node, dict):
-            return {key: self.built(value) for key, value in node.items()}
+        if isinstance(node, Mapping):
+            return _unless_equal({key: self.built(value) for key, value in node.items()}, node)
         if type(node) is list:
             return [self.built(value) for value in node]
         return node
@@ -152,6 +152,11 @@ class _Filling:
             if part.numel():
                 self._slices.append(Slice(name, tensor, offsets, part))
         return _Parts(layout, parts)
+
+
+def _unless_equal(copy: dict[Any, Any], node: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """``copy``, but ``node`` if nothing in it is new: it may be more than a dict."""
+    return node if all(copy[key] is value for key, value in node.items()) else copy
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_what_torch_would_change_is_kept_whole(whole: Any) -> None:
     "mapping", [{"a": ("x",), "b": ("x",)}, {"a": ("x",), "b": ("x", "y")}, {"a": (), "b": ("y",)}]
 )
 def test_paths_that_contradict_each_other(mapping: dict[str, tuple[str, ...]]) -> None:
-    with pytest.raises(ValueError, match="cannot be inside|place of something else"):
+    with pytest.raises(ValueError, match=r"cannot be inside|place of something else"):
         nested({"a": 1, "b": 2}, mapping)
 
 
