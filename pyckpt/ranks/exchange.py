@@ -39,7 +39,15 @@ from pyckpt.errors import (
 from pyckpt.interrupts import is_interrupt
 from pyckpt.ranks.meeting import meet
 
-__all__ = ["Channel", "Ranks", "begin_together", "current_ranks", "require_group", "together"]
+__all__ = [
+    "Channel",
+    "Ranks",
+    "begin_together",
+    "current_ranks",
+    "no_exchange",
+    "require_group",
+    "together",
+]
 
 T = TypeVar("T")
 
@@ -210,7 +218,7 @@ def begin_together(call: str, channels: int = 1, process_group: Any = None) -> l
     except CheckpointError:
         raise
     except RuntimeError as error:  # torch's errors of stores and groups
-        raise _no_exchange(call, error) from error
+        raise no_exchange(call, error) from error
     return [
         Channel(place, members, partial(_gather_in_group, own), own)
         for own in own_groups[:channels]
@@ -356,10 +364,11 @@ def _exchange(doing: str, outcome: Any, channel: Channel) -> list[Any]:
     try:
         return channel.gather(outcome)
     except Exception as error:
-        raise _no_exchange(doing, error) from error
+        raise no_exchange(doing, error) from error
 
 
-def _no_exchange(doing: str, error: Exception) -> CheckpointError:
+def no_exchange(doing: str, error: Exception) -> CheckpointError:
+    """The error that ranks raise when torch says that they cannot reach each other."""
     return CheckpointError(
         f"{doing} failed: the ranks could not exchange their outcomes, one may have died: {error}"
     )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from pyckpt.ranks.exchange import Channel
+from pyckpt.ranks.exchange import Channel, no_exchange
 
 __all__ = ["from_first", "hand_out", "receive", "send", "to_first"]
 
-T = TypeVar("T")
-
 _TAG = 0
+
+
+@contextmanager
+def _telling_of_the_dead() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise no_exchange("sending between the ranks", error) from error
 
 
 def send(data: torch.Tensor, rank: int, channel: Channel) -> None:
@@ -22,17 +27,27 @@ def send(data: torch.Tensor, rank: int, channel: Channel) -> None:
 
     Args:
         data: uint8 on the CPU, contiguous.
+
+    Raises:
+        CheckpointError: A rank died.
     """
-    channel.group.send([data], rank, _TAG).wait()
+    with _telling_of_the_dead():
+        channel.group.send([data], rank, _TAG).wait()
 
 
-def receive(out: torch.Tensor, rank: int, channel: Channel) -> Any:
-    """Begins to receive bytes from a rank. ``wait()`` of the result waits for them.
+def receive(parts: Mapping[int, torch.Tensor], channel: Channel) -> None:
+    """Receives bytes from several ranks at the same time.
 
     Args:
-        out: uint8 on the CPU, contiguous, of the size that is sent.
+        parts: By rank, uint8 on the CPU, contiguous, of the size that the rank sends.
+
+    Raises:
+        CheckpointError: A rank died.
     """
-    return channel.group.recv([out], rank, _TAG)
+    with _telling_of_the_dead():
+        arriving = [channel.group.recv([out], rank, _TAG) for rank, out in parts.items()]
+        for one in arriving:
+            one.wait()
 
 
 def from_first(number: int, channel: Channel) -> int:
@@ -40,45 +55,47 @@ def from_first(number: int, channel: Channel) -> int:
     if channel.group is None:
         return number
     told = torch.tensor([number], dtype=torch.int64, device="cpu")
-    channel.group.broadcast(told, 0).wait()
+    with _telling_of_the_dead():
+        channel.group.broadcast(told, 0).wait()
     return int(told.item())
 
 
-def to_first(obj: T, channel: Channel) -> list[T] | None:
-    """The objects of all ranks, by rank, on the first rank; None on the others. Collective.
+def to_first(data: bytes, channel: Channel) -> list[bytes] | None:
+    """The data of all ranks, by rank, on the first rank; None on the others. Collective.
 
-    Only the first rank pays for it, unlike an exchange.
+    Only the first rank pays for it, unlike an exchange. It takes bytes, and not objects, because
+    what may fail on one rank belongs into a step that all ranks take together: pickling, say.
     """
     if channel.rank != 0:
-        _send_object(obj, 0, channel)
+        _send_bytes(data, 0, channel)
         return None
-    return [obj, *(_receive_object(rank, channel) for rank in range(1, channel.size))]
+    return [data, *(_receive_bytes(rank, channel) for rank in range(1, channel.size))]
 
 
-def hand_out(objects: Sequence[T] | None, channel: Channel) -> T:
-    """The first rank's object for this rank. Collective.
+def hand_out(data: Sequence[bytes] | None, channel: Channel) -> bytes:
+    """The first rank's data for this rank. Collective.
 
     Args:
-        objects: On the first rank, one for each rank.
+        data: On the first rank, one for each rank.
     """
     if channel.rank != 0:
-        received: T = _receive_object(0, channel)
-        return received
-    assert objects is not None
+        return _receive_bytes(0, channel)
+    assert data is not None
     for rank in range(1, channel.size):
-        _send_object(objects[rank], rank, channel)
-    return objects[0]
+        _send_bytes(data[rank], rank, channel)
+    return data[0]
 
 
-def _send_object(obj: Any, rank: int, channel: Channel) -> None:
-    data = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8)
+def _send_bytes(data: bytes, rank: int, channel: Channel) -> None:
     send(torch.tensor([len(data)], device="cpu").view(torch.uint8), rank, channel)
-    send(data, rank, channel)
+    if data:
+        send(torch.frombuffer(bytearray(data), dtype=torch.uint8), rank, channel)
 
 
-def _receive_object(rank: int, channel: Channel) -> Any:
+def _receive_bytes(rank: int, channel: Channel) -> bytes:
     size = torch.zeros(1, dtype=torch.int64, device="cpu")
-    receive(size.view(torch.uint8), rank, channel).wait()
+    receive({rank: size.view(torch.uint8)}, channel)
     data = torch.empty(int(size), dtype=torch.uint8, device="cpu")
-    receive(data, rank, channel).wait()
-    return pickle.loads(bytes(data.numpy()))
+    if len(data):
+        receive({rank: data}, channel)
+    return data.numpy().tobytes()

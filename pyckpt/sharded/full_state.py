@@ -5,6 +5,7 @@ The first rank's pickle has hollow tensors where the parts are put together: see
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,16 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.ranks.transfer import hand_out, to_first
 from pyckpt.sharded.flat import Path, flatten, mapping_of, replaced
-from pyckpt.sharded.gather import Gathered, Gathering, Piece, requests_of, serve
-from pyckpt.sharded.merge import Elsewhere, merged, outline
+from pyckpt.sharded.gather import Gathered, Gathering, Piece, requests_of, serve, share_nbytes
+from pyckpt.sharded.merge import Elsewhere, merged, packed_outline
 from pyckpt.sharded.planning import SharedPlan, plan_together
 from pyckpt.sharded.shard import Shard
 from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
 from pyckpt.torch_format.records import Record
 
 __all__ = ["FullState"]
+
+_COLLECTING = "collecting the training state"
 
 
 class FullState:
@@ -42,6 +45,7 @@ class FullState:
         self._gathering: Gathering | None = None
         self._tensors: Sequence[Gathered] = ()  # in the order of the file
         self._requests: Sequence[Sequence[int]] = ()
+        self._room = torch.UntypedStorage(0)  # for what this rank sends at a time
 
     def collect(self, tree: Mapping[str, Any], channel: Channel, *, is_pipeline: bool) -> None:
         """Finds out who has what. Collective.
@@ -62,15 +66,16 @@ class FullState:
         def make_shards() -> None:
             self.shards = [Shard.of(tensor) for _, tensor in plan.tensors()]
 
-        together("collecting the training state", make_shards, channel)
-        trees = to_first(outline(tree), channel) if is_pipeline else [tree]
+        together(_COLLECTING, make_shards, channel)
+        packed = to_first(packed_outline(tree, channel), channel) if is_pipeline else []
 
         def make_tree() -> None:
             if channel.rank == 0:
-                assert trees is not None
-                self._make_tree(tree, merged([tree, *trees[1:]]) if is_pipeline else tree, plan)
+                assert packed is not None
+                others = [pickle.loads(one) for one in packed[1:]]
+                self._make_tree(tree, merged([tree, *others]) if is_pipeline else tree, plan)
 
-        together("collecting the training state", make_tree, channel)
+        together(_COLLECTING, make_tree, channel)
 
     def bind(self, records: Sequence[Record]) -> list[Record]:
         """Lets the records of hollow tensors read what is gathered. On the first rank.
@@ -95,8 +100,14 @@ class FullState:
 
     def agree(self, channel: Channel) -> None:
         """Tells every rank what it will send. Collective, after ``bind``."""
-        requests = requests_of(self._tensors, channel.size) if channel.rank == 0 else None
-        self._requests = hand_out(requests, channel)
+        requests = requests_of(self._tensors, channel.size) if channel.rank == 0 else ()
+        self._requests = pickle.loads(hand_out([*map(pickle.dumps, requests)], channel))
+        nbytes = share_nbytes(self._requests, self.shards)
+
+        def make_room() -> None:
+            [self._room] = hollow_storages([nbytes])
+
+        together(_COLLECTING, make_room, channel)
 
     def stage(self, staged: Callable[[Record], Record]) -> None:
         """Replaces the records of what this rank sends or puts in, by ``staged`` ones."""
@@ -115,7 +126,7 @@ class FullState:
             write: Writes the file, on the first rank; None on the others.
         """
         if write is None:
-            serve(self._requests, self.shards, before, channel)
+            serve(self._requests, self.shards, self._room, before, channel)
             return
         assert self._gathering is not None
         with self._gathering.running(self.shards, channel):

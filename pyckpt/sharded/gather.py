@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ from pyckpt.ranks.exchange import Channel
 from pyckpt.ranks.transfer import from_first, receive, send
 from pyckpt.sharded.shard import Shard
 
-__all__ = ["BATCH_NBYTES", "Gathered", "Gathering", "Piece", "requests_of", "serve"]
+__all__ = ["BATCH_NBYTES", "Gathered", "Gathering", "Piece", "requests_of", "serve", "share_nbytes"]
 
 BATCH_NBYTES = 64 << 20
 _BATCHES = 2  # put together and not yet written
@@ -99,9 +100,19 @@ def requests_of(tensors: Sequence[Gathered], ranks: int) -> list[list[list[int]]
     return requests
 
 
+def share_nbytes(requests: Sequence[Sequence[int]], shards: Sequence[Shard]) -> int:
+    """The most bytes that a rank sends in one batch."""
+    return max((_nbytes(numbers, shards) for numbers in requests), default=0)
+
+
+def _nbytes(numbers: Sequence[int], shards: Sequence[Shard]) -> int:
+    return sum(shards[number].nbytes for number in numbers)
+
+
 def serve(
     requests: Sequence[Sequence[int]],
     shards: Sequence[Shard],
+    room: torch.UntypedStorage,
     before: Callable[[], None],
     channel: Channel,
 ) -> None:
@@ -110,12 +121,15 @@ def serve(
     Args:
         requests: What to send in each batch: see ``requests_of``.
         shards: What this rank has.
+        room: Memory of ``share_nbytes``, which is there already, because nothing may fail here.
         before: Called before the first is read.
 
     Raises:
-        Exception: ``before`` raised, or a shard could not be read. The first rank got zeros
+        Exception: ``before`` raised, or a shard could not be read. The first rank got other bytes
             instead.
     """
+    buffer: Any = torch.empty(0, dtype=torch.uint8, device="cpu")
+    buffer.set_(room)
     failed: BaseException | None = None
     try:
         before()
@@ -124,10 +138,9 @@ def serve(
     for numbers in requests:
         if from_first(_GO_ON, channel) == _STOP:
             break
-        nbytes = sum(shards[number].nbytes for number in numbers)
-        if not nbytes:
+        data = buffer[: _nbytes(numbers, shards)]
+        if not len(data):
             continue
-        data = torch.zeros(nbytes, dtype=torch.uint8, device="cpu")
         try:
             if failed is None:
                 _fill(data, numbers, shards)
@@ -219,7 +232,7 @@ class Gathering:
                     from_first(_STOP, channel)
                     return
                 from_first(_GO_ON, channel)
-                _receive(data, channel)
+                receive({rank: part for rank, part in data.items() if rank != 0}, channel)
                 self._keep(batch, data, shards)
         except BaseException as error:
             self._fail(error)
@@ -303,13 +316,6 @@ class Gathering:
                 if nbytes:
                     shares[piece.rank] = shares.get(piece.rank, 0) + nbytes
         return shares
-
-
-def _receive(data: Mapping[int, torch.Tensor], channel: Channel) -> None:
-    """Receives what each of the other ranks sends."""
-    arriving = [receive(part, rank, channel) for rank, part in data.items() if rank != 0]
-    for one in arriving:
-        one.wait()
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pyckpt.ranks.exchange import Channel, together
 from pyckpt.sharded.flat import Path, flatten, replaced
 from pyckpt.sharded.optimizer_names import merge_groups
 
-__all__ = ["Elsewhere", "merged", "outline", "with_merged_groups"]
+__all__ = ["Elsewhere", "merged", "outline", "packed_outline", "with_merged_groups"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ def outline(tree: Mapping[str, Any]) -> Any:
             if isinstance(leaf, torch.Tensor)
         },
     )
+
+
+def packed_outline(tree: Mapping[str, Any], channel: Channel) -> bytes:
+    """The outline, pickled. Collective, since a rank may have what cannot be pickled.
+
+    Raises:
+        CheckpointError: A rank has.
+    """
+    packed: list[bytes] = []
+    together(
+        "collecting the training state",
+        lambda: packed.append(pickle.dumps(outline(tree))),
+        channel,
+    )
+    return packed[0]
 
 
 def merged(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is left for it.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,25 +75,27 @@ def plan_together(
         dedup_save_to_lowest_rank=prefer_first,
     )
 
-    own_plan: list[SavePlan] = []
+    own_plan: list[bytes] = []
 
     def make_local() -> None:
         planner.set_up_planner(dict(leaves), is_coordinator=channel.rank == 0)
-        own_plan.append(replace(planner.create_local_plan(), planner_data=dict(paths)))
+        plan = replace(planner.create_local_plan(), planner_data=dict(paths))
+        own_plan.append(pickle.dumps(plan))
 
     together("planning the checkpoint", make_local, channel)
     local_plans = to_first(own_plan[0], channel)
     made: list[tuple[list[SavePlan], Metadata]] = []
+    packed: list[bytes] = []
 
     def make_global() -> None:
         if local_plans is not None:
-            made.append(_made_global(planner, local_plans))
+            made.append(_made_global(planner, [pickle.loads(plan) for plan in local_plans]))
+            packed.extend(map(pickle.dumps, made[0][0]))
 
     together("planning the checkpoint", make_global, channel)
-    global_plans, metadata = made.pop() if made else (None, None)
-    own = planner.finish_plan(hand_out(global_plans, channel))
-    every = [plan.items for plan in global_plans] if global_plans is not None else []
-    return SharedPlan(planner, own.items, every, metadata)
+    own = planner.finish_plan(pickle.loads(hand_out(packed, channel)))
+    plans, metadata = made[0] if made else ([], None)
+    return SharedPlan(planner, own.items, [plan.items for plan in plans], metadata)
 
 
 def _made_global(

@@ -24,7 +24,7 @@ from pyckpt.ranks.transfer import hand_out, to_first
 from pyckpt.sharded.flat import Path as LeafPath
 from pyckpt.sharded.flat import flatten, mapping_of, require_texts
 from pyckpt.sharded.members import add_shards
-from pyckpt.sharded.merge import outline, with_merged_groups
+from pyckpt.sharded.merge import packed_outline, with_merged_groups
 from pyckpt.sharded.part import METADATA, Part
 from pyckpt.sharded.planning import plan_together
 
@@ -52,18 +52,20 @@ def add_sharded_state(
     Raises:
         CheckpointError: A rank failed.
     """
-    trees = to_first(outline(tree), channel) if is_pipeline else None
+    trees = to_first(packed_outline(tree, channel), channel) if is_pipeline else None
     chosen: dict[str, tuple[LeafPath, Any]] = {}
 
     def choose() -> None:
-        whole = tree if trees is None else with_merged_groups(tree, trees)
+        whole = tree
+        if trees is not None:
+            whole = with_merged_groups(tree, [pickle.loads(one) for one in trees])
         chosen.update(_chosen(whole, is_first=channel.rank == 0, is_pipeline=is_pipeline))
 
     together(_COLLECTING, choose, channel)
     leaves = {name: leaf for name, (_, leaf) in chosen.items()}
     plan = plan_together(leaves, mapping_of(chosen), channel, prefer_first=False)
-    ids = [uuid.uuid4().hex] * channel.size if channel.rank == 0 else None
-    save_id = hand_out(ids, channel)
+    ids = [uuid.uuid4().hex.encode()] * channel.size if channel.rank == 0 else None
+    save_id = hand_out(ids, channel).decode()
     stored: list[tuple[MetadataIndex, _StorageInfo]] = []
 
     def add() -> None:
@@ -75,11 +77,12 @@ def add_sharded_state(
         stored.extend((index, _StorageInfo(name, 0, sizes[name])) for index, name in added)
 
     together(_COLLECTING, add, channel)
-    every = to_first(stored, channel)
+    packed = to_first(pickle.dumps(stored), channel)
 
     def add_metadata() -> None:
-        if every is not None:
+        if packed is not None:
             assert plan.metadata is not None
+            every = [pickle.loads(one) for one in packed]
             writer.add_bytes(METADATA, _metadata_file(plan.metadata, every))
 
     together(_COLLECTING, add_metadata, channel)

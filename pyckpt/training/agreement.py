@@ -18,6 +18,7 @@ import datetime
 import enum
 import hashlib
 import numbers
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,13 +94,13 @@ class Description:
         ]
         if not differing:
             return False
-        every = to_first({part: self.parts.get(part, {}) for part in differing}, channel)
+        own = {part: self.parts.get(part, {}) for part in differing}
+        packed = to_first(pickle.dumps(own), channel)
 
         def compare() -> bool:
-            return any(
+            every = [pickle.loads(one) for one in packed or ()]
+            return bool(every) and any(
                 [_compare([its[part] for its in every], channel.members) for part in differing]
-                if every is not None
-                else []
             )
 
         return together("comparing the ranks' states", compare, channel)[0]

@@ -116,7 +116,7 @@ class _Filling:
             return _unless_equal(copy, node)
         if isinstance(node, list | tuple):
             items = [self.chosen(value, (*path, str(at))) for at, value in enumerate(node)]
-            return items if isinstance(node, list) else node
+            return _unless_equal(items, node) if isinstance(node, list) else node
         return node
 
     def read(self) -> None:
@@ -130,7 +130,7 @@ class _Filling:
         if isinstance(node, Mapping):
             return _unless_equal({key: self.built(value) for key, value in node.items()}, node)
         if type(node) is list:
-            return [self.built(value) for value in node]
+            return _unless_equal([self.built(value) for value in node], node)
         return node
 
     def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
@@ -154,9 +154,10 @@ class _Filling:
         return _Parts(layout, parts)
 
 
-def _unless_equal(copy: dict[Any, Any], node: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """``copy``, but ``node`` if nothing in it is new: it may be more than a dict."""
-    return node if all(copy[key] is value for key, value in node.items()) else copy
+def _unless_equal(copy: Any, node: Any) -> Any:
+    """``copy``, but ``node`` if nothing in it is new: it may be more than a dict or a list."""
+    keys = node if isinstance(node, Mapping) else range(len(node))
+    return node if all(copy[key] is node[key] for key in keys) else copy
 
 
 @dataclass(frozen=True)
