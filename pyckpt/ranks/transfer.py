@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from pyckpt.ranks.exchange import Channel, no_exchange
 
-__all__ = ["from_first", "hand_out", "receive", "send", "to_first"]
+__all__ = ["hand_out", "hear", "receive", "send", "tell", "to_first"]
 
 _TAG = 0
-
-
-@contextmanager
-def _telling_of_the_dead() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise no_exchange("sending between the ranks", error) from error
+_DOING = "sending between the ranks"
 
 
 def send(data: torch.Tensor, rank: int, channel: Channel) -> None:
@@ -31,8 +24,7 @@ def send(data: torch.Tensor, rank: int, channel: Channel) -> None:
     Raises:
         CheckpointError: A rank died.
     """
-    with _telling_of_the_dead():
-        channel.group.send([data], rank, _TAG).wait()
+    _wait_for([channel.group.send([data], rank, _TAG)])
 
 
 def receive(parts: Mapping[int, torch.Tensor], channel: Channel) -> None:
@@ -44,20 +36,42 @@ def receive(parts: Mapping[int, torch.Tensor], channel: Channel) -> None:
     Raises:
         CheckpointError: A rank died.
     """
-    with _telling_of_the_dead():
-        arriving = [channel.group.recv([out], rank, _TAG) for rank, out in parts.items()]
-        for one in arriving:
-            one.wait()
+    _wait_for([channel.group.recv([out], rank, _TAG) for rank, out in parts.items()])
 
 
-def from_first(number: int, channel: Channel) -> int:
-    """The first rank's ``number``, on every rank. Collective."""
-    if channel.group is None:
-        return number
-    told = torch.tensor([number], dtype=torch.int64, device="cpu")
-    with _telling_of_the_dead():
-        channel.group.broadcast(told, 0).wait()
+def tell(number: int, channel: Channel) -> None:
+    """Tells all other ranks a number, which they ``hear``. On the first rank.
+
+    It is no broadcast, which would not reach all living ranks if one is dead.
+
+    Raises:
+        CheckpointError: A rank died. All others have been told.
+    """
+    told = torch.tensor([number], dtype=torch.int64, device="cpu").view(torch.uint8)
+    _wait_for([channel.group.send([told], rank, _TAG) for rank in range(1, channel.size)])
+
+
+def hear(channel: Channel) -> int:
+    """The number that the first rank tells.
+
+    Raises:
+        CheckpointError: It died.
+    """
+    told = torch.zeros(1, dtype=torch.int64, device="cpu")
+    receive({0: told.view(torch.uint8)}, channel)
     return int(told.item())
+
+
+def _wait_for(works: Sequence[Any]) -> None:
+    """Waits for all, also if some fail: the memory is in use until then."""
+    errors = []
+    for work in works:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            errors.append(error)
+    if errors:
+        raise no_exchange(_DOING, errors[0]) from errors[0]
 
 
 def to_first(data: bytes, channel: Channel) -> list[bytes] | None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 
 from pyckpt.errors import CheckpointError
 from pyckpt.ranks.exchange import Channel
-from pyckpt.ranks.transfer import from_first, receive, send
+from pyckpt.ranks.transfer import hear, receive, send, tell
 from pyckpt.sharded.shard import Shard
 
 __all__ = ["BATCH_NBYTES", "Gathered", "Gathering", "Piece", "requests_of", "serve", "share_nbytes"]
@@ -136,7 +136,7 @@ def serve(
     except BaseException as error:
         failed = error
     for numbers in requests:
-        if from_first(_GO_ON, channel) == _STOP:
+        if hear(channel) == _STOP:
             break
         data = buffer[: _nbytes(numbers, shards)]
         if not len(data):
@@ -229,13 +229,15 @@ class Gathering:
             for number, batch in enumerate(self._batches):
                 data = self._make_room(number)
                 if data is None:
-                    from_first(_STOP, channel)
+                    tell(_STOP, channel)
                     return
-                from_first(_GO_ON, channel)
+                tell(_GO_ON, channel)
                 receive({rank: part for rank, part in data.items() if rank != 0}, channel)
                 self._keep(batch, data, shards)
-        except BaseException as error:
+        except BaseException as error:  # a rank died
             self._fail(error)
+            with suppress(CheckpointError):
+                tell(_STOP, channel)
 
     def _make_room(self, number: int) -> dict[int, torch.Tensor] | None:
         """Memory for what each rank has of a batch, once a further batch may be held.
