@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,10 +235,7 @@ class ArchiveWriter:
 
     def _in_order(self) -> list[tuple[str, tuple[int, Content]]]:
         folders = {
-            folder.as_posix(): (_FOLDER_MODE, None)
-            for name in self._members
-            for folder in Path(name).parents
-            if folder != Path()
+            folder: (_FOLDER_MODE, None) for name in self._members for folder in _folders(name)
         }
         return sorted({**folders, **self._members}.items(), key=lambda item: item[0].split("/"))
 
@@ -251,6 +248,14 @@ class ArchiveWriter:
             raise FilenameError(
                 f"{self.path} exists and is not a regular file", path=str(self.path)
             )
+
+
+def _folders(name: str) -> Iterator[str]:
+    """The folders that a member is in, from the inside."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        if name:
+            yield name
 
 
 def _planned_file(

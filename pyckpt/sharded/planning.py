@@ -60,6 +60,8 @@ def plan_together(
 ) -> SharedPlan:
     """Plans a save of what all ranks have. Collective.
 
+    If all ranks have the same shards as the last time, the last plan holds.
+
     Args:
         leaves: What this rank has, by name.
         paths: Where each is in the nested state. They become the metadata's ``planner_data``.
@@ -75,15 +77,22 @@ def plan_together(
         dedup_save_to_lowest_rank=prefer_first,
     )
 
-    own_plan: list[bytes] = []
+    remembered = _remembered.get((channel.members, prefer_first))
+    local: list[SavePlan] = []
+    packed_local: list[bytes] = []
 
-    def make_local() -> None:
+    def make_local() -> bool:
         planner.set_up_planner(dict(leaves), is_coordinator=channel.rank == 0)
-        plan = replace(planner.create_local_plan(), planner_data=dict(paths))
-        own_plan.append(pickle.dumps(plan))
+        local.append(replace(planner.create_local_plan(), planner_data=dict(paths)))
+        if remembered is not None and remembered.local == local[0]:
+            return True
+        packed_local.append(pickle.dumps(local[0]))
+        return False
 
-    together("planning the checkpoint", make_local, channel)
-    local_plans = to_first(own_plan[0], channel)
+    are_known = together("planning the checkpoint", make_local, channel)
+    if remembered is not None and all(are_known):
+        return SharedPlan(planner, remembered.own, remembered.every, remembered.metadata)
+    local_plans = to_first((packed_local or [pickle.dumps(local[0])])[0], channel)
     made: list[tuple[list[SavePlan], Metadata]] = []
     packed: list[bytes] = []
 
@@ -93,9 +102,28 @@ def plan_together(
             packed.extend(map(pickle.dumps, made[0][0]))
 
     together("planning the checkpoint", make_global, channel)
-    own = planner.finish_plan(pickle.loads(hand_out(packed, channel)))
+    own = planner.finish_plan(pickle.loads(hand_out(packed, channel))).items
     plans, metadata = made[0] if made else ([], None)
-    return SharedPlan(planner, own.items, [plan.items for plan in plans], metadata)
+    every = [plan.items for plan in plans]
+    _remembered.pop((channel.members, prefer_first), None)
+    if sum(map(len, every)) + len(own) <= _MOST_REMEMBERED:
+        _remembered[channel.members, prefer_first] = _Remembered(local[0], own, every, metadata)
+    return SharedPlan(planner, own, every, metadata)
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """The last plan of some ranks. It holds as long as each of them has the same shards."""
+
+    local: SavePlan
+    own: Sequence[WriteItem]
+    every: Sequence[Sequence[WriteItem]]
+    metadata: Metadata | None
+
+
+# By the ranks, and by who is preferred. A plan has about a kilobyte for each item.
+_remembered: dict[tuple[tuple[int, ...], bool], _Remembered] = {}
+_MOST_REMEMBERED = 100_000  # items
 
 
 def _made_global(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pyckpt.sharded.members import add_shards
 from pyckpt.sharded.merge import packed_outline, with_merged_groups
 from pyckpt.sharded.part import METADATA, Part
 from pyckpt.sharded.planning import plan_together
+from pyckpt.torch_format.records import Record
 
 __all__ = ["add_sharded_state"]
 
@@ -37,16 +38,18 @@ def add_sharded_state(
     writer: ArchiveWriter,
     tree: Mapping[str, Any],
     paths: Sequence[Path],
+    staged: Callable[[Record], Record],
     channel: Channel,
     *,
     is_pipeline: bool,
 ) -> None:
-    """Adds what this rank saves of the state to its archive. Collective.
+    """Adds what this rank saves of the state to its archive, which is then planned. Collective.
 
     Args:
         writer: This rank's.
         tree: What this rank has, with optimizers by name.
         paths: The archives of all ranks.
+        staged: The record of a copy of a record's bytes, or the record itself.
         is_pipeline: Whether some ranks have what the first one lacks.
 
     Raises:
@@ -73,7 +76,12 @@ def add_sharded_state(
             added = add_shards(writer, plan.own, plan.planner, channel.rank)
         part = Part.of(save_id, channel.rank, paths)
         writer.add_bytes(part.member, part.to_bytes())
-        sizes = writer.sizes()
+        writer.replace_state_records([staged(one) for one in writer.state_records()])
+        if channel.rank == 0:
+            sizes = writer.sizes()  # the metadata is still to come
+        else:
+            writer.plan()
+            sizes = {name: writer.place(name)[1] for _, name in added}
         stored.extend((index, _StorageInfo(name, 0, sizes[name])) for index, name in added)
 
     together(_COLLECTING, add, channel)
@@ -84,6 +92,7 @@ def add_sharded_state(
             assert plan.metadata is not None
             every = [pickle.loads(one) for one in packed]
             writer.add_bytes(METADATA, _metadata_file(plan.metadata, every))
+            writer.plan()
 
     together(_COLLECTING, add_metadata, channel)
 

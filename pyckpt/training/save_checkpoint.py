@@ -418,15 +418,15 @@ class Save:
         """Finds out what each rank writes to an archive of its own. Collective."""
         from pyckpt.sharded.sharded_state import add_sharded_state
 
-        writer = self._writer
-        assert writer is not None
-        paths = [target.path for target in self._targets]
-        add_sharded_state(writer, local.tree, paths, channel, is_pipeline=self._is_pipeline)
-
-        def stage() -> None:
-            writer.replace_state_records([local.staged(one) for one in writer.state_records()])
-
-        together(_COLLECTING, stage, channel)
+        assert self._writer is not None
+        add_sharded_state(
+            self._writer,
+            local.tree,
+            [target.path for target in self._targets],
+            local.staged,
+            channel,
+            is_pipeline=self._is_pipeline,
+        )
 
     def _plan_whole(self, local: LocalRecords, channel: Channel) -> None:
         """Finds out which parts the first rank gathers into one file. Collective."""
