@@ -31,6 +31,7 @@ from pyckpt.errors import CheckpointError
 from pyckpt.ranks.exchange import Channel
 from pyckpt.ranks.transfer import hear, receive, send, tell
 from pyckpt.sharded.shard import Shard
+from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
 
 __all__ = ["BATCH_NBYTES", "Gathered", "Gathering", "Piece", "requests_of", "serve", "share_nbytes"]
 
@@ -201,7 +202,7 @@ class Gathering:
             with self._changed:
                 self._stopped = True
                 self._changed.notify_all()
-            thread.join()
+            _join(thread)
         if self._error is not None:
             raise self._error
 
@@ -234,6 +235,7 @@ class Gathering:
                 tell(_GO_ON, channel)
                 receive({rank: part for rank, part in data.items() if rank != 0}, channel)
                 self._keep(batch, data, shards)
+                del data  # before the next batch has room
         except BaseException as error:  # a rank died
             self._fail(error)
             with suppress(CheckpointError):
@@ -254,10 +256,8 @@ class Gathering:
             if self._stopped or self._error is not None:
                 return None
         try:
-            return {
-                rank: torch.empty(nbytes, dtype=torch.uint8, device="cpu")
-                for rank, nbytes in self._shares(self._batches[number]).items()
-            }
+            shares = self._shares(self._batches[number])
+            return dict(zip(shares, _new_memory([*shares.values()]), strict=True))
         except BaseException as error:
             self._fail(error)
             return None
@@ -288,11 +288,11 @@ class Gathering:
     ) -> dict[int, torch.Tensor]:
         whole: dict[int, torch.Tensor] = {}
         starts = dict.fromkeys(data, 0)
-        for at in batch:
+        for at, memory in zip(batch, _new_memory(self._sizes(batch)), strict=True):
             tensor = self._tensors[at]
             if not tensor.nbytes:
                 continue
-            elements = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            elements = memory.view(tensor.dtype).view(tensor.shape)
             for piece in tensor.pieces:
                 nbytes = tensor.piece_nbytes(piece)
                 if not nbytes:
@@ -306,8 +306,11 @@ class Gathering:
                 for dim, (offset, n) in enumerate(zip(piece.offsets, piece.shape, strict=True)):
                     target = target.narrow(dim, offset, n)
                 target.copy_(part.view(tensor.dtype).view(piece.shape))
-            whole[at] = elements.reshape(-1).view(torch.uint8)
+            whole[at] = memory
         return whole
+
+    def _sizes(self, batch: range) -> list[int]:
+        return [self._tensors[at].nbytes for at in batch]
 
     def _shares(self, batch: range) -> dict[int, int]:
         """How many bytes of a batch each rank has. Ranks without any are left out."""
@@ -318,6 +321,26 @@ class Gathering:
                 if nbytes:
                     shares[piece.rank] = shares.get(piece.rank, 0) + nbytes
         return shares
+
+
+def _new_memory(sizes: Sequence[int]) -> list[torch.Tensor]:
+    """Tensors of uint8. Unlike malloc's, their memory is always the system's again afterwards."""
+    return [
+        hollow_tensor(storage, torch.uint8, (nbytes,))
+        for storage, nbytes in zip(hollow_storages(sizes), sizes, strict=True)
+    ]
+
+
+def _join(thread: threading.Thread) -> None:
+    """Waits until a thread has ended, through Ctrl-C too: it uses the channel."""
+    interrupt: BaseException | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 @dataclass(frozen=True)
