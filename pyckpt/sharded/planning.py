@@ -131,7 +131,7 @@ def _made_global(
 ) -> tuple[list[SavePlan], Metadata]:
     try:
         global_plans, metadata = planner.create_global_plan(plans)
-    except (AssertionError, ValueError) as error:  # what torch's planner raises
+    except (AssertionError, IndexError, ValueError) as error:  # what torch's planner raises
         raise ShardedStateError(f"the ranks' shards do not fit together: {error}") from error
     paths: dict[str, Any] = {}
     for plan in reversed(plans):
