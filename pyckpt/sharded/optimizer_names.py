@@ -44,9 +44,14 @@ def by_name(saved: Mapping[str, Any], optimizer: Any, names: Mapping[int, str]) 
 
 def is_by_position(saved: Any) -> bool:
     """Whether it is the state of an optimizer whose parameters have numbers."""
-    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), Mapping):
         return False
-    return not any(isinstance(one, str) for g in saved["param_groups"] for one in g["params"])
+    groups = saved.get("param_groups")
+    if not isinstance(groups, list) or not all(
+        isinstance(one, Mapping) and "params" in one for one in groups
+    ):
+        return False
+    return not any(isinstance(one, str) for group in groups for one in group["params"])
 
 
 def with_numbers(saved: Any) -> Any:
