@@ -109,8 +109,15 @@ def _chosen(
         name: (path, leaf)
         for name, (path, leaf) in flat.items()
         if (isinstance(leaf, torch.Tensor) and (is_pipeline or type(leaf) not in _PLAIN))
-        or (is_pipeline and path[:2] == ("state", "model"))
+        or (is_pipeline and _belongs_to_a_part(path))
     }
+
+
+def _belongs_to_a_part(path: LeafPath) -> bool:
+    """Whether it is of a part of the model, so that the first rank may lack it."""
+    if path[:2] == ("state", "optimizers"):
+        return path[3:4] == ("state",)  # the first rank has the groups of all
+    return path[:2] == ("state", "model")
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -53,6 +53,16 @@ def test_plans_divide_what_ranks_have(reports: list[dict[str, Any]]) -> None:
         assert all(plan["metadata"] is None and plan["every"] == [] for plan in plans[1:])
 
 
+def test_archives_have_all_that_parts_of_an_optimizer_keep(reports: list[dict[str, Any]]) -> None:
+    names = [f"{rank}.weight" for rank in range(RANKS)]
+    for report in reports:
+        found = report["divided"]
+        assert found["model"] == names
+        assert found["groups"] == [{"params": names, "lr": 0.1}]
+        assert found["counts"] == {name: rank for rank, name in enumerate(names)}
+        assert found["averages"] == {name: [rank] * 2 for rank, name in enumerate(names)}
+
+
 @pytest.mark.parametrize(
     ("scenario", "kind", "rank", "text"),
     [

@@ -16,11 +16,17 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from pyckpt.archive.reader import ArchiveReader
+from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError
+from pyckpt.options import WriteOptions
 from pyckpt.ranks.exchange import Channel, begin_together
 from pyckpt.ranks.transfer import hand_out, hear, receive, send, tell, to_first
 from pyckpt.sharded.full_state import FullState
+from pyckpt.sharded.outline import ArchiveSet
+from pyckpt.sharded.part import find_part
 from pyckpt.sharded.planning import plan_together
+from pyckpt.sharded.sharded_state import add_sharded_state
 
 FOLDER = Path(sys.argv[1])
 SIZES = [0, 1, 7, 1 << 20]
@@ -148,12 +154,39 @@ def collected(value: Any) -> Callable[[Channel], Any]:
     return collect
 
 
+def divided(channel: Channel) -> Any:
+    """Each rank has its part of a model, whose optimizer also keeps what is no tensor."""
+    name = f"{channel.rank}.weight"
+    kept = {"exp_avg": torch.full((2,), float(channel.rank)), "count": channel.rank}
+    optimizer = {"state": {name: kept}, "param_groups": [{"params": [name], "lr": 0.1}]}
+    tree = {"state": {"model": {name: torch.ones(2)}, "optimizers": {"Own": optimizer}}}
+    paths = [FOLDER / f"divided-{rank}.tar" for rank in range(channel.size)]
+    with ArchiveWriter(paths[channel.rank], WriteOptions(num_threads=1)) as writer:
+        add_sharded_state(writer, tree, paths, channel, is_pipeline=True)
+        writer.write()
+        writer.commit()
+    dist.barrier()
+    part = find_part(ArchiveReader(paths[0], num_threads=1))
+    assert part is not None
+    found = ArchiveSet(paths[0], part, num_threads=1, weights_only=True)
+    saved = found.tree["state"]["optimizers"]["Own"]
+    tensors = [(key, one["exp_avg"]) for key, one in saved["state"].items()]
+    found.read([], tensors)
+    return {
+        "model": sorted(found.tree["state"]["model"]),
+        "groups": saved["param_groups"],
+        "counts": {key: one["count"] for key, one in saved["state"].items()},
+        "averages": {key: one.tolist() for key, one in tensors},
+    }
+
+
 SCENARIOS: dict[str, Callable[[Channel], Any]] = {
     "first": first,
     "handed": handed,
     "told": told,
     "sent": sent,
     "planned": planned,
+    "divided": divided,
     "overlapping": overlapping,
     "unpicklable": collected(Unpicklable()),
     "explosive": collected(Explosive()),
