@@ -197,7 +197,7 @@ class Save:
     ) -> None:
         self.is_deepspeed = False
         self._state_dict_type = state_dict_type
-        self._state = state
+        self._state: Any = state
         self._filename = filename
         self._weights_only = weights_only
         self._ignore_keys = ignore_keys
@@ -300,12 +300,12 @@ class Save:
         return [target.path for target in (self._targets if several else self._targets[:1])]
 
     def close(self) -> None:
-        """Removes what was not kept, and releases the state."""
+        """Removes what was not kept, and releases the state. Only ``progress`` is left."""
         self._cleanup.close()
         self._contents = {}
         self._named = {}
-        self._full = None
-        self._local = None
+        self._full = self._local = self._description = self._samples = None
+        self._state = None
 
     @property
     def _is_each_rank_writing(self) -> bool:
