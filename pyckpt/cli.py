@@ -17,6 +17,7 @@ from pyckpt.archive.inspect import ArchiveInfo, MemberInfo, inspect
 from pyckpt.archive.trial import measure
 from pyckpt.archive.verify import Report, verify
 from pyckpt.errors import CheckpointError, CorruptArchiveError
+from pyckpt.sharded.archive_sets import add_set_problems
 from pyckpt.terminal import printable
 
 __all__ = ["main"]
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-t", "--tensors", action="store_true", help="key path, type, shape, bytes, bytes in file")
     add("--json", action="store_true")
 
-    add = command("verify", _verify, "compare every checksum; name the damaged tensors")
+    add = command("verify", _verify, "compare every checksum; name what is damaged or missing")
     add("archives", nargs="+")
     add("--json", action="store_true")
 
@@ -176,7 +177,7 @@ def _print_tensors(member: MemberInfo) -> None:
         code = "?" if entry.code_nbytes is None else f"{entry.code_nbytes:,}"
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        path = printable(tensor.key_path)
+        path = printable(entry.name)
         _print(f"{dtype:>10} {shape:>20} {tensor.nbytes:>15,} {code:>15}  {path}")
 
 
@@ -197,6 +198,7 @@ def _as_json(info: ArchiveInfo) -> dict[str, Any]:
                 ],
                 "tensors": [
                     {
+                        "name": entry.name,
                         "key_path": entry.info.key_path,
                         "dtype": str(entry.info.dtype).removeprefix("torch."),
                         "shape": list(entry.info.shape),
@@ -224,6 +226,9 @@ def _verify(options: argparse.Namespace) -> int:
         reports.append(report)
         if not options.json:
             _print_report(report)
+    for report, problem in add_set_problems(reports) if len(options.archives) > 1 else ():
+        if not options.json:
+            _print(f"{report.path}: {problem}")
     if options.json:
         _print(json.dumps([_report_as_json(report) for report in reports], indent=1))
     return code or (0 if all(report.ok for report in reports) else _DAMAGED)

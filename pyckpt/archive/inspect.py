@@ -25,11 +25,13 @@ class TensorEntry:
         record: The record that holds its storage, for example ``data/0``.
         code_nbytes: About how many bytes of the file hold the storage. None if the file does not
             tell where its blocks belong (bzip2, gzip of other programs).
+        name: Its key path. If it is all that its member holds, as a shard is: the member's name.
     """
 
     info: TensorInfo
     record: str
     code_nbytes: int | None
+    name: str
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,13 @@ def _member_info(reader: ArchiveReader, member: Member) -> MemberInfo:
     if member.type == FILE and reader.contents(member.offset) is Contents.TORCH_ZIP:
         file = TorchFile(reader, member.offset, member.nbytes)
         records = tuple(file.records.values())
-        tensors = tuple(_tensor_entries(file))
+        tensors = tuple(_tensor_entries(file, member.path))
     return MemberInfo(
         member.name, member.type == FOLDER, member.link, member.nbytes, records, tensors
     )
 
 
-def _tensor_entries(file: TorchFile) -> list[TensorEntry]:
+def _tensor_entries(file: TorchFile, member: str) -> list[TensorEntry]:
     if not file.holds_object:
         return []
     try:
@@ -116,7 +118,7 @@ def _tensor_entries(file: TorchFile) -> list[TensorEntry]:
     except pickle.UnpicklingError:
         return []
     return [
-        TensorEntry(tensor, record.name, file.code_nbytes(record))
+        TensorEntry(tensor, record.name, file.code_nbytes(record), tensor.key_path or member)
         for tensor in tensors
         if (record := file.records.get(f"data/{tensor.storage.key}")) is not None
     ]
