@@ -162,7 +162,7 @@ def divided(channel: Channel) -> Any:
     tree = {"state": {"model": {name: torch.ones(2)}, "optimizers": {"Own": optimizer}}}
     paths = [FOLDER / f"divided-{rank}.tar" for rank in range(channel.size)]
     with ArchiveWriter(paths[channel.rank], WriteOptions(num_threads=1)) as writer:
-        add_sharded_state(writer, tree, paths, channel, is_pipeline=True)
+        add_sharded_state(writer, tree, paths, lambda record: record, channel, is_pipeline=True)
         writer.write()
         writer.commit()
     dist.barrier()
