@@ -28,7 +28,9 @@ def save(
 ) -> None:
     """Saves any object that torch.save can save; the suffix of ``path`` decides the format.
 
-    The file under ``path`` is replaced as a whole or not at all. Folders are created.
+    The file under ``path`` is replaced as a whole or not at all. Folders are created. As with
+    torch.save, the file has what this process has: of a DTensor, this rank's part alone. To save a
+    state that is spread over ranks, use ``save_checkpoint``.
 
     Args:
         obj: Its tensors are read in place and must not change during the call.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
+from torch.distributed.checkpoint.planner_helpers import _create_write_items
 
 from pyckpt.torch_format.torch_internals import dtensor_like
 
@@ -33,9 +33,11 @@ class Layout:
             return None
         if hasattr(tensor, "device_mesh") and tensor.device_mesh.get_coordinate() is None:
             return cls(tensor, ())  # this rank has nothing of it
+        # What would be written of it: every version of torch tells that in the same way.
+        chunks: list[Any] = [item.tensor_data for item in _create_write_items("", tensor)]
         return cls(
             tensor,
-            tuple((tuple(one.offsets), tuple(one.sizes)) for one in _create_chunk_list(tensor)),
+            tuple((tuple(one.chunk.offsets), tuple(one.chunk.sizes)) for one in chunks),
         )
 
     @property

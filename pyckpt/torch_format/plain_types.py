@@ -117,7 +117,14 @@ def _no_bytes(*args: Any) -> bytes:
     return b""
 
 
+def _encoded(text: Any, encoding: Any) -> bytes:
+    if type(text) is not str or encoding != "latin1":
+        raise TypeError("bytes are not made of a text in latin1")
+    return text.encode("latin1")
+
+
 _PLAIN_TYPES: dict[tuple[str, str], PlainType] = {
+    ("_codecs", "encode"): PlainType("bytes", _encoded),  # in protocol 2; torch 2.4 lacks it
     ("builtins", "bytes"): PlainType("bytes", _no_bytes),  # empty ones, in protocol 2
     ("datetime", "timedelta"): PlainType("datetime.timedelta", _time_delta),
     # Composer's metadata holds torch's version.

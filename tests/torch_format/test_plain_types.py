@@ -302,3 +302,16 @@ def test_a_checkpoint_with_all_of_them(tmp_path: Path) -> None:
     torch.save(state, buffer, _use_new_zipfile_serialization=False)
     (tmp_path / "old.pt").write_bytes(buffer.getvalue())
     assert np.array_equal(pyckpt.load(tmp_path / "old.pt")["rng"][1], state["rng"][1])
+
+
+def test_bytes_of_protocol_2_need_nothing_of_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before torch 2.5, what makes them is not among what torch allows."""
+    allowed = torch._weights_only_unpickler._get_allowed_globals()
+    fewer = {name: one for name, one in allowed.items() if name != "_codecs.encode"}
+    monkeypatch.setattr(torch._weights_only_unpickler, "_get_allowed_globals", lambda: fewer)
+    for value in (b"", b"text", bytes(range(256))):
+        data = pickle.dumps(value, protocol=2)
+        assert WeightsUnpickler(data, lambda _: None).run() == value
+    wrong = pickle.dumps(b"text", protocol=2).replace(b"latin1", b"utf-16")
+    with pytest.raises(pickle.UnpicklingError):
+        WeightsUnpickler(wrong, lambda _: None).run()
