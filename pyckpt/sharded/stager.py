@@ -76,7 +76,7 @@ class _Staging:
         copies.wait()
         if not copies.records:
             copies.close()
-            return self._rebuilt(state, torch.empty(0, dtype=torch.uint8), [])
+            return self._rebuilt(state, torch.empty(0, dtype=torch.uint8, device="cpu"), [])
         memory = copies.records[0].owner
         starts = [record.address - memory.data_ptr() for record in copies.records]
         # The last tensor made of this array gives the memory back.

@@ -20,6 +20,7 @@ import hashlib
 import numbers
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,13 +98,19 @@ class Description:
         own = {part: self.parts.get(part, {}) for part in differing}
         packed = to_first(pickle.dumps(own), channel)
 
-        def compare() -> bool:
+        def compare() -> list[bool | _Difference]:
             every = [pickle.loads(one) for one in packed or ()]
-            return bool(every) and any(
-                [_compare([its[part] for its in every], channel.members) for part in differing]
-            )
+            return [
+                _compare([its[part] for its in every], channel.members)
+                for part in differing
+                if every
+            ]
 
-        return together("comparing the ranks' states", compare, channel)[0]
+        found = together("comparing the ranks' states", compare, channel)[0]
+        for one in found:
+            if isinstance(one, _Difference):
+                raise one.error()
+        return any(found)
 
     def _describe(self, node: Any, path: str, texts: dict[str, str], *, by_value: bool) -> None:
         """Adds what is in nested dicts, lists and tuples. Cycles are followed once."""
@@ -155,16 +162,31 @@ def _values(tensor: torch.Tensor) -> str:
     return repr(tensor.tolist()) if is_small else ""
 
 
-def _compare(every: Sequence[Mapping[str, str]], ranks: Sequence[int]) -> bool:
+@dataclass(frozen=True)
+class _Difference:
+    """What two ranks have, that must be alike."""
+
+    path: str
+    ours: str
+    theirs: str
+    first_rank: int
+    rank: int
+
+    def error(self) -> ShardedStateError:
+        return ShardedStateError(
+            f"{self.path!r} differs between ranks: {_short(self.ours)} on rank {self.first_rank}, "
+            f"{_short(self.theirs)} on rank {self.rank}. {_advice(self.path)}",
+            rank=self.rank,
+        )
+
+
+def _compare(every: Sequence[Mapping[str, str]], ranks: Sequence[int]) -> bool | _Difference:
     """Compares a part of the state, as all ``ranks`` have it.
 
     A rank that has nothing there is not compared.
 
     Returns:
-        Whether names differ.
-
-    Raises:
-        ShardedStateError: Something else differs.
+        What differs and must not, or else whether names differ.
     """
     first: dict[str, tuple[str, int]] = {}
     differ = False
@@ -176,18 +198,10 @@ def _compare(every: Sequence[Mapping[str, str]], ranks: Sequence[int]) -> bool:
         wrong = sorted(changed + [path for path in missing + added if _is_by_name(path)])
         if wrong:
             ours, at = first.get(wrong[0], ("nothing", ranks[0]))
-            raise _differs(wrong[0], ours, texts.get(wrong[0], "nothing"), at, rank)
+            return _Difference(wrong[0], ours, texts.get(wrong[0], "nothing"), at, rank)
         for path, text in texts.items():
             first.setdefault(path, (text, rank))
     return differ
-
-
-def _differs(path: str, ours: str, theirs: str, first_rank: int, rank: int) -> ShardedStateError:
-    return ShardedStateError(
-        f"{path!r} differs between ranks: {_short(ours)} on rank {first_rank}, {_short(theirs)} on "
-        f"rank {rank}. {_advice(path)}",
-        rank=rank,
-    )
 
 
 def _is_by_name(path: str) -> bool:
