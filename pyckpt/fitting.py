@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pyckpt.errors import StateMismatchError
+from pyckpt.tensor_kinds import is_dtensor
 
 __all__ = ["check_weights", "is_plain_optimizer", "parameters_by_position"]
 
@@ -93,7 +94,7 @@ def _loads_as_torch_does(module: Any) -> bool:
 def _is_sharded(module: Any) -> bool:
     """Whether the module is spread over ranks, so that a copy of it would be a part."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return any(hasattr(one, "device_mesh") for one in module.parameters()) or (
+    return any(map(is_dtensor, module.parameters())) or (
         fsdp is not None
         and any(isinstance(one, fsdp.FullyShardedDataParallel) for one in module.modules())
     )

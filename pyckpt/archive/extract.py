@@ -28,6 +28,7 @@ from pyckpt.archive.writer import ArchiveWriter, Segment
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
+from pyckpt.tensor_kinds import PLAIN_TENSORS
 
 __all__ = ["extract", "extract_tensor", "write_tensor"]
 
@@ -241,7 +242,7 @@ def _values(tensor: torch.Tensor) -> memoryview:
         "is quantized": tensor.is_quantized,
         "is nested": tensor.is_nested,
         "has no data: it is on the device 'meta'": tensor.is_meta,
-        f"is a {type(tensor).__qualname__}": type(tensor) not in (torch.Tensor, torch.nn.Parameter),
+        f"is a {type(tensor).__qualname__}": type(tensor) not in PLAIN_TENSORS,
     }
     for kind, is_so in kinds.items():
         if is_so:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from pyckpt.ranks.exchange import Channel, no_exchange
+from pyckpt.ranks.exchange import Channel, no_exchange, together
 
-__all__ = ["hand_out", "hear", "receive", "send", "tell", "to_first"]
+__all__ = ["hand_out", "hear", "packed_together", "receive", "send", "tell", "to_first"]
 
 _TAG = 0
 _DOING = "sending between the ranks"
@@ -84,6 +85,20 @@ def to_first(data: bytes, channel: Channel) -> list[bytes] | None:
         _send_bytes(data, 0, channel)
         return None
     return [data, *(_receive_bytes(rank, channel) for rank in range(1, channel.size))]
+
+
+def packed_together(doing: str, make: Callable[[], Any], channel: Channel) -> bytes:
+    """What ``make`` returns, pickled, for ``to_first``. Collective: see there.
+
+    Args:
+        doing: As in ``together``.
+
+    Raises:
+        CheckpointError: A rank has what cannot be made or pickled.
+    """
+    packed: list[bytes] = []
+    together(doing, lambda: packed.append(pickle.dumps(make())), channel)
+    return packed[0]
 
 
 def hand_out(data: Sequence[bytes] | None, channel: Channel) -> bytes:

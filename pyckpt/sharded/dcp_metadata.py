@@ -20,10 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
 
-__all__ = ["METADATA_NAME", "dump_metadata", "load_metadata"]
-
-METADATA_NAME = ".metadata"
-"""The name of the file. torch's readers take it for the mark of a complete checkpoint."""
+__all__ = ["dump_metadata", "load_metadata"]
 
 _CLASSES: dict[str, tuple[type[Any], ...]] = {
     metadata.__name__: (

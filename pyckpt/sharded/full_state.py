@@ -19,6 +19,7 @@ from pyckpt.sharded.gather import Gathered, Gathering, Piece, requests_of, serve
 from pyckpt.sharded.merge import Elsewhere, merged, packed_outline
 from pyckpt.sharded.planning import SharedPlan, plan_together
 from pyckpt.sharded.shard import Shard
+from pyckpt.tensor_kinds import PLAIN_TENSORS
 from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
 from pyckpt.torch_format.records import Record
 
@@ -31,7 +32,7 @@ class FullState:
     """What this rank has of the state, and on the first rank the state that is to be written.
 
     Call ``collect``; the first rank then pickles ``tree``, and passes its records to ``bind``.
-    While the first rank writes inside ``running()``, the others ``serve()``.
+    ``agree`` follows, and ``run`` on all ranks: the first one writes, and the others send.
 
     Attributes:
         tree: On the first rank, the whole state; some tensors in it are hollow.
@@ -64,7 +65,7 @@ class FullState:
         )
 
         def make_shards() -> None:
-            self.shards = [Shard.of(tensor) for _, tensor in plan.tensors()]
+            self.shards = Shard.all_of(plan.tensors())
 
         together(_COLLECTING, make_shards, channel)
         packed = to_first(packed_outline(tree, channel), channel) if is_pipeline else []
@@ -73,7 +74,7 @@ class FullState:
             if channel.rank == 0:
                 assert packed is not None
                 others = [pickle.loads(one) for one in packed[1:]]
-                self._make_tree(tree, merged([tree, *others]) if is_pipeline else tree, plan)
+                self._make_tree(merged([tree, *others]) if is_pipeline else tree, plan)
 
         together(_COLLECTING, make_tree, channel)
 
@@ -133,7 +134,7 @@ class FullState:
             before()
             write()
 
-    def _make_tree(self, own: Mapping[str, Any], tree: Mapping[str, Any], plan: SharedPlan) -> None:
+    def _make_tree(self, tree: Mapping[str, Any], plan: SharedPlan) -> None:
         """The whole state. Tensors that are whole on this rank are taken as they are."""
         assert plan.metadata is not None
         pieces = _pieces(plan)
@@ -143,7 +144,7 @@ class FullState:
             if not isinstance(leaf, torch.Tensor | Elsewhere):
                 continue
             its_pieces = pieces[name]
-            if type(leaf) in _PLAIN and all(piece.rank == 0 for piece in its_pieces):
+            if type(leaf) in PLAIN_TENSORS and all(piece.rank == 0 for piece in its_pieces):
                 continue
             stored = plan.metadata.state_dict_metadata[name]
             assert isinstance(stored, TensorStorageMetadata)
@@ -154,9 +155,6 @@ class FullState:
             self._hollow[storage._cdata] = tensor
             leaves.update(dict.fromkeys(paths, hollow_tensor(storage, tensor.dtype, tensor.shape)))
         self.tree = dict(replaced(tree, leaves))
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _identity(leaf: Any, name: str) -> Any:

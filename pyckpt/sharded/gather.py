@@ -32,6 +32,7 @@ from pyckpt.ranks.exchange import Channel
 from pyckpt.ranks.transfer import hear, receive, send, tell
 from pyckpt.sharded.shard import Shard
 from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
+from pyckpt.torch_format.tensor_slices import part_of
 
 __all__ = ["BATCH_NBYTES", "Gathered", "Gathering", "Piece", "requests_of", "serve", "share_nbytes"]
 
@@ -302,9 +303,7 @@ class Gathering:
                 part = data[piece.rank][start : start + nbytes]
                 if start % tensor.dtype.itemsize:  # behind a piece of another type
                     part = part.clone()
-                target = elements
-                for dim, (offset, n) in enumerate(zip(piece.offsets, piece.shape, strict=True)):
-                    target = target.narrow(dim, offset, n)
+                target = part_of(elements, piece.offsets, piece.shape)
                 target.copy_(part.view(tensor.dtype).view(piece.shape))
             whole[at] = memory
         return whole

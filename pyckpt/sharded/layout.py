@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.planner_helpers import _create_write_items
 
+from pyckpt.tensor_kinds import is_dtensor, is_shard
 from pyckpt.torch_format.torch_internals import dtensor_like
 
 __all__ = ["Layout"]
@@ -29,9 +30,9 @@ class Layout:
     @classmethod
     def of(cls, tensor: Any) -> Layout | None:
         """The layout of a tensor; None if it is a plain one."""
-        if not hasattr(tensor, "device_mesh") and not hasattr(tensor, "local_shards"):
+        if not is_shard(tensor):
             return None
-        if hasattr(tensor, "device_mesh") and tensor.device_mesh.get_coordinate() is None:
+        if is_dtensor(tensor) and tensor.device_mesh.get_coordinate() is None:
             return cls(tensor, ())  # this rank has nothing of it
         # What would be written of it: every version of torch tells that in the same way.
         chunks: list[Any] = [item.tensor_data for item in _create_write_items("", tensor)]
@@ -51,7 +52,7 @@ class Layout:
 
     def build(self, parts: Sequence[torch.Tensor]) -> Any:
         """The tensor of this layout, made of what ``empty`` returned. It is not collective."""
-        if hasattr(self.like, "device_mesh"):
+        if is_dtensor(self.like):
             local = parts[0] if parts else self.like._local_tensor.detach()
             return dtensor_like(local.view(self.like._local_tensor.shape), self.like)
         metadata = self.like.metadata()

@@ -13,9 +13,10 @@ import torch
 
 from pyckpt.errors import CheckpointError
 from pyckpt.sharded.flat import flatten
-from pyckpt.torch_format.device_reader import DeviceReader
+from pyckpt.tensor_kinds import PLAIN_TENSORS, is_shard, local_parts
+from pyckpt.torch_format.device_reader import memory_of
 from pyckpt.torch_format.records import Record
-from pyckpt.torch_format.serialize import serialize, spanned_record
+from pyckpt.torch_format.serialize import serialize, spanned_records
 
 __all__ = ["LocalRecords"]
 
@@ -42,20 +43,22 @@ class LocalRecords:
         parts: list[torch.Tensor] = []
         plain: list[torch.Tensor] = []
         for _, leaf in flatten(tree).values():
-            if isinstance(leaf, torch.Tensor) or hasattr(leaf, "local_shards"):
-                is_plain = type(leaf) in (torch.Tensor, torch.nn.Parameter)
-                if not is_plain or is_compact or (is_pipeline and not is_first):
-                    if not is_plain or is_first or is_pipeline:
-                        parts += _local(leaf)
-                elif is_first:
-                    plain.append(leaf)
-        records = [spanned_record(part) for part in parts]
+            is_plain = type(leaf) in PLAIN_TENSORS
+            if not is_plain and not isinstance(leaf, torch.Tensor) and not is_shard(leaf):
+                continue
+            if is_plain and not (is_first or is_pipeline):
+                continue  # all have it alike
+            if is_plain and is_first and not is_compact:
+                plain.append(leaf)
+            else:
+                parts += local_parts(leaf)
+        records = spanned_records(parts)
         records += [one for one in serialize(plain) if one.is_storage]
-        self.records = list({_key(one): one for one in records if one.nbytes}.values())
+        self.records = list({memory_of(one): one for one in records if one.nbytes}.values())
 
     def stage(self, records: Sequence[Record]) -> None:
         """Replaces ``records`` by copies of the same bytes, in the same order."""
-        self._staged = {_key(old): new for old, new in zip(self.records, records, strict=True)}
+        self._staged = {memory_of(old): new for old, new in zip(self.records, records, strict=True)}
         tensors = {id(one): one for one in _tensors(self.tree)}
         self.tree = copy.deepcopy(self.tree, tensors)
 
@@ -67,7 +70,7 @@ class LocalRecords:
         """
         if self._staged is None or not record.nbytes:
             return record
-        copied = self._staged.get(_key(record))
+        copied = self._staged.get(memory_of(record))
         if copied is None:
             raise CheckpointError(
                 "a tensor is saved that was not there when the state was staged: save it with "
@@ -76,20 +79,8 @@ class LocalRecords:
         return record._replace(address=copied.address, reader=copied.reader, owner=copied.owner)
 
 
-def _key(record: Record) -> tuple[int, int, int]:
-    start = record.reader.start if isinstance(record.reader, DeviceReader) else record.address
-    return record.owner._cdata, start, record.nbytes
-
-
-def _local(leaf: Any) -> list[torch.Tensor]:
-    """What this rank has of a tensor."""
-    if hasattr(leaf, "local_shards"):
-        return [shard.tensor.detach() for shard in leaf.local_shards()]
-    return [getattr(leaf, "_local_tensor", leaf).detach()]
-
-
 def _tensors(node: Any) -> Iterator[Any]:
-    if isinstance(node, torch.Tensor) or hasattr(node, "local_shards"):
+    if isinstance(node, torch.Tensor) or is_shard(node):
         yield node
     elif isinstance(node, Mapping):
         for value in node.values():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pyckpt.ranks.exchange import Channel, together
+from pyckpt.ranks.exchange import Channel
+from pyckpt.ranks.transfer import packed_together
 from pyckpt.sharded.flat import Path, flatten, replaced
 from pyckpt.sharded.optimizer_names import merge_groups
 
@@ -45,13 +45,7 @@ def packed_outline(tree: Mapping[str, Any], channel: Channel) -> bytes:
     Raises:
         CheckpointError: A rank has.
     """
-    packed: list[bytes] = []
-    together(
-        "collecting the training state",
-        lambda: packed.append(pickle.dumps(outline(tree))),
-        channel,
-    )
-    return packed[0]
+    return packed_together("collecting the training state", lambda: outline(tree), channel)
 
 
 def merged(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.load import load
@@ -30,7 +36,7 @@ from pyckpt.sharded.part import METADATA, Part, find_part
 from pyckpt.sharded.shard_reader import ShardReader, Wanted
 from pyckpt.torch_format.deserialize import Outlined, byte_order, outlined
 from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
-from pyckpt.torch_format.tensor_slices import CheckedRecord, TensorSlice, read_slices
+from pyckpt.torch_format.tensor_slices import CheckedRecord, TensorSlice, part_of, read_slices
 from pyckpt.torch_format.torch_file import STORAGES, TorchFile
 
 __all__ = ["ArchiveSet", "Outline", "Slice", "whole_file"]
@@ -146,10 +152,7 @@ class LoadedFile(Outline):
     def read(self, slices: Sequence[Slice], whole: Sequence[tuple[str, torch.Tensor]]) -> None:
         """See Outline."""
         for one in slices:
-            part = one.tensor
-            for dim, (start, n) in enumerate(zip(one.offsets, one.out.shape, strict=True)):
-                part = part.narrow(dim, start, n)
-            one.out.copy_(part)
+            one.out.copy_(part_of(one.tensor, one.offsets, one.out.shape))
 
 
 def whole_file(path: Path, *, num_threads: int | None, weights_only: bool) -> Outline:
@@ -288,22 +291,13 @@ class ArchiveSet(Outline):
         """The parts of saved shards that make up a part of a tensor."""
         name = self._names[_identity(part.tensor)]
         stored: Any = self._metadata.state_dict_metadata[name]
-        for number, chunk in enumerate(stored.chunks):
-            starts = [max(a, b) for a, b in zip(part.offsets, chunk.offsets, strict=True)]
-            ends = [
-                min(a + n, b + m)
-                for a, n, b, m in zip(
-                    part.offsets, part.out.shape, chunk.offsets, chunk.sizes, strict=True
-                )
-            ]
-            lengths = tuple(end - start for start, end in zip(starts, ends, strict=True))
-            if any(length <= 0 for length in lengths):
+        chunk = ChunkStorageMetadata(torch.Size(part.offsets), part.out.shape)
+        for item in create_read_items_for_chunk_list(name, stored, [chunk]):
+            offsets, lengths = tuple(item.storage_offsets), tuple(item.lengths)
+            if 0 in lengths:
                 continue
-            out = part.out
-            for dim, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-                out = out.narrow(dim, start - part.offsets[dim], length)
-            member = self._member(MetadataIndex(name, chunk.offsets, number))
-            offsets = tuple(a - b for a, b in zip(starts, chunk.offsets, strict=True))
+            out = part_of(part.out, item.dest_offsets, lengths)
+            member = self._member(item.storage_index)
             path = self._path(rank_of(member))
             yield Wanted(part.name, path, member, None, offsets, lengths, out)
 

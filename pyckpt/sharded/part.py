@@ -21,7 +21,8 @@ __all__ = ["METADATA", "Part", "find_part"]
 _FOLDER = ".pyckpt"  # of this member in an archive
 
 METADATA = ".metadata"
-"""The member that lists all tensors, in the first archive: torch's own file of this name."""
+"""The file or member that lists all tensors. torch's readers take it for the mark of a complete
+checkpoint. In a set of archives, the first one has it."""
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemT
 
 from pyckpt.errors import ShardedStateError
 from pyckpt.ranks.exchange import Channel, together
-from pyckpt.ranks.transfer import hand_out, to_first
+from pyckpt.ranks.transfer import hand_out, packed_together, to_first
 
 __all__ = ["SharedPlan", "plan_together"]
+
+_PLANNING = "planning the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,15 @@ class SharedPlan:
     every: Sequence[Sequence[WriteItem]]
     metadata: Metadata | None
 
-    def tensors(self) -> list[tuple[WriteItem, torch.Tensor]]:
+    def tensors(self) -> list[torch.Tensor]:
         """The tensors that this rank saves, on their devices, in the order of ``own``."""
-        found = []
         with torch.no_grad():
-            for item in self.own:
-                if item.type != WriteItemType.BYTE_IO:
-                    data: Any = self.planner.resolve_data(item)
-                    found.append((item, data.detach()))
-        return found
+            found: list[Any] = [
+                self.planner.resolve_data(item)
+                for item in self.own
+                if item.type != WriteItemType.BYTE_IO
+            ]
+        return [tensor.detach() for tensor in found]
 
 
 def plan_together(
@@ -79,20 +81,16 @@ def plan_together(
 
     remembered = _remembered.get((channel.members, prefer_first))
     local: list[SavePlan] = []
-    packed_local: list[bytes] = []
 
     def make_local() -> bool:
         planner.set_up_planner(dict(leaves), is_coordinator=channel.rank == 0)
         local.append(replace(planner.create_local_plan(), planner_data=dict(paths)))
-        if remembered is not None and remembered.local == local[0]:
-            return True
-        packed_local.append(pickle.dumps(local[0]))
-        return False
+        return remembered is not None and remembered.local == local[0]
 
-    are_known = together("planning the checkpoint", make_local, channel)
+    are_known = together(_PLANNING, make_local, channel)
     if remembered is not None and all(are_known):
         return SharedPlan(planner, remembered.own, remembered.every, remembered.metadata)
-    local_plans = to_first((packed_local or [pickle.dumps(local[0])])[0], channel)
+    local_plans = to_first(packed_together(_PLANNING, lambda: local[0], channel), channel)
     made: list[tuple[list[SavePlan], Metadata]] = []
     packed: list[bytes] = []
 
@@ -101,7 +99,7 @@ def plan_together(
             made.append(_made_global(planner, [pickle.loads(plan) for plan in local_plans]))
             packed.extend(map(pickle.dumps, made[0][0]))
 
-    together("planning the checkpoint", make_global, channel)
+    together(_PLANNING, make_global, channel)
     own = planner.finish_plan(pickle.loads(hand_out(packed, channel))).items
     plans, metadata = made[0] if made else ([], None)
     every = [plan.items for plan in plans]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from pyckpt.torch_format.records import Record
-from pyckpt.torch_format.serialize import spanned_record
+from pyckpt.torch_format.serialize import spanned_records
 
 __all__ = ["Shard", "bytes_at"]
 
@@ -30,12 +31,16 @@ class Shard:
     stride: tuple[int, ...]
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Shard:
-        """The shard that ``tensor`` is. Nothing is copied, and the tensor is kept alive."""
-        plain = tensor.detach().resolve_conj().resolve_neg()
-        if plain.layout is not torch.strided:
-            raise TypeError(f"a shard has the layout {plain.layout}, not strided")
-        return cls(spanned_record(plain), plain.dtype, tuple(plain.shape), plain.stride())
+    def all_of(cls, tensors: Sequence[torch.Tensor]) -> list[Shard]:
+        """The shards that tensors are. Nothing is copied, and the tensors are kept alive."""
+        plain = [tensor.detach().resolve_conj().resolve_neg() for tensor in tensors]
+        for tensor in plain:
+            if tensor.layout is not torch.strided:
+                raise TypeError(f"a shard has the layout {tensor.layout}, not strided")
+        return [
+            cls(record, tensor.dtype, tuple(tensor.shape), tensor.stride())
+            for record, tensor in zip(spanned_records(plain), plain, strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:

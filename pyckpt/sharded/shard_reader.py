@@ -23,7 +23,7 @@ from pyckpt.options import whole_threads
 from pyckpt.torch_format.deserialize import byte_order, deserialize
 from pyckpt.torch_format.pickle_tree import read_tree
 from pyckpt.torch_format.tensor_index import TensorInfo, lone_tensor
-from pyckpt.torch_format.tensor_slices import CheckedRecord, TensorSlice, read_slices
+from pyckpt.torch_format.tensor_slices import CheckedRecord, TensorSlice, part_of, read_slices
 from pyckpt.torch_format.torch_file import PICKLE, STORAGES, TorchFile
 
 __all__ = ["ShardReader", "Wanted"]
@@ -298,10 +298,7 @@ class _ShardFile:
             )
         for one, out in slices:
             _check_part(one, tuple(obj.shape))
-            part = obj.detach()
-            for dim, (begin, length) in enumerate(zip(one.offsets, one.lengths, strict=True)):
-                part = part.narrow(dim, begin, length)
-            out.copy_(part)
+            out.copy_(part_of(obj.detach(), one.offsets, one.lengths))
 
 
 def _groups(shards: Sequence[_Shard]) -> Iterator[Sequence[_Shard]]:

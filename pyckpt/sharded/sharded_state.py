@@ -20,13 +20,15 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.ranks.exchange import Channel, together
-from pyckpt.ranks.transfer import hand_out, to_first
+from pyckpt.ranks.transfer import hand_out, packed_together, to_first
+from pyckpt.sharded.dcp_metadata import dump_metadata
 from pyckpt.sharded.flat import Path as LeafPath
 from pyckpt.sharded.flat import flatten, mapping_of, require_texts
 from pyckpt.sharded.members import add_shards
 from pyckpt.sharded.merge import packed_outline, with_merged_groups
 from pyckpt.sharded.part import METADATA, Part
 from pyckpt.sharded.planning import plan_together
+from pyckpt.tensor_kinds import PLAIN_TENSORS
 from pyckpt.torch_format.records import Record
 
 __all__ = ["add_sharded_state"]
@@ -85,7 +87,7 @@ def add_sharded_state(
         stored.extend((index, _StorageInfo(name, 0, sizes[name])) for index, name in added)
 
     together(_COLLECTING, add, channel)
-    packed = to_first(pickle.dumps(stored), channel)
+    packed = to_first(packed_together(_COLLECTING, lambda: stored, channel), channel)
 
     def add_metadata() -> None:
         if packed is not None:
@@ -108,7 +110,7 @@ def _chosen(
     return {
         name: (path, leaf)
         for name, (path, leaf) in flat.items()
-        if (isinstance(leaf, torch.Tensor) and (is_pipeline or type(leaf) not in _PLAIN))
+        if (isinstance(leaf, torch.Tensor) and (is_pipeline or type(leaf) not in PLAIN_TENSORS))
         or (is_pipeline and _belongs_to_a_part(path))
     }
 
@@ -120,12 +122,9 @@ def _belongs_to_a_part(path: LeafPath) -> bool:
     return path[:2] == ("state", "model")
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
 def _metadata_file(
     metadata: Metadata, stored: Sequence[Sequence[tuple[MetadataIndex, _StorageInfo]]]
 ) -> bytes:
     """torch's ``.metadata``, for the folder into which all archives are extracted."""
     places = {index: place for of_rank in stored for index, place in of_rank}
-    return pickle.dumps(replace(metadata, storage_data=places))
+    return dump_metadata(replace(metadata, storage_data=places))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from pyckpt.options import default_threads, whole_threads
 from pyckpt.ranks.exchange import current_ranks
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
-from pyckpt.torch_format.device_reader import DeviceReader
-from pyckpt.torch_format.records import Record
+from pyckpt.tensor_kinds import PLAIN_TENSORS, is_dtensor, is_shard
+from pyckpt.torch_format.device_reader import memory_of
+from pyckpt.torch_format.serialize import spanned_records
+from pyckpt.torch_format.torch_internals import dtensor_like
 
 __all__ = ["Stager"]
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Stager:
@@ -67,25 +68,32 @@ class _Staging:
     def __init__(self, pool: BufferPool, threads: int) -> None:
         self._pool = pool
         self._threads = threads
-        self._records: dict[tuple[int, int, int], int] = {}  # storage, start and size: the index
-        self._sources: list[Record] = []
+        self._tensors: list[torch.Tensor] = []
+        self._places: Iterator[tuple[int, int]] = iter(())  # of their copies, in the same order
 
     def copy(self, state: Any) -> Any:
         self._note(state)
-        copies = Copies(self._sources, self._pool, self._threads)
+        records = spanned_records(self._tensors)
+        sources = {memory_of(one): one for one in records if one.nbytes}
+        copies = Copies(list(sources.values()), self._pool, self._threads)
         copies.wait()
         if not copies.records:
             copies.close()
-            return self._rebuilt(state, torch.empty(0, dtype=torch.uint8, device="cpu"), [])
-        memory = copies.records[0].owner
-        starts = [record.address - memory.data_ptr() for record in copies.records]
-        # The last tensor made of this array gives the memory back.
-        array = memory.numpy()[:]
-        weakref.finalize(array, copies.close).atexit = False
-        del memory
-        return self._rebuilt(state, torch.from_numpy(array), starts)
+            memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        else:
+            # The last tensor made of this array gives the memory back.
+            array = copies.records[0].owner.numpy()[:]
+            weakref.finalize(array, copies.close).atexit = False
+            memory = torch.from_numpy(array)
+        starts = {
+            key: copied.address - memory.data_ptr()
+            for key, copied in zip(sources, copies.records, strict=True)
+        }
+        self._places = iter([(starts.get(memory_of(one), 0), one.nbytes) for one in records])
+        return self._rebuilt(state, memory)
 
     def _note(self, value: Any) -> None:
+        """Notes the tensors of a state in the order in which ``_rebuilt`` comes to them."""
         if isinstance(value, dict):
             for inner in value.values():
                 self._note(inner)
@@ -93,70 +101,34 @@ class _Staging:
             for inner in value:
                 self._note(inner)
         elif (tensor := _plain(value)) is not None:
-            self._add(tensor)
+            self._tensors.append(tensor)
 
-    def _add(self, tensor: torch.Tensor) -> None:
-        extent = _extent(tensor)
-        if not extent[2] or extent in self._records:
-            return
-        storage, (_, start, nbytes) = tensor.untyped_storage(), extent
-        is_host = storage.device.type == "cpu"
-        self._records[extent] = len(self._sources)
-        self._sources.append(
-            Record(
-                "",
-                storage.data_ptr() + start if is_host else 0,
-                nbytes,
-                reader=None if is_host else DeviceReader(storage, start),
-                owner=storage,
-            )
-        )
-
-    def _rebuilt(self, value: Any, memory: torch.Tensor, starts: list[int]) -> Any:
+    def _rebuilt(self, value: Any, memory: torch.Tensor) -> Any:
         if isinstance(value, dict):
-            inner = {key: self._rebuilt(one, memory, starts) for key, one in value.items()}
-            return _filled(value, inner)
+            return _filled(value, {key: self._rebuilt(one, memory) for key, one in value.items()})
         if isinstance(value, list):
-            return [self._rebuilt(one, memory, starts) for one in value]
+            return [self._rebuilt(one, memory) for one in value]
         if isinstance(value, tuple):
-            parts = [self._rebuilt(one, memory, starts) for one in value]
+            parts = [self._rebuilt(one, memory) for one in value]
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         tensor = _plain(value)
         if tensor is None:
             return _other(value)
-        _, _, nbytes = extent = _extent(tensor)
-        start = starts[self._records[extent]] if nbytes else 0
+        start, nbytes = next(self._places)
         raw = memory[start : start + nbytes].view(tensor.dtype)
         made = raw.as_strided(tensor.shape, tensor.stride(), raw.storage_offset())
-        if _is_dtensor(value):
-            return type(value)(made, value._spec, requires_grad=False)
-        return made
+        return dtensor_like(made, value) if is_dtensor(value) else made
 
 
 def _plain(value: Any) -> torch.Tensor | None:
     """The strided tensor whose memory is copied; None if it takes another way."""
-    if _is_dtensor(value):
+    if is_dtensor(value):
         value = value._local_tensor
-    if type(value) not in _PLAIN or value.layout is not torch.strided or value.is_quantized:
+    if type(value) not in PLAIN_TENSORS or value.layout is not torch.strided or value.is_quantized:
         return None
     if value.is_conj() or value.is_neg() or value.device.type not in ("cpu", "cuda"):
         return None
     return value.detach()  # type: ignore[no-any-return]
-
-
-def _is_dtensor(value: Any) -> bool:
-    # Where torch keeps the class depends on its version.
-    return hasattr(value, "_local_tensor") and hasattr(value, "_spec")
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int, int]:
-    """The storage, and the bytes of it that the tensor spans: start and size."""
-    storage, itemsize = tensor.untyped_storage(), tensor.dtype.itemsize
-    if not tensor.numel():
-        return storage._cdata, 0, 0
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    span = 1 + sum((n - 1) * step for n, step in steps)
-    return storage._cdata, int(tensor.storage_offset()) * itemsize, span * itemsize
 
 
 def _filled(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
@@ -170,7 +142,7 @@ def _filled(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
 
 def _other(value: Any) -> Any:
     """Copies what is no plain tensor, as torch does."""
-    if _is_dtensor(value) or hasattr(value, "local_shards"):
+    if is_shard(value):
         state = {"": value}
         made = _create_cpu_state_dict(state)
         return _copy_state_dict(state, made)[""]

@@ -16,14 +16,16 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError
-from pyckpt.paths import check_is_local, local_path
-from pyckpt.sharded.dcp_metadata import METADATA_NAME, load_metadata
+from pyckpt.paths import local_path
+from pyckpt.sharded.dcp_metadata import load_metadata
+from pyckpt.sharded.local_folder import LocalFolder
+from pyckpt.sharded.part import METADATA
 from pyckpt.sharded.shard_reader import ShardReader, Wanted
 
 __all__ = ["StorageReader"]
 
 
-class StorageReader(storage.StorageReader):
+class StorageReader(LocalFolder, storage.StorageReader):
     """Reads folders that ``StorageWriter`` or torch's ``FileSystemWriter`` wrote.
 
     Only the blocks with the bytes that this rank needs are decoded, straight into the tensors that
@@ -49,20 +51,6 @@ class StorageReader(storage.StorageReader):
         self._load_id = uuid.uuid4().hex
         self._places: dict[MetadataIndex, Any] = {}
 
-    @property
-    def checkpoint_id(self) -> str | os.PathLike[str]:
-        """The folder."""
-        return self.path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether it is a path on this machine."""
-        try:
-            check_is_local(os.fspath(checkpoint_id))
-        except (CheckpointError, TypeError):
-            return False
-        return True
-
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begins a load, of another folder if ``checkpoint_id`` names one."""
         self._places = {}
@@ -78,7 +66,7 @@ class StorageReader(storage.StorageReader):
             OSError: It cannot be read. Without it, there is no complete checkpoint.
         """
         rank = kwargs.get("rank")
-        path = self.path / (METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}")
+        path = self.path / (METADATA if rank is None else f"__{rank}{METADATA}")
         metadata = load_metadata(path.read_bytes(), path)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
@@ -96,8 +84,8 @@ class StorageReader(storage.StorageReader):
         """
         if not isinstance(metadata.storage_data, dict):
             raise CorruptArchiveError(
-                f"{self.path / METADATA_NAME} does not say where the shards are",
-                path=str(self.path / METADATA_NAME),
+                f"{self.path / METADATA} does not say where the shards are",
+                path=str(self.path / METADATA),
             )
         self._places = metadata.storage_data
 
@@ -165,5 +153,5 @@ class StorageReader(storage.StorageReader):
         return Wanted(key, self.path / name, None, place, tuple(item.storage_offsets), lengths, out)
 
     def _broken(self, what: str) -> CorruptArchiveError:
-        path: Path = self.path / METADATA_NAME
+        path: Path = self.path / METADATA
         return CorruptArchiveError(f"{path} {what}", path=str(path))

@@ -28,10 +28,12 @@ from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, OptionError
 from pyckpt.interrupts import is_interrupt
 from pyckpt.options import WriteOptions
-from pyckpt.paths import check_is_local, local_path
+from pyckpt.paths import local_path
 from pyckpt.ranks.exchange import current_ranks
-from pyckpt.sharded.dcp_metadata import METADATA_NAME, dump_metadata
+from pyckpt.sharded.dcp_metadata import dump_metadata
+from pyckpt.sharded.local_folder import LocalFolder
 from pyckpt.sharded.members import add_shards
+from pyckpt.sharded.part import METADATA
 
 __all__ = ["StorageWriter"]
 
@@ -56,7 +58,7 @@ class _Order:
     given_up: str | None
 
 
-class StorageWriter(storage.StorageWriter):
+class StorageWriter(LocalFolder, storage.StorageWriter):
     """Writes checkpoints of ``dcp.save`` and ``dcp.async_save`` as archives in a folder.
 
     The folder holds ``<save id>-rank<r>.tar`` for each rank, with the suffix of the compression,
@@ -97,25 +99,11 @@ class StorageWriter(storage.StorageWriter):
         self._suffix = _suffix(compression)
         self._options = WriteOptions(compression_level, num_threads, fsync)
         ArchiveWriter(self.path / f"x{self._suffix}", self._options)  # checks the level
-        self._metadata_name = METADATA_NAME
+        self._metadata_name = METADATA
         self._rank: int | None = None
         self._own_id = _new_id()
         self._save_id: str | None = None  # on the coordinator, until the save is finished
         self._written: tuple[str, Path] | None = None  # the last archive, and its save's id
-
-    @property
-    def checkpoint_id(self) -> str | os.PathLike[str]:
-        """The folder."""
-        return self.path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether it is a path on this machine."""
-        try:
-            check_is_local(os.fspath(checkpoint_id))
-        except (CheckpointError, TypeError):
-            return False
-        return True
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begins a save, into another folder if ``checkpoint_id`` names one."""
@@ -126,9 +114,9 @@ class StorageWriter(storage.StorageWriter):
         """Begins a save. Newer versions of torch tell the rank, and whether ranks talk."""
         self._rank = kwargs.get("rank")
         self._own_id = _new_id()
-        self._metadata_name = METADATA_NAME
+        self._metadata_name = METADATA
         if not kwargs.get("use_collectives", True):  # each rank writes a checkpoint of its own
-            self._metadata_name = f"__{self._rank}{METADATA_NAME}"
+            self._metadata_name = f"__{self._rank}{METADATA}"
 
     def storage_meta(self) -> StorageMeta:
         """What the metadata says about this save."""

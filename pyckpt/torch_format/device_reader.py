@@ -6,7 +6,9 @@ import ctypes
 
 import torch
 
-__all__ = ["DeviceReader", "mark", "queued_so_far"]
+from pyckpt.torch_format.records import Record
+
+__all__ = ["DeviceReader", "mark", "memory_of", "queued_so_far"]
 
 
 class DeviceReader:
@@ -54,6 +56,12 @@ class DeviceReader:
         mark(stream).synchronize()
         if not direct:
             out.copy_(pinned)
+
+
+def memory_of(record: Record) -> tuple[int, int, int]:
+    """Which memory a record reads: equal for records of the same bytes of a living storage."""
+    start = record.reader.start if isinstance(record.reader, DeviceReader) else record.address
+    return record.owner._cdata, start, record.nbytes
 
 
 def queued_so_far(device: torch.device) -> torch.cuda.Event | None:

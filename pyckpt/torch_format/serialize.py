@@ -25,7 +25,7 @@ from pyckpt.key_paths import path_of
 from pyckpt.torch_format.device_reader import DeviceReader, queued_so_far
 from pyckpt.torch_format.records import Record
 
-__all__ = ["serialize", "spanned_record"]
+__all__ = ["serialize", "spanned_records"]
 
 _ROOT = "archive"
 # Later protocols fail under torch.load(weights_only=True).
@@ -100,12 +100,21 @@ def serialize(
     return head + tensors + tail
 
 
-def spanned_record(tensor: torch.Tensor) -> Record:
-    """A record of the memory from a strided tensor's first element to its last, gaps included.
+def spanned_records(tensors: Sequence[torch.Tensor]) -> list[Record]:
+    """For each strided tensor, a record of its memory from the first element to the last.
+
+    Gaps between the elements are included.
 
     Raises:
-        ValueError: The tensor needs more bytes than its storage has.
+        ValueError: A tensor needs more bytes than its storage has.
     """
+    ready = {device: queued_so_far(device) for device in {tensor.device for tensor in tensors}}
+    return [_spanned_record(tensor, ready) for tensor in tensors]
+
+
+def _spanned_record(
+    tensor: torch.Tensor, ready: Mapping[torch.device, torch.cuda.Event | None]
+) -> Record:
     storage, itemsize = tensor.untyped_storage(), tensor.dtype.itemsize
     start, span = int(tensor.storage_offset()), _span(tensor.shape, tensor.stride())
     try:
@@ -113,7 +122,6 @@ def spanned_record(tensor: torch.Tensor) -> Record:
     except _WrongStorageError as error:
         raise ValueError(str(error)) from None
     extent = (storage._cdata, start * itemsize, span * itemsize, tensor.dtype)
-    ready = {storage.device: queued_so_far(storage.device)}
     return _storage_record(extent, "0", storage, ready)
 
 

@@ -17,7 +17,7 @@ from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.stream import Damage, StreamReader, describe
 
-__all__ = ["CheckedRecord", "TensorSlice", "read_slices"]
+__all__ = ["CheckedRecord", "TensorSlice", "part_of", "read_slices"]
 
 _PIECE_NBYTES = 8 << 20
 _FEWEST_IN_A_BATCH = 8
@@ -66,6 +66,13 @@ class TensorSlice:
     out: torch.Tensor
     record: CheckedRecord | None = None
     is_foreign: bool = False
+
+
+def part_of(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    """A view of the part of a tensor that begins at ``offsets`` and has the shape ``lengths``."""
+    for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        tensor = tensor.narrow(dim, offset, length)
+    return tensor
 
 
 def read_slices(

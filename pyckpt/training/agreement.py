@@ -30,11 +30,11 @@ from pyckpt.key_paths import join_path
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.ranks.transfer import to_first
 from pyckpt.state import TrainingState
-from pyckpt.training.shards import ADVICE, flat_storages, is_part_of_flat, is_shard
+from pyckpt.tensor_kinds import PLAIN_TENSORS, is_shard
+from pyckpt.training.shards import ADVICE, flat_storages, is_part_of_flat
 
 __all__ = ["Description"]
 
-_WHOLE = (torch.Tensor, torch.nn.Parameter)  # types of most tensors, which know no other parts
 _COMPARED = ("model", "optimizers", "schedulers", "extra")  # what all ranks must have alike
 _BY_VALUE = ("schedulers", "extra")  # where plain values must be equal too
 _GROUPS = "param_groups"  # the optimizers' part where they must be
@@ -140,7 +140,7 @@ class Description:
     def _text(self, tensor: torch.Tensor, path: str, by_value: bool) -> str:
         if self._flat and is_part_of_flat(tensor, self._flat):
             raise _sharded(path, "part of a flat parameter of FSDP")
-        if type(tensor) not in _WHOLE and is_shard(tensor):
+        if type(tensor) not in PLAIN_TENSORS and is_shard(tensor):
             if self._in_tuple:
                 raise _sharded(path, f"{type(tensor).__name__} in a tuple")
             self.has_shards = True

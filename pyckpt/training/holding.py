@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pyckpt.state import State, named_objects
+from pyckpt.tensor_kinds import is_dtensor
 from pyckpt.training.named_state import parameter_names
 from pyckpt.training.shards import sharding_modules
 
@@ -43,9 +44,7 @@ def holding_of(state: Any) -> Holding:
     model = state.model
     if not isinstance(model, torch.nn.Module):
         return Holding(False, (), {})
-    has_shards = bool(sharding_modules(model)) or any(
-        hasattr(one, "device_mesh") for one in model.parameters()
-    )
+    has_shards = bool(sharding_modules(model)) or any(map(is_dtensor, model.parameters()))
     if not isinstance(state, State):
         return Holding(has_shards, (), {})
     names = parameter_names(state)

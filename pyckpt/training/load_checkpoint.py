@@ -240,7 +240,12 @@ class _Load:
 
             others = [self._parts, self.random_states]
             self._contents = fill(
-                self._outline, self._state, self._contents, others, self._holdings
+                self._outline,
+                self._state,
+                self._contents,
+                others,
+                self._holdings,
+                self._channel.rank,
             )
 
     def fit(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pyckpt.archive.formats import STATES_MEMBER, add_tar_suffix, tar_suffixes
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, DuplicateFileError, OptionError
-from pyckpt.key_paths import IgnoreKeys, without_ignored
+from pyckpt.key_paths import IgnoreKeys, path_of, without_ignored
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook, of_group
 from pyckpt.ranks.exchange import (
@@ -33,6 +33,7 @@ from pyckpt.state import (
     is_deepspeed_engine,
     model_state_dict,
 )
+from pyckpt.tensor_kinds import is_shard
 from pyckpt.torch_format.records import Record
 from pyckpt.training.agreement import Description
 from pyckpt.training.named_state import keeping_shards, with_names, with_positions
@@ -382,9 +383,12 @@ class Save:
             chosen_parts(everything, self._contents)
             saved = self._contents.get("state")
             saved = saved if isinstance(saved, dict) else {}
+            is_alone = channel.size == 1
+            if is_alone and not self._is_sharded and path_of(saved, is_shard) is None:
+                return _Collected({}, False)
             self._named = with_names(self._state, saved)
         description = Description(self._state, self._named)
-        if channel.size == 1:
+        if is_alone:
             return _Collected({}, description.has_shards)
         self._description = description
         # All ranks compare samples, also those that have no model to save.

@@ -18,7 +18,8 @@ from pyckpt.sharded.layout import Layout
 from pyckpt.sharded.optimizer_names import merged_names
 from pyckpt.sharded.outline import Outline, Slice
 from pyckpt.state import State, named_objects, unwrapped
-from pyckpt.training.holding import Holding, holding_of
+from pyckpt.tensor_kinds import is_shard
+from pyckpt.training.holding import Holding
 from pyckpt.training.named_state import as_fsdp1_loads, has_fsdp1, keeping_shards, with_names
 
 __all__ = ["fill"]
@@ -30,6 +31,7 @@ def fill(
     contents: dict[str, Any],
     others: Any,
     holdings: Sequence[Holding],
+    place: int,
 ) -> dict[str, Any]:
     """Reads what this rank needs.
 
@@ -37,6 +39,7 @@ def fill(
         contents: What is to be restored of the outline's ``tree["state"]``.
         others: What else is needed of the tree. It is read to its place.
         holdings: Those of all ranks.
+        place: This rank's place among them.
 
     Returns:
         ``contents`` for this rank: parts of tensors as the state holds them, optimizers by
@@ -51,7 +54,7 @@ def fill(
     if has_fsdp1(state):
         chosen, layouts = _for_fsdp1(state, chosen)
     elif isinstance(state, State):
-        chosen = _own_part(state, chosen, holdings)
+        chosen = _own_part(state, chosen, holdings, place)
         layouts.update(_layouts_of(state, chosen))
     else:
         layouts.update(_layouts_in(state.state_dict(), ()))
@@ -167,16 +170,21 @@ class _Parts:
 
 
 def _own_part(
-    state: State, contents: dict[str, Any], holdings: Sequence[Holding]
+    state: State, contents: dict[str, Any], holdings: Sequence[Holding], place: int
 ) -> dict[str, Any]:
     """``contents`` without what only other ranks have, and with optimizers by position."""
     chosen = dict(contents)
-    own = holding_of(state)
+    own = holdings[place]
     elsewhere = {name for one in holdings for name in one.names} - set(own.names)
     weights = contents.get("model")
     if isinstance(weights, Mapping) and elsewhere:
+        # Buffers are not among the names. They belong to where their neighbours are.
+        model = unwrapped(state.model)
+        here = {_folder(name) for name, _ in (*model.named_parameters(), *model.named_buffers())}
         chosen["model"] = {
-            key: value for key, value in weights.items() if not _is_elsewhere(key, state, elsewhere)
+            key: value
+            for key, value in weights.items()
+            if key not in elsewhere and _folder(key) in here
         }
     optimizers = contents.get("optimizers")
     if isinstance(optimizers, Mapping):
@@ -187,20 +195,9 @@ def _own_part(
     return chosen
 
 
-def _is_elsewhere(key: str, state: State, elsewhere: set[str]) -> bool:
-    """Whether a weight or a buffer belongs to a part of the model that another rank has.
-
-    Buffers have no entry among the parameters: they belong to where their neighbours are.
-    """
-    model = unwrapped(state.model)
-    if key in elsewhere:
-        return True
-    folder = key.rpartition(".")[0]
-    is_here = any(
-        name.rpartition(".")[0] == folder
-        for name, _ in (*model.named_parameters(), *model.named_buffers())
-    )
-    return not is_here
+def _folder(name: str) -> str:
+    """The module that a weight or a buffer is in."""
+    return name.rpartition(".")[0]
 
 
 def _by_own_position(saved: Any, label: str, own: Holding, holdings: Sequence[Holding]) -> Any:
@@ -283,7 +280,7 @@ def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _layouts_in(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Layout]]:
-    if isinstance(node, torch.Tensor) or hasattr(node, "local_shards"):
+    if isinstance(node, torch.Tensor) or is_shard(node):
         layout = Layout.of(node)
         if layout is not None:
             yield path, layout

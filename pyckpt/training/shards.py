@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from pyckpt.state import TrainingState, optimizers_of
+from pyckpt.tensor_kinds import is_shard
 
-__all__ = ["ADVICE", "flat_storages", "is_part_of_flat", "is_shard", "sharding_modules"]
+__all__ = ["ADVICE", "flat_storages", "is_part_of_flat", "sharding_modules"]
 
 ADVICE = (
     "pyckpt puts together DTensors, ShardedTensors, FSDP's modules in a pyckpt.State, and parts of "
@@ -18,12 +19,6 @@ ADVICE = (
     "DTensor, or let every rank save its part with pyckpt.save"
 )
 """What to do with a state whose parts cannot be put together."""
-
-
-def is_shard(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is of a kind that knows its other parts, also if it has none."""
-    is_dtensor = hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
-    return is_dtensor or hasattr(tensor, "local_shards")  # a ShardedTensor
 
 
 def sharding_modules(model: torch.nn.Module) -> list[Any]:

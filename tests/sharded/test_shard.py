@@ -43,7 +43,7 @@ def views(draw: Any) -> torch.Tensor:
 
 @hypothesis.given(views())
 def test_elements_in_the_order_of_c(view: torch.Tensor) -> None:
-    shard = Shard.of(view)
+    [shard] = Shard.all_of([view])
     assert (shard.dtype, shard.shape) == (view.dtype, tuple(view.shape))
     assert copied(shard) == plain(view)
 
@@ -51,7 +51,7 @@ def test_elements_in_the_order_of_c(view: torch.Tensor) -> None:
 @hypothesis.given(views())
 def test_a_staged_shard_is_the_same(view: torch.Tensor) -> None:
     """Its record is read by a reader, as from a GPU, or from a copy of the memory."""
-    shard = Shard.of(view)
+    [shard] = Shard.all_of([view])
     record = shard.record
     data = bytes_at(record.address, record.nbytes).clone() if record.nbytes else torch.empty(0)
 
@@ -65,10 +65,10 @@ def test_a_staged_shard_is_the_same(view: torch.Tensor) -> None:
 
 
 def test_a_shard_keeps_its_tensor_alive() -> None:
-    shard = Shard.of(torch.arange(1000).clone())
+    [shard] = Shard.all_of([torch.arange(1000).clone()])
     assert copied(shard) == plain(torch.arange(1000))
 
 
 def test_sparse_tensors_are_no_shards() -> None:
     with pytest.raises(TypeError, match=r"torch.sparse_coo, not strided"):
-        Shard.of(torch.eye(3).to_sparse())
+        Shard.all_of([torch.eye(3).to_sparse()])

@@ -117,7 +117,7 @@ def make(seed: int, rank: int, size: int) -> Case:
             part = tensor[tuple(slice(a, a + n) for a, n in zip(offsets, lengths, strict=True))]
             mine = held(part, source)
             if owner == rank:
-                shard = Shard.of(mine)
+                [shard] = Shard.all_of([mine])
                 if source.randint(0, 4) == 0 and mine.is_contiguous() and mine.numel():
                     reader = Reading(mine)
                     shard = shard.staged(shard.record._replace(address=0, reader=reader))

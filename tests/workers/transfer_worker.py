@@ -98,7 +98,8 @@ def planned(channel: Channel) -> Any:
     report = []
     for prefer_first in (True, False):
         plan = plan_together(leaves, paths, channel, prefer_first=prefer_first)
-        own = {item.index.fqn: tensor for item, tensor in plan.tensors()}
+        items = [item for item in plan.own if item.tensor_data is not None]
+        own = {item.index.fqn: tensor for item, tensor in zip(items, plan.tensors(), strict=True)}
         report.append(
             {
                 "own": {name: tensor.tolist() for name, tensor in own.items()},
