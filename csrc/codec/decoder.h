@@ -13,9 +13,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/error.h"
 
 namespace pyckpt {
 
@@ -43,6 +45,16 @@ struct DecodedBlock {
   std::uint32_t check = 0;    // the format's own CRC of the raw bytes; unused for xz
 };
 
+// One of several blocks that are decoded by one call.
+struct BlockTask {
+  CodeBlock block;              // its raw_nbytes is known
+  std::uint8_t* out = nullptr;  // has room for block.raw_nbytes
+
+  // The result. If there is damage, decoded and the bytes at out mean nothing.
+  DecodedBlock decoded;
+  std::optional<Error> damage;  // of kCorrupt
+};
+
 // Each worker has one and is its only user. Keeps its memory between blocks.
 class BlockDecoder {
  public:
@@ -63,6 +75,11 @@ class BlockDecoder {
   // The contents of out are unspecified after an error.
   virtual DecodedBlock Decode(Span file, const CodeBlock& block, std::uint8_t* out,
                               std::size_t capacity) = 0;
+
+  // Decodes all tasks, with the same results as Decode(). Decoding is a chain of dependent steps
+  // that leaves most of a core idle, so a decoder may take steps of several blocks in turn. Damage
+  // of one block is noted in its task and does not touch the others. Other errors are thrown.
+  virtual void DecodeInTurn(Span file, std::vector<BlockTask>* tasks);
 };
 
 // One per stream. All calls are made one at a time, in stream order, and are cheap.
@@ -105,6 +122,8 @@ class BlockStream {
   // In stream order. The list takes at most ten times as much memory as the file or 4 MB, whichever
   // is more.
   virtual const std::vector<CodeBlock>& blocks() const = 0;
+  // How many blocks one call of DecodeInTurn() should get. More make it no faster.
+  virtual std::size_t most_in_turn() const { return 1; }
   virtual std::unique_ptr<BlockDecoder> NewDecoder() const = 0;
   virtual std::unique_ptr<StreamChecker> NewChecker() const = 0;
 };

@@ -88,20 +88,13 @@ class BlockImage final : public StreamImage {
     return {block.raw_offset, block.raw_nbytes};
   }
 
+  std::size_t most_in_turn() const override { return stream_->most_in_turn(); }
+
   Loader NewLoader() override {
     const std::shared_ptr<BlockDecoder> decoder = stream_->NewDecoder();
     const auto buffer = std::make_shared<Buffer>();
-    return [this, decoder, buffer](std::size_t unit, bool keep) -> const std::uint8_t* {
-      const CodeBlock& block = stream_->blocks()[unit];
-      std::uint8_t* place = base() + block.raw_offset;
-      if (present_[unit] == kHere) return place;
-      if (!keep) place = buffer->Reserve(block.raw_nbytes);
-      decoded_[unit] = decoder->Decode(file_->bytes(), block, place, block.raw_nbytes);
-      if (decoded_[unit].raw_nbytes != block.raw_nbytes) {
-        throw Error::Corrupt("a block is shorter than the file says", block.code_bit / 8);
-      }
-      present_[unit] = keep ? kHere : kChecked;
-      return place;
+    return [this, decoder, buffer](std::vector<LoadedUnit>* units, bool keep) {
+      Load(decoder.get(), buffer.get(), units, keep);
     };
   }
 
@@ -123,6 +116,38 @@ class BlockImage final : public StreamImage {
       nbytes += block.raw_nbytes;
     }
     return nbytes;
+  }
+
+  void Load(BlockDecoder* decoder, Buffer* buffer, std::vector<LoadedUnit>* units, bool keep) {
+    std::vector<LoadedUnit*> missing;
+    std::uint64_t missing_nbytes = 0;
+    for (LoadedUnit& loaded : *units) {
+      loaded.raw = base() + stream_->blocks()[loaded.unit].raw_offset;
+      if (present_[loaded.unit] == kHere) continue;
+      missing.push_back(&loaded);
+      missing_nbytes += stream_->blocks()[loaded.unit].raw_nbytes;
+    }
+    std::uint8_t* checked = keep ? nullptr : buffer->Reserve(missing_nbytes);
+    std::vector<BlockTask> tasks(missing.size());
+    for (std::size_t i = 0; i < tasks.size(); ++i) {
+      tasks[i].block = stream_->blocks()[missing[i]->unit];
+      tasks[i].out = keep ? base() + tasks[i].block.raw_offset : checked;
+      if (!keep) checked += tasks[i].block.raw_nbytes;
+    }
+    decoder->DecodeInTurn(file_->bytes(), &tasks);
+    for (std::size_t i = 0; i < tasks.size(); ++i) Note(tasks[i], keep, missing[i]);
+  }
+
+  void Note(const BlockTask& task, bool keep, LoadedUnit* loaded) {
+    loaded->damage = task.damage;
+    if (!task.damage && task.decoded.raw_nbytes != task.block.raw_nbytes) {
+      loaded->damage =
+          Error::Corrupt("a block is shorter than the file says", task.block.code_bit / 8);
+    }
+    loaded->raw = loaded->damage ? nullptr : task.out;
+    if (loaded->damage) return;
+    decoded_[loaded->unit] = task.decoded;
+    present_[loaded->unit] = keep ? kHere : kChecked;
   }
 
   std::unique_ptr<FileMap> file_;

@@ -13,6 +13,13 @@
 
 namespace pyckpt {
 
+namespace {
+
+// In raw bytes. It bounds the buffer of a thread that only checks.
+constexpr std::uint64_t kMostInTurnNbytes = std::uint64_t{8} << 20;
+
+}  // namespace
+
 std::shared_ptr<AnonymousMap> StreamImage::NewMap(std::uint64_t nbytes) {
   auto map = std::make_shared<AnonymousMap>();
   if (nbytes != 0 && !map->Grow(nbytes)) {
@@ -71,31 +78,37 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   }
   starts.push_back(pieces.size());
 
+  const std::vector<std::size_t> groups = Groups(
+      starts.size() - 1, [&](std::size_t i) { return UnitExtent(pieces[starts[i]].unit).nbytes; });
+
   std::mutex mutex;  // guards the damages
-  const auto load = [&](const Loader& loader, std::size_t at) {
-    const Extent unit = UnitExtent(pieces[starts[at]].unit);
-    const std::uint8_t* raw = nullptr;
-    try {
-      raw = loader(pieces[starts[at]].unit, keep);
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::kCorrupt) throw;
+  const auto use = [&](const LoadedUnit& loaded, std::size_t at) {
+    const Extent unit = UnitExtent(loaded.unit);
+    if (loaded.damage) {
       const std::lock_guard<std::mutex> lock(mutex);
-      result.damages.push_back({unit, error.offset(), error.what()});
+      result.damages.push_back({unit, loaded.damage->offset(), loaded.damage->what()});
       return;
     }
     for (std::size_t i = starts[at]; i < starts[at + 1]; ++i) {
       const Extent& whole = extents[pieces[i].extent];
       const std::uint64_t begin = std::max(whole.offset, unit.offset);
       const std::uint64_t end = std::min(whole.offset + whole.nbytes, unit.offset + unit.nbytes);
-      if (checksums) pieces[i].crc = Crc32({raw + (begin - unit.offset), end - begin});
+      if (checksums) pieces[i].crc = Crc32({loaded.raw + (begin - unit.offset), end - begin});
       if (counts_fill()) Count(end - begin);
     }
   };
   RunParallel(
-      starts.size() - 1, options_.threads,
+      groups.size() - 1, options_.threads,
       [&] {
         const Loader loader = NewLoader();
-        return [&load, loader](std::size_t at) { load(loader, at); };
+        return [&, loader](std::size_t group) {
+          std::vector<LoadedUnit> units(groups[group + 1] - groups[group]);
+          for (std::size_t i = 0; i < units.size(); ++i) {
+            units[i].unit = pieces[starts[groups[group] + i]].unit;
+          }
+          loader(&units, keep);
+          for (std::size_t i = 0; i < units.size(); ++i) use(units[i], groups[group] + i);
+        };
       },
       [this] { Poll(); });
 
@@ -111,6 +124,27 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   std::sort(result.damages.begin(), result.damages.end(),
             [](const Damage& a, const Damage& b) { return a.extent.offset < b.extent.offset; });
   return result;
+}
+
+std::vector<std::size_t> StreamImage::Groups(
+    std::size_t count, const std::function<std::uint64_t(std::size_t)>& nbytes_of) const {
+  const std::size_t threads = static_cast<std::size_t>(std::max(1, options_.threads));
+  const std::size_t most_at_once = threads * most_in_turn();
+  const std::size_t rounds = (count + most_at_once - 1) / most_at_once;
+  // No thread is idle while others have several units.
+  const std::size_t size = rounds == 0 ? 1 : (count + threads * rounds - 1) / (threads * rounds);
+  std::vector<std::size_t> groups = {0};
+  std::uint64_t nbytes = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint64_t more = nbytes_of(i);
+    if (i != groups.back() && (i - groups.back() == size || nbytes + more > kMostInTurnNbytes)) {
+      groups.push_back(i);
+      nbytes = 0;
+    }
+    nbytes += more;
+  }
+  if (count != 0) groups.push_back(count);
+  return groups;
 }
 
 const std::uint8_t* StreamImage::Bytes(Extent extent) const {
@@ -170,8 +204,8 @@ Extent StreamImage::UnitExtent(std::size_t unit) const {
 }
 
 StreamImage::Loader StreamImage::NewLoader() {
-  return [this](std::size_t unit, bool /*keep*/) -> const std::uint8_t* {
-    return base() + UnitExtent(unit).offset;
+  return [this](std::vector<LoadedUnit>* units, bool /*keep*/) {
+    for (LoadedUnit& loaded : *units) loaded.raw = base() + UnitExtent(loaded.unit).offset;
   };
 }
 

@@ -7,10 +7,10 @@
 //   any other                        decoded from the start, as far as needed
 //
 // Memory: the wanted bytes, in whole blocks, until they are skipped or forgotten, and a decoder for
-// each thread. Blocks that are only checked are decoded to one buffer per thread. If block sizes
-// are unknown (bzip2), up to 8 decoded blocks per thread wait for their place, each of at most 2
-// MiB. A larger block (rare, of equal bytes) does not wait: it is decoded again when its place is
-// known.
+// each thread. Blocks that are only checked are decoded to one buffer per thread, which holds as
+// many as are decoded in turn: one block, or several of together at most 8 MiB. If block sizes are
+// unknown (bzip2), up to 8 decoded blocks per thread wait for their place, each of at most 2 MiB. A
+// larger block (rare, of equal bytes) does not wait: it is decoded again when its place is known.
 #ifndef PYCKPT_READ_STREAM_IMAGE_H_
 #define PYCKPT_READ_STREAM_IMAGE_H_
 
@@ -18,12 +18,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/anonymous_map.h"
 #include "base/bytes.h"
+#include "base/error.h"
 #include "read/extent.h"
 #include "read/extent_set.h"
 
@@ -117,9 +119,14 @@ class StreamImage {
   std::uint8_t* Address(std::uint64_t offset) const { return base() + offset; }
 
  protected:
-  // Brings one unit into memory and returns its address: its place, or without keep possibly a
+  struct LoadedUnit {
+    std::size_t unit = 0;
+    const std::uint8_t* raw = nullptr;  // null if it is damaged
+    std::optional<Error> damage;
+  };
+  // Brings units into memory and sets their addresses: their places, or without keep possibly a
   // buffer that is valid until the next call. Each thread has its own loader.
-  using Loader = std::function<const std::uint8_t*(std::size_t unit, bool keep)>;
+  using Loader = std::function<void(std::vector<LoadedUnit>* units, bool keep)>;
 
   // The size of a unit, unless units are the file's blocks.
   static constexpr std::uint64_t kUnitNbytes = std::uint64_t{1} << 20;
@@ -141,6 +148,8 @@ class StreamImage {
   virtual std::size_t UnitAt(std::uint64_t offset) const;
   virtual Extent UnitExtent(std::size_t unit) const;
   virtual Loader NewLoader();
+  // How many units one call of a loader should get.
+  virtual std::size_t most_in_turn() const { return 1; }
   // Notes that the unit has to be brought again. Returns false if its memory must not be given
   // back.
   virtual bool Lose(std::size_t unit) {
@@ -158,6 +167,11 @@ class StreamImage {
   const ReadOptions& options() const { return options_; }
 
  private:
+  // Which of count units loaders get in one call: group k has those from the result's [k] on, up to
+  // [k + 1]. A group has at most most_in_turn() units, and one unit or at most 8 MiB.
+  std::vector<std::size_t> Groups(std::size_t count,
+                                  const std::function<std::uint64_t(std::size_t)>& nbytes_of) const;
+
   ReadOptions options_;
   ExtentSet forgotten_;
   std::uint64_t given_back_ = 0;  // by Skip(): everything below

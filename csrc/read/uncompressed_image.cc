@@ -44,14 +44,8 @@ class ReadImage final : public StreamImage {
 
   Loader NewLoader() override {
     const auto buffer = std::make_shared<Buffer>();
-    return [this, buffer](std::size_t unit, bool keep) -> const std::uint8_t* {
-      const Extent extent = UnitExtent(unit);
-      std::uint8_t* place = base() + extent.offset;
-      if (present_[unit] != 0) return place;
-      if (!keep) place = buffer->Reserve(extent.nbytes);
-      source_.Read(extent.offset, extent.nbytes, place);
-      if (keep) present_[unit] = 1;
-      return place;
+    return [this, buffer](std::vector<LoadedUnit>* units, bool keep) {
+      for (LoadedUnit& loaded : *units) loaded.raw = Load(loaded.unit, keep, buffer.get());
     };
   }
 
@@ -62,6 +56,16 @@ class ReadImage final : public StreamImage {
   }
 
  private:
+  const std::uint8_t* Load(std::size_t unit, bool keep, Buffer* buffer) {
+    const Extent extent = UnitExtent(unit);
+    std::uint8_t* place = base() + extent.offset;
+    if (present_[unit] != 0) return place;
+    if (!keep) place = buffer->Reserve(extent.nbytes);
+    source_.Read(extent.offset, extent.nbytes, place);
+    if (keep) present_[unit] = 1;
+    return place;
+  }
+
   FileSource source_;
   std::shared_ptr<AnonymousMap> map_;
   std::vector<std::uint8_t> present_;  // booleans; vector<bool> would share bytes among threads
