@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import pyckpt
 from pyckpt import _core
 
-# Constants of csrc/codec/gzip/encoder.h, csrc/codec/gzip/plan.cc and csrc/codec/repeats.h: the
+# Constants of csrc/codec/gzip/encoder.h, csrc/codec/plan.cc and csrc/codec/repeats.h: the
 # chunk, the stretch (neighbouring stretches may share a block) and the shortest repeat that becomes
 # a match.
 CHUNK_NBYTES = 1 << 20

@@ -6,10 +6,10 @@
 #include <cstddef>
 #include <vector>
 
-#include "codec/gzip/bit_writer.h"
+#include "codec/bit_writer.h"
 #include "codec/gzip/block_code.h"
-#include "codec/gzip/literals.h"
-#include "codec/gzip/plan.h"
+#include "codec/literal_writer.h"
+#include "codec/plan.h"
 #include "codec/repeats.h"
 #include "codec/runs.h"
 
@@ -27,7 +27,7 @@ class BlockWriter {
              const std::vector<Repeat>& repeats, std::size_t* next, BitWriter* writer);
 
  private:
-  LiteralWriter literals_;
+  LiteralWriter literals_{LiteralOrder::kForward};
 };
 
 }  // namespace pyckpt::gzip

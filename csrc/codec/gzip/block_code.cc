@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "codec/gzip/format.h"
-#include "codec/gzip/literals.h"
+#include "codec/literal_writer.h"
 
 namespace pyckpt::gzip {
 namespace {

@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "codec/gzip/bit_writer.h"
-#include "codec/gzip/plan.h"
+#include "codec/bit_writer.h"
 #include "codec/huffman.h"
+#include "codec/plan.h"
 #include "codec/repeats.h"
 
 namespace pyckpt::gzip {

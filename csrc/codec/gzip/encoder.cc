@@ -6,13 +6,13 @@
 
 #include "base/crc32.h"
 #include "base/error.h"
-#include "codec/gzip/bit_writer.h"
+#include "codec/bit_writer.h"
 #include "codec/gzip/block.h"
 #include "codec/gzip/block_code.h"
 #include "codec/gzip/chunk_index.h"
 #include "codec/gzip/matches.h"
-#include "codec/gzip/plan.h"
 #include "codec/gzip/stored_blocks.h"
+#include "codec/plan.h"
 #include "codec/repeats.h"
 #include "codec/typed_codec.h"
 
@@ -44,6 +44,11 @@ class DeflateEncoder final : public TypedEncoder<GzipChunk> {
   // The longest distance of a match.
   static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;
 
+  static BlockSizes SizesAt(int level) {
+    constexpr int kLastCoarseLevel = 6;
+    return level <= kLastCoarseLevel ? BlockSizes::kCoarse : BlockSizes::kFine;
+  }
+
   static std::uint64_t Use(EncodedChunk* out, const std::uint8_t* end) {
     out->UseBuffer(static_cast<std::size_t>(end - out->buffer.data()));
     return out->nbytes;
@@ -59,7 +64,7 @@ class DeflateEncoder final : public TypedEncoder<GzipChunk> {
     BitWriter writer(out->buffer.Reserve(DynamicBlocksBound(nbytes, MostBlocks(runs)) +
                                          BitWriter::kSlackNbytes));
     std::size_t next = 0;
-    for (const BlockPlan& block : PlanBlocks(runs, repeats_, level_)) {
+    for (const BlockPlan& block : PlanBlocks(runs, repeats_, SizesAt(level_))) {
       while (next < repeats_.size() && repeats_[next].end <= block.begin) ++next;
       if (block.kind == BlockKind::kStored) {
         WriteStored(runs, block.begin, block.end, &writer);

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "codec/gzip/bit_writer.h"
+#include "codec/bit_writer.h"
 
 struct libdeflate_compressor;
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "base/bytes.h"
-#include "codec/gzip/bit_writer.h"
+#include "codec/bit_writer.h"
 
 namespace pyckpt::gzip {
 

@@ -1,13 +1,14 @@
-// Bits in deflate's order (RFC 1951, section 3.1.1).
-#ifndef PYCKPT_CODEC_GZIP_BIT_WRITER_H_
-#define PYCKPT_CODEC_GZIP_BIT_WRITER_H_
+// Bits in the order of deflate (RFC 1951, section 3.1.1) and zstd (RFC 8878): the first is the
+// lowest of its byte.
+#ifndef PYCKPT_CODEC_BIT_WRITER_H_
+#define PYCKPT_CODEC_BIT_WRITER_H_
 
 #include <cstddef>
 #include <cstdint>
 
 #include "base/bytes.h"
 
-namespace pyckpt::gzip {
+namespace pyckpt {
 
 // Bits fill each byte from its lowest bit up. Every write stores whole words, so the output needs
 // kSlackNbytes of room after its end.
@@ -64,6 +65,6 @@ class BitWriter {
   std::uint64_t used_ = 0;
 };
 
-}  // namespace pyckpt::gzip
+}  // namespace pyckpt
 
-#endif  // PYCKPT_CODEC_GZIP_BIT_WRITER_H_
+#endif  // PYCKPT_CODEC_BIT_WRITER_H_

@@ -1,4 +1,4 @@
-#include "codec/gzip/plan.h"
+#include "codec/plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 #include "codec/probe.h"
 
-namespace pyckpt::gzip {
+namespace pyckpt {
 namespace {
 
 constexpr std::size_t kStretchNbytes = std::size_t{16} << 10;
@@ -44,9 +44,8 @@ constexpr std::size_t kWorthwhile = 500;
 constexpr float kFlatteryBits = 184;
 constexpr float kSplitBits = kFlatteryBits + 96;
 
-// Each block also costs time, and most blocks save little. Up to this level, samples are half as
+// Each block also costs time, and most blocks save little. The samples of coarse blocks are half as
 // large, and a block must save almost four times as much.
-constexpr int kLastCoarseLevel = 6;
 constexpr float kCoarseSplitBits = kFlatteryBits + 175;
 
 // Most stretches are so similar to the block before them that half of the sample is enough to see
@@ -276,8 +275,8 @@ void Smooth(BlockPlan* block) {
 }  // namespace
 
 std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
-                                  int level) {
-  const bool coarse = level <= kLastCoarseLevel;
+                                  BlockSizes sizes) {
+  const bool coarse = sizes == BlockSizes::kCoarse;
   const std::size_t slices = coarse ? kSlicesCounted / 2 : kSlicesCounted;
   const float split_bits = coarse ? kCoarseSplitBits : kSplitBits;
   const float glance_bits = kFlatteryBits + kAtAGlance * (split_bits - kFlatteryBits);
@@ -335,4 +334,4 @@ std::size_t MostBlocks(const std::vector<Run>& runs) {
   return stretches;
 }
 
-}  // namespace pyckpt::gzip
+}  // namespace pyckpt

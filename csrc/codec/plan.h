@@ -1,6 +1,6 @@
-// Divides a chunk into deflate blocks and chooses the kind of each.
-#ifndef PYCKPT_CODEC_GZIP_PLAN_H_
-#define PYCKPT_CODEC_GZIP_PLAN_H_
+// Divides a chunk into blocks with Huffman codes of their own, and chooses the kind of each.
+#ifndef PYCKPT_CODEC_PLAN_H_
+#define PYCKPT_CODEC_PLAN_H_
 
 #include <array>
 #include <cstddef>
@@ -11,7 +11,7 @@
 #include "codec/repeats.h"
 #include "codec/runs.h"
 
-namespace pyckpt::gzip {
+namespace pyckpt {
 
 using Histogram = std::array<std::uint32_t, 256>;
 
@@ -20,6 +20,10 @@ enum class BlockKind {
   kLiterals,  // literals with their own Huffman code, and long repeats
   kMatches,   // for a match finder
 };
+
+// How much a block of its own must save, and how large samples are. Fine blocks are smaller in all,
+// coarse ones are written faster: they must save almost four times as much.
+enum class BlockSizes { kCoarse, kFine };
 
 struct BlockPlan {
   std::size_t begin;  // offsets in the chunk
@@ -31,14 +35,14 @@ struct BlockPlan {
 };
 
 // The blocks of a chunk, in order and without gaps. Neighbouring stretches of the same kind share a
-// block if two blocks would not save enough bits to pay for a second header. Up to level 6 two
-// blocks have to save almost four times as much. No repeat may lie in two runs.
+// block if two blocks would not save enough bits to pay for a second header. No repeat may lie in
+// two runs.
 std::vector<BlockPlan> PlanBlocks(const std::vector<Run>& runs, const std::vector<Repeat>& repeats,
-                                  int level);
+                                  BlockSizes sizes);
 
 // How many blocks PlanBlocks() returns at most.
 std::size_t MostBlocks(const std::vector<Run>& runs);
 
-}  // namespace pyckpt::gzip
+}  // namespace pyckpt
 
-#endif  // PYCKPT_CODEC_GZIP_PLAN_H_
+#endif  // PYCKPT_CODEC_PLAN_H_

@@ -1,7 +1,7 @@
-// Writes the literals of a block fast: several codes at once, from a table of single bytes or a
+// Writes Huffman codes of bytes fast: several codes at once, from a table of single bytes or a
 // table of pairs.
-#ifndef PYCKPT_CODEC_GZIP_LITERALS_H_
-#define PYCKPT_CODEC_GZIP_LITERALS_H_
+#ifndef PYCKPT_CODEC_LITERAL_WRITER_H_
+#define PYCKPT_CODEC_LITERAL_WRITER_H_
 
 #include <array>
 #include <cstddef>
@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "codec/gzip/bit_writer.h"
+#include "codec/bit_writer.h"
 #include "codec/huffman.h"
 
-namespace pyckpt::gzip {
+namespace pyckpt {
 
 // The longest code of a literal, in bits. Two codes and a byte for their length fit into 32 bits.
 inline constexpr int kLongestCode = 12;
@@ -23,9 +23,16 @@ inline constexpr int kShortCode = 9;
 // time than they take.
 inline constexpr std::size_t kPairsWorthwhile = std::size_t{32} << 10;
 
+enum class LiteralOrder {
+  kForward,   // deflate: the first byte is written first
+  kBackward,  // zstd: the last byte is written first, for streams that are read from their end
+};
+
 // Keeps the memory of its tables between blocks.
 class LiteralWriter {
  public:
+  explicit LiteralWriter(LiteralOrder order) : order_(order) {}
+
   // Makes the tables, and chooses how to write literal_nbytes bytes of literals. The first 256
   // codes are those of the literals.
   void Prepare(const std::vector<HuffmanCode>& codes, std::size_t literal_nbytes);
@@ -36,13 +43,15 @@ class LiteralWriter {
   // Writes most of raw. Returns how many bytes of raw it wrote.
   using Emit = std::size_t (*)(Span raw, const std::uint32_t* table, BitWriter* writer);
 
+  LiteralOrder order_;
   Emit emit_ = nullptr;
   bool use_pairs_ = false;
   // The length is in the low eight bits, the code above.
   std::array<std::uint32_t, 256> table_{};
-  std::vector<std::uint32_t> pair_table_;  // index: the first byte, plus 256 times the second
+  // index: the byte at the lower address, plus 256 times the other
+  std::vector<std::uint32_t> pair_table_;
 };
 
-}  // namespace pyckpt::gzip
+}  // namespace pyckpt
 
-#endif  // PYCKPT_CODEC_GZIP_LITERALS_H_
+#endif  // PYCKPT_CODEC_LITERAL_WRITER_H_
