@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev
-TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full libarchive-tools isal
+BUILD_PACKAGES := g++ zlib1g-dev liblzma-dev libdeflate-dev libzstd-dev
+TEST_PACKAGES := tar gzip pigz bzip2 lbzip2 pbzip2 xz-utils busybox p7zip-full zstd libarchive-tools isal
 CHECK_PACKAGES := clang-format clang-tidy
 
 SOURCES := $(sort $(shell find csrc -name '*.cc'))
@@ -52,7 +52,7 @@ THREADED_TESTS := tests/codec/test_decoders.py tests/write/test_live_memory.py \
     tests/torch_format/test_serialize.py
 # The tests above exercise the code that runs in several threads. These add the encoders.
 SANITIZED_TESTS := $(THREADED_TESTS) tests/codec/test_bzip2.py tests/codec/test_gzip.py \
-    tests/codec/test_xz.py
+    tests/codec/test_xz.py tests/codec/test_zstd.py
 # Sanitized code is too slow for the tests' own time limits. A sanitizer's report ends the
 # process: --capture=sys prints it, where pytest's default capture would lose it.
 SANITIZED_PYTEST := $(BIN)/python -m pytest -n 2 --timeout=1800 --capture=sys
@@ -97,13 +97,15 @@ FUZZ_OBJECTS := $(FUZZED:%.cc=build/fuzz/%.o)
 FUZZ_ENCODERS := huffman literal_writer plan probe repeats runs gzip/encoder gzip/block gzip/block_code \
     gzip/stored_blocks gzip/matches \
     bzip2/encoder bzip2/block bzip2/huffman bzip2/mtf bzip2/rle bzip2/sort bzip2/suffix_array \
-    store/encoder xz/encoder xz/lanes xz/literals xz/matches
+    store/encoder xz/encoder xz/lanes xz/literals xz/matches \
+    zstd/encoder zstd/fse zstd/literal_code zstd/literal_frame zstd/matches zstd/sequences \
+    zstd/xxh64
 $(FUZZ_ENCODERS:%=build/fuzz/csrc/codec/%.o) build/fuzz/fuzz/byte_program.o: \
     FUZZ_FLAGS += -fno-sanitize-coverage=trace-cmp
 
 build/fuzz/fuzz_codecs: build/fuzz/fuzz/byte_program.o build/fuzz/fuzz/portable_twin.o
 $(FUZZERS): build/fuzz/fuzz_%: build/fuzz/fuzz/fuzz_%.o $(FUZZ_OBJECTS)
-	clang++ -fsanitize=fuzzer,address,undefined $^ -lz -llzma -ldeflate -lpthread -o $@
+	clang++ -fsanitize=fuzzer,address,undefined $^ -lz -llzma -ldeflate -lzstd -lpthread -o $@
 
 build/fuzz/%.o: %.cc $(HEADERS) $(wildcard fuzz/*.h)
 	mkdir -p $(@D)

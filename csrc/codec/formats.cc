@@ -9,6 +9,8 @@
 #include "codec/store/encoder.h"
 #include "codec/xz/decoder.h"
 #include "codec/xz/encoder.h"
+#include "codec/zstd/decoder.h"
+#include "codec/zstd/encoder.h"
 
 namespace pyckpt {
 
@@ -21,6 +23,8 @@ const std::vector<Format>& Formats() {
   static const xz::XzCodec kXz;
   static const xz::XzDecompressor kFromXz;
   static const xz::LzmaDecompressor kFromLzma;
+  static const zstd::ZstdCodec kZstd;
+  static const zstd::ZstdDecompressor kFromZstd;
   static const std::vector<Format> kFormats = {
       {"tar", "", {".tar"}, std::nullopt, &kStore, nullptr},
       {"tar.gz", "gzip", {".tar.gz", ".tgz"}, Levels{0, 9, 6}, &kGzip, &kFromGzip},
@@ -32,6 +36,7 @@ const std::vector<Format>& Formats() {
        &kFromBzip2},
       // Files named .tar.lzma are xz streams too, because that is what Composer writes and reads.
       {"tar.xz", "xz", {".tar.lzma", ".tar.xz", ".txz"}, Levels{0, 9, 6}, &kXz, &kFromXz},
+      {"tar.zst", "zstd", {".tar.zst", ".tzst"}, Levels{1, 19, 3}, &kZstd, &kFromZstd},
       // The predecessor of xz. It has no magic bytes, so it comes last.
       {"lzma", "lzma", {}, std::nullopt, nullptr, &kFromLzma},
   };
