@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include <zlib.h>
+#include <zstd.h>
 
 #include <algorithm>
 #include <array>
@@ -145,6 +146,14 @@ void ReadByLiblzma(Span file, const Task& task) {
   Require(used == file.nbytes && got == task.bytes.raw.size() && StartsWith(out, got, task));
 }
 
+void ReadByLibzstd(Span file, const Task& task) {
+  static ZSTD_DCtx* const context = ZSTD_createDCtx();
+  std::vector<std::uint8_t> out = RoomFor(task);
+  const std::size_t got =
+      ZSTD_decompressDCtx(context, out.data(), out.size(), file.data, file.nbytes);
+  Require(got == task.bytes.raw.size() && StartsWith(out, got, task));
+}
+
 // The path of a file without a name that holds the bytes.
 std::string PathOf(Span file) {
   static const int fd = memfd_create("fuzz", 0);
@@ -184,6 +193,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbyt
     ReadByLibdeflate(file, task);
   } else if (name == "tar.xz") {
     ReadByLiblzma(file, task);
+  } else if (name == "tar.zst") {
+    ReadByLibzstd(file, task);
   }
   const bool own_chunks = task.chunk_nbytes == task.format->codec->chunk_nbytes();
   if (!task.bytes.raw.empty() && (name != "tar.gz" || own_chunks)) ReadByOurselves(file, task);

@@ -9,6 +9,7 @@ import bz2
 import gzip
 import io
 import lzma
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def main() -> None:
     # The stream without its header and its block's header. xz writes some matches too.
     literals = lzma.compress(floats, filters=[settings])[24:]
     (CORPUS / "literals.lzma2").write_bytes(literals)
+    zstd = ["zstd", "-q", "-c"]
+    frames = [
+        subprocess.run([*zstd, *options], input=piece, capture_output=True, check=True).stdout
+        for piece, options in [
+            (raw, []),
+            (raw[:1536], [f"--stream-size={1536}"]),
+            (raw[1536:], [f"--stream-size={len(raw) - 1536}"]),
+        ]
+    ]
+    (CORPUS / "foreign.zst").write_bytes(frames[0])
+    (CORPUS / "two.zst").write_bytes(b"P*M\x18\x02\0\0\0ab" + frames[1] + frames[2])
     (CORPUS / "foreign.lzma").write_bytes(lzma.compress(raw, format=lzma.FORMAT_ALONE))
 
 

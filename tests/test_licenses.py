@@ -14,6 +14,7 @@ LIBRARIES = {
     "pybind11": "Redistribution and use in source and binary forms",
     "xz": "Permission to use, copy, modify, and/or distribute",
     "zlib": "This software is provided 'as-is'",
+    "zstd": "Redistribution and use in source and binary forms",
 }
 
 
@@ -37,6 +38,7 @@ def test_no_library_is_missing() -> None:
         "zlib": "ZLIB",
         "xz": "LibLZMA",
         "libdeflate": "libdeflate",
+        "zstd": "zstd.h",
         "pybind11": "pybind11",
     }.items():
         assert library.lower() in cmake.lower(), name

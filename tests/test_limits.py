@@ -31,7 +31,7 @@ from tests.launch import WORKERS, private_mounts
 pytestmark = pytest.mark.timeout(200)
 
 SAVE = [sys.executable, str(WORKERS / "save_worker.py")]
-SUFFIXES = ["", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma"]
+SUFFIXES = ["", ".tar", ".tar.gz", ".tar.bz2", ".tar.lzma", ".tar.zst"]
 MIB = 1 << 20
 OLD = b"the old file"
 
@@ -50,7 +50,13 @@ def outcomes(printed: str) -> list[dict[str, Any]]:
 
 # Memory
 
-ENCODER_NBYTES = {"tar": 0, "tar.gz": 1_200_000, "tar.bz2": 27_000_000, "tar.xz": 20_000_000}
+ENCODER_NBYTES = {
+    "tar": 0,
+    "tar.gz": 1_200_000,
+    "tar.bz2": 27_000_000,
+    "tar.xz": 20_000_000,
+    "tar.zst": 3_500_000,
+}
 STORED_CHUNK_NBYTES = 4 * MIB
 
 
@@ -62,6 +68,7 @@ STORED_CHUNK_NBYTES = 4 * MIB
         (".tar.gz", 1024 * MIB),
         (".tar.bz2", 32 * MIB),  # slow formats: still more than the queue holds
         (".tar.lzma", 32 * MIB),
+        (".tar.zst", 1024 * MIB),
     ],
 )
 def test_memory_stays_within_the_published_formula(
@@ -315,7 +322,7 @@ def test_a_full_disk_keeps_the_old_files(folder: Path) -> None:
     paths = [str(folder / f"x{suffix}") for suffix in SUFFIXES]
     script = (
         'disk=$1 old=$2; shift 2; mount -t tmpfs -o size=4m none "$disk"; '
-        "for name in x x.tar x.tar.gz x.tar.bz2 x.tar.lzma; do "
+        "for name in x x.tar x.tar.gz x.tar.bz2 x.tar.lzma x.tar.zst; do "
         'printf %s "$old" > "$disk/$name"; done; "$@"; ls -A "$disk"; cat "$disk"/*'
     )
     printed = run(

@@ -8,7 +8,6 @@ START_NBYTES = 64
 """How many bytes of a file ``foreign_format`` needs."""
 
 _MAGICS = {
-    b"\x28\xb5\x2f\xfd": "a zstd file",
     b"\x04\x22\x4d\x18": "an lz4 file",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"LZIP": "an lzip file",

@@ -27,7 +27,7 @@ TAR_SUFFIX = ".tar"
 _COMPRESSED = (
     *(".gz", ".bz", ".bz2", ".bzip", ".bzip2", ".xz", ".lzma", ".zst", ".zstd", ".lz", ".lz4"),
     *(".lzo", ".br", ".7z", ".z", ".sz"),
-    *(".tbz", ".tb2", ".tz2", ".tlz", ".tlzma", ".tzst", ".taz", ".tz", ".tzo"),
+    *(".tbz", ".tb2", ".tz2", ".tlz", ".tlzma", ".taz", ".tz", ".tzo"),
 )
 _START_NBYTES = 64  # enough to recognize every format
 

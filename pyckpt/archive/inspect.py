@@ -57,7 +57,7 @@ class ArchiveInfo:
     """What a file holds.
 
     Attributes:
-        compression: ``gzip``, ``bzip2``, ``xz``, ``lzma`` or empty.
+        compression: ``gzip``, ``bzip2``, ``xz``, ``zstd``, ``lzma`` or empty.
         file_nbytes: Size of the file.
         members: The members that count, in the order of the file.
         replaced: Names of members that do not count, because a later member has the same name.

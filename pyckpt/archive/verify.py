@@ -66,7 +66,7 @@ class Report:
     """What :func:`verify` found.
 
     Attributes:
-        compression: ``gzip``, ``bzip2``, ``xz``, ``lzma`` or empty.
+        compression: ``gzip``, ``bzip2``, ``xz``, ``zstd``, ``lzma`` or empty.
         members: Number of members.
         records: Number of records in torch's zip files, including those in ``unchecked``.
         nbytes: Size of these records, decompressed.

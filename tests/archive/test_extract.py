@@ -23,6 +23,7 @@ import torch
 import pyckpt
 from pyckpt.archive.extract import extract_tensor, write_tensor
 from pyckpt.cli import main
+from tests import zstd_command
 from tests.tar_members import add
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -30,6 +31,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".tar.gz": lambda raw: gzip.compress(raw, 1),
     ".tar.bz2": bz2.compress,
     ".tar.xz": lambda raw: lzma.compress(raw, preset=0),
+    ".tar.zst": zstd_command.compress,
 }
 
 

@@ -28,6 +28,8 @@ PLAIN = st.text(st.characters(exclude_characters="/\0{}", exclude_categories=["C
         ("x.tar.lzma", "tar.xz"),
         ("x.tar.xz", "tar.xz"),
         ("x.txz", "tar.xz"),
+        ("x.tar.zst", "tar.zst"),
+        ("x.tzst", "tar.zst"),
         (".x.tar", "tar"),
         ("a.tar.x.tar.gz", "tar.gz"),
         ("x.tar.tgz", "tar.gz"),
@@ -50,7 +52,7 @@ def test_names_of_torch_files(name: str) -> None:
     assert suffixed == Path("f") / f"{name}.tar"
 
 
-@pytest.mark.parametrize("name", ["x.tar.zst", "x.tar.lz4", "x.tar.Z", "x.tar.GZ", "ep1.5.tar.br"])
+@pytest.mark.parametrize("name", ["x.tar.zstd", "x.tar.lz4", "x.tar.Z", "x.tar.GZ", "ep1.5.tar.br"])
 def test_tars_of_unknown_kinds(name: str) -> None:
     with pytest.raises(pyckpt.FilenameError, match=r"is not a suffix.*\.tar\.lzma") as caught:
         archive_format(Path(name))
@@ -63,7 +65,7 @@ def test_tars_of_unknown_kinds(name: str) -> None:
     "name",
     [
         *("x.gz", "x.pt.gz", "x.ckpt.bz2", "x.pt.xz", "x.lzma", "x.pt.zst", "x.PT.GZ", "x.tbz"),
-        *("x.TAR", "x.TAR.GZ", "x.tar.GZ", "x.Tgz", ".tar", ".tar.gz", ".gz", "x.tzst"),
+        *("x.TAR", "x.TAR.GZ", "x.tar.GZ", "x.Tgz", ".tar", ".tar.gz", ".gz", "x.Tzst"),
     ],
 )
 def test_names_of_compressed_files(tmp_path: Path, name: str) -> None:

@@ -22,11 +22,19 @@ import pyckpt
 from pyckpt.archive.formats import usual_suffixes
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
+from tests import zstd_command
 from tests.states import assert_equal, mixed_state
 
 FORMAT_SUFFIXES = usual_suffixes()
-PLACED = [".tar", ".tar.gz", ".tar.lzma"]  # formats that state the place of each block
-COMPRESSIONS = {".tar": "", ".tar.gz": "gzip", ".tar.bz2": "bzip2", ".tar.lzma": "xz", ".pt": ""}
+PLACED = [".tar", ".tar.gz", ".tar.lzma", ".tar.zst"]  # formats that state the place of each block
+COMPRESSIONS = {
+    ".tar": "",
+    ".tar.gz": "gzip",
+    ".tar.bz2": "bzip2",
+    ".tar.lzma": "xz",
+    ".tar.zst": "zstd",
+    ".pt": "",
+}
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +124,7 @@ FOREIGN: dict[str, Callable[[bytes], bytes]] = {
     ".tar.gz": lambda raw: gzip.compress(raw, 1),
     ".tar.bz2": bz2.compress,
     ".tar.lzma": lambda raw: lzma.compress(raw, preset=0),
+    ".tar.zst": zstd_command.compress,
 }
 
 
@@ -175,7 +184,7 @@ def test_data_behind_the_end(folder: Path, tmp_path: Path, suffix: str) -> None:
     assert pyckpt.verify(path).ok
 
 
-BLOCKS = ["x.tar.gz", "x.tar.bz2", "x.tar.lzma"]  # by pyckpt: several blocks each
+BLOCKS = ["x.tar.gz", "x.tar.bz2", "x.tar.lzma", "x.tar.zst"]  # by pyckpt: several blocks each
 
 
 @pytest.mark.parametrize("name", [*FOREIGN, ".tar.lzma alone", *BLOCKS])

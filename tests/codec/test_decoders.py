@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import pyckpt
 from pyckpt import _core
+from tests import zstd_command
 
 pytestmark = [pytest.mark.usefixtures("frozen_time"), pytest.mark.timeout(120)]
 
@@ -93,14 +94,25 @@ TOOLS = {
     ],
     "xz, other positions": ["xz", "--lzma2=dict=4KiB,lc=0,lp=4", "--block-size=9000", "-T2", "-c"],
     "lzma": ["xz", "-1", "--format=lzma", "-c"],
+    "zstd": ["zstd", "-c"],
+    "zstd, no check": ["zstd", "--no-check", "-c"],
+    "zstd, no size": ["zstd", "--no-content-size", "-c"],
+    "zstd -19, long": ["zstd", "-19", "--long=27", "-c"],
+    "zstd, no compression": ["zstd", "--fast=100", "-c"],
 }
 LIBRARIES: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda raw: gzip.compress(raw, mtime=0),
     "bzip2": bz2.compress,
     "xz": lambda raw: lzma.compress(raw, preset=0),
+    "zstd": zstd_command.compress,
 }
-LIBRARIES_READ = {"gzip": gzip.decompress, "bzip2": bz2.decompress, "xz": lzma.decompress}
-SUFFIXES = {"gzip": ".tar.gz", "bzip2": ".tar.bz2", "xz": ".tar.xz"}
+LIBRARIES_READ = {
+    "gzip": gzip.decompress,
+    "bzip2": bz2.decompress,
+    "xz": lzma.decompress,
+    "zstd": zstd_command.decompress,
+}
+SUFFIXES = {"gzip": ".tar.gz", "bzip2": ".tar.bz2", "xz": ".tar.xz", "zstd": ".tar.zst"}
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -126,7 +138,7 @@ def saved(state: object, folder: Path, name: str, level: int | None = None) -> b
 @pytest.mark.parametrize("level", [0, 1, 6, 9])
 @pytest.mark.parametrize("name", SUFFIXES)
 def test_what_pyckpt_writes(tmp_path: Path, name: str, level: int) -> None:
-    if name == "bzip2":
+    if name in ("bzip2", "zstd"):
         level = max(level, 1)
     state = torch.frombuffer(bytearray(RAW), dtype=torch.uint8)
     file = saved(state, tmp_path, name, level)
@@ -158,7 +170,7 @@ def test_one_after_the_other(library: str) -> None:
         decompress(whole + LIBRARIES[library](b"y")[:-1])
 
 
-@pytest.mark.parametrize("library", ["gzip", "bzip2"])
+@pytest.mark.parametrize("library", ["gzip", "bzip2", "zstd"])
 def test_streams_without_number(library: str) -> None:
     assert decompress(LIBRARIES[library](b"") * 300_000) == b""
 
@@ -261,7 +273,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, 
     for name in SUFFIXES:
         file = saved(state, folder, name)
         found[f"pyckpt, {name}"] = file, LIBRARIES_READ[name](file)
-    for name in ("pigz", "bzip2 -1", "xz", "xz, blocks", "xz, SHA-256"):
+    for name in ("pigz", "bzip2 -1", "xz", "xz, blocks", "xz, SHA-256", "zstd"):
         done = subprocess.run([*TOOLS[name], folder / "raw.bin"], capture_output=True, check=True)
         found[name] = done.stdout, raw
     for name, compress in LIBRARIES.items():
@@ -300,6 +312,9 @@ def test_damage_is_an_error(samples: dict[str, tuple[bytes, bytes]], data: st.Da
             b"BZh9\x17\x72\x45\x38\x50\x90",
             b"\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46",
             b"\x5d\x00\x00\x80\x00" + b"\xff" * 8,
+            b"\x28\xb5\x2f\xfd",
+            b"\x28\xb5\x2f\xfd\x24\x40",
+            b"\x50\x2a\x4d\x18\x00\x00\x00\x00\x28\xb5\x2f\xfd\x04\x68",
         ]
     ),
     rest=st.binary(max_size=400),

@@ -21,6 +21,7 @@ import torch
 import pyckpt
 from pyckpt import _core
 from pyckpt.archive import formats
+from tests import zstd_command
 
 MIB = 1 << 20
 # Streams that state no sizes: their memory grows as they are decoded.
@@ -28,9 +29,10 @@ FOREIGN: dict[str, Callable[[bytes], bytes]] = {
     ".tar.gz": lambda raw: gzip.compress(raw, 1, mtime=0),
     ".tar.bz2": lambda raw: bz2.compress(raw, 1),
     ".tar.xz": lambda raw: lzma.compress(raw, preset=0),
+    ".tar.zst": zstd_command.compress,
 }
 FOREIGN_NAMES = [f"foreign{suffix}" for suffix in FOREIGN]
-OWN_NAMES = ["x.tar", "x.pt", "x.tar.gz", "x.tar.bz2", "x.tar.lzma"]
+OWN_NAMES = ["x.tar", "x.pt", "x.tar.gz", "x.tar.bz2", "x.tar.lzma", "x.tar.zst"]
 
 
 def noise(nbytes: int) -> torch.Tensor:
