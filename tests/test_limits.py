@@ -55,7 +55,7 @@ ENCODER_NBYTES = {
     "tar.gz": 1_200_000,
     "tar.bz2": 27_000_000,
     "tar.xz": 20_000_000,
-    "tar.zst": 3_500_000,
+    "tar.zst": 4_000_000,
 }
 STORED_CHUNK_NBYTES = 4 * MIB
 
