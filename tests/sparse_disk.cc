@@ -1,4 +1,4 @@
-// Preload this library into a process to make its files sparse: pwritev() leaves
+// Preload this library into a process to make its files sparse: pwritev() and pwritev2() leave
 // a hole for each buffer that is all zeros, and fallocate() fails with EOPNOTSUPP.
 // So a test can run the real writer on files of many GiB, and needs neither the
 // disk space nor the time.
@@ -35,6 +35,14 @@ ssize_t pwritev(int fd, const iovec* parts, int count, off_t offset) {
 }
 
 ssize_t pwritev64(int fd, const iovec* parts, int count, off_t offset) {
+  return pwritev(fd, parts, count, offset);
+}
+
+ssize_t pwritev2(int fd, const iovec* parts, int count, off_t offset, int) {
+  return pwritev(fd, parts, count, offset);
+}
+
+ssize_t pwritev64v2(int fd, const iovec* parts, int count, off_t offset, int) {
   return pwritev(fd, parts, count, offset);
 }
 

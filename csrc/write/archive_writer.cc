@@ -117,7 +117,7 @@ std::uint64_t ArchiveWriter::Write(const Poll& poll) {
   plan_.AddZeros(TarEndNbytes());
   total_nbytes_ = plan_.nbytes();
   const Codec& codec = options_.format == nullptr ? StoreCodec() : *options_.format->codec;
-  sink_ = std::make_unique<FileSink>(path_, options_.durable);
+  sink_ = std::make_unique<FileSink>(path_, options_.durable, plan_.nbytes());
   try {
     if (codec.stores()) sink_->Reserve(plan_.nbytes());
     const std::uint64_t nbytes = RunPipeline(&plan_, codec, options_.level, options_.threads,

@@ -13,10 +13,20 @@
 #include <utility>
 
 #include "base/error.h"
+#include "write/direct_io.h"
 #include "write/file_attributes.h"
+
+// The C library may be older than the kernel that will run this, and lack the flag.
+#if defined(__linux__) && defined(RWF_HIPRI)
+#define PYCKPT_RWF_DONTCACHE 0x80
+#endif
 
 namespace pyckpt {
 namespace {
+
+// For smaller files it takes longer to get the memory of the segments than they save.
+constexpr std::uint64_t kWorthSegments =
+    2 * SegmentWriter::kSegments * SegmentWriter::kSegmentNbytes;
 
 constexpr mode_t kNewFileMode = 0666;
 constexpr mode_t kPermissions = 0777;
@@ -56,7 +66,7 @@ int OpenUnnamed(const std::string& folder, mode_t mode) {
 
 }  // namespace
 
-FileSink::FileSink(std::string target, bool durable)
+FileSink::FileSink(std::string target, bool durable, std::uint64_t most_nbytes)
     : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {
   // Fail now if the name cannot be looked up (too long, a loop of symbolic links), because the
   // rename at the end would fail too.
@@ -74,6 +84,15 @@ FileSink::FileSink(std::string target, bool durable)
     temporary_ = name;
   }
   if (exists) TakeOverAttributes(fd_, target_, existing);
+  if (durable_ && most_nbytes >= kWorthSegments) StartSegments();
+}
+
+void FileSink::StartSegments() {
+  const std::size_t alignment = StartDirectIo(fd_, SegmentWriter::kMemoryAlignment);
+  if (alignment == 0) return;
+  direct_ = true;
+  segments_ = std::make_unique<SegmentWriter>(
+      alignment, [this](std::uint64_t offset, Span segment) { Write(offset, {segment}); });
 }
 
 FileSink::~FileSink() {
@@ -96,11 +115,18 @@ void FileSink::Reserve(std::uint64_t nbytes) {
 }
 
 void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
+  if (segments_) {
+    segments_->Add(offset, spans);
+  } else {
+    Write(offset, spans);
+  }
+}
+
+void FileSink::Write(std::uint64_t offset, const std::vector<Span>& spans) {
   std::array<iovec, 256> batch{};
   static_assert(batch.size() <= IOV_MAX);
   std::size_t next = 0;  // the first span that is not written completely
   std::size_t done = 0;  // bytes of that span that are written
-  const std::uint64_t start = offset;
   while (next < spans.size()) {
     int count = 0;
     for (std::size_t i = next; i < spans.size() && count < static_cast<int>(batch.size()); ++i) {
@@ -109,8 +135,7 @@ void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
       batch[static_cast<std::size_t>(count++)] = {const_cast<std::uint8_t*>(spans[i].data) + skip,
                                                   spans[i].nbytes - skip};
     }
-    const ssize_t written =
-        Retry([&] { return pwritev(fd_, batch.data(), count, static_cast<off_t>(offset)); });
+    const ssize_t written = WriteSome(batch.data(), count, offset);
     if (written == -1) throw Error::System(errno, "cannot write", target_);
     offset += static_cast<std::uint64_t>(written);
     auto left = static_cast<std::size_t>(written);
@@ -121,22 +146,55 @@ void FileSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) {
     }
     done += left;
   }
-#if defined(__linux__)
-  // Let the disk start to write now. fsync reports errors.
-  if (durable_) {
-    sync_file_range(fd_, static_cast<off_t>(start), static_cast<off_t>(offset - start),
-                    SYNC_FILE_RANGE_WRITE);
+}
+
+// As pwritev, by the best way that the file system takes.
+ssize_t FileSink::WriteSome(const iovec* parts, int count, std::uint64_t offset) {
+  const auto at = static_cast<off_t>(offset);
+  if (direct_) {
+    const ssize_t written = Retry([&] { return pwritev(fd_, parts, count, at); });
+    if (written != -1 || errno != EINVAL) return written;
+    // The file system does not take direct writes after all, or none at this offset: the write
+    // before was cut short.
+    direct_ = false;
+    StopDirectIo(fd_);
+  }
+#if defined(PYCKPT_RWF_DONTCACHE)
+  if (durable_ && drop_pages_) {
+    const ssize_t written =
+        Retry([&] { return pwritev2(fd_, parts, count, at, PYCKPT_RWF_DONTCACHE); });
+    if (written != -1 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL)) {
+      return written;
+    }
+    drop_pages_ = false;
   }
 #endif
+  const ssize_t written = Retry([&] { return pwritev(fd_, parts, count, at); });
+#if defined(__linux__)
+  // Let the disk start to write now. fsync reports errors.
+  if (durable_ && written > 0) sync_file_range(fd_, at, written, SYNC_FILE_RANGE_WRITE);
+#endif
+  return written;
+}
+
+void FileSink::Stop() noexcept {
+  if (segments_) segments_->Stop();
 }
 
 void FileSink::Seal(std::uint64_t nbytes) {
+  if (segments_) segments_->Finish();
+  segments_.reset();
   if (Retry([&] { return ftruncate(fd_, static_cast<off_t>(nbytes)); }) != 0) {
     throw Error::System(errno, "cannot set the length of", target_);
   }
-  if (durable_ && Retry([&] { return fsync(fd_); }) != 0) {
+  if (!durable_) return;
+  if (Retry([&] { return fsync(fd_); }) != 0) {
     throw Error::System(errno, "cannot flush to disk", target_);
   }
+#if defined(POSIX_FADV_DONTNEED)
+  // Pages are left by systems without the ways above, and one that ftruncate has cut.
+  posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);
+#endif
 }
 
 void FileSink::Commit(bool keep_previous) {
@@ -184,6 +242,7 @@ void FileSink::Restore() noexcept {
 }
 
 void FileSink::Abandon() noexcept {
+  segments_.reset();
   if (!temporary_.empty()) unlink(temporary_.c_str());
   temporary_.clear();
   if (!previous_.empty()) unlink(previous_.c_str());

@@ -9,16 +9,28 @@
 // Abandon() may be called at any time before Commit. The destructor abandons, or restores after a
 // Commit without Keep. It never commits. Failures throw Error::System with the target's path. Keep,
 // Restore and Abandon ignore failures.
+//
+// A file that is not durable is written through the page cache: it is quickest there, and is soon
+// read. A durable one goes past it, so that a checkpoint does not push what the training reads out
+// of memory:
+//   - from aligned segments with O_DIRECT. write/segment_writer.h says how much memory they take;
+//   - if the file is small or the file system does not take that, from the spans, with pages that
+//     the kernel drops once they are on disk (RWF_DONTCACHE, Linux 6.14);
+//   - else from the spans, with pages that Seal drops.
 #ifndef PYCKPT_WRITE_FILE_SINK_H_
 #define PYCKPT_WRITE_FILE_SINK_H_
 
 #include <sys/types.h>
+#include <sys/uio.h>
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/bytes.h"
+#include "write/segment_writer.h"
 
 namespace pyckpt {
 
@@ -28,7 +40,8 @@ class FileSink {
   // If there is none, it gets 0666 without the bits of the umask. If durable, Seal waits until the
   // bytes are on disk, and Commit until the name is. Fails if the target could not be replaced at
   // the end: its folder is not writable, or is sticky (as /tmp) and the target is another user's.
-  FileSink(std::string target, bool durable);
+  // most_nbytes is the size that the file will hardly exceed.
+  FileSink(std::string target, bool durable, std::uint64_t most_nbytes);
   FileSink(const FileSink&) = delete;
   FileSink& operator=(const FileSink&) = delete;
   ~FileSink();
@@ -37,11 +50,16 @@ class FileSink {
   // file system cannot reserve.
   void Reserve(std::uint64_t nbytes);
 
-  // Writes all spans one after another at offset. Thread-safe for ranges that do not overlap.
+  // Writes all spans one after another at offset. The spans are not needed after the call, though
+  // the bytes may be written later, and then a later call fails. Thread-safe. The calls must cover
+  // the file without a gap, and begin in its order: a call may wait for bytes in front of its own.
   void WriteAt(std::uint64_t offset, const std::vector<Span>& spans);
 
-  // Call it after the last WriteAt. Sets the file's length to nbytes. If durable, flushes the file
-  // to disk.
+  // Calls of WriteAt that wait fail. Call it when some bytes will not come. Thread-safe.
+  void Stop() noexcept;
+
+  // Call it after the last WriteAt. Waits until all is written, and sets the file's length to
+  // nbytes. If durable, flushes the file to disk.
   void Seal(std::uint64_t nbytes);
 
   // Gives the new file the target's name. With keep_previous the old file keeps a second name until
@@ -55,6 +73,9 @@ class FileSink {
 
  private:
   void CheckReplaceable(uid_t owner) const;
+  void StartSegments();
+  void Write(std::uint64_t offset, const std::vector<Span>& spans);
+  ssize_t WriteSome(const iovec* parts, int count, std::uint64_t offset);
   std::string Sibling(const char* purpose) const;
   void SyncFolder();
 
@@ -62,10 +83,13 @@ class FileSink {
   std::string folder_;
   bool durable_;
   int fd_ = -1;
-  std::string temporary_;  // empty while the file has no name
-  std::string previous_;   // the old file's second name; empty when there is none
+  std::atomic<bool> direct_{false};     // writes go past the page cache
+  std::atomic<bool> drop_pages_{true};  // the kernel may take RWF_DONTCACHE
+  std::string temporary_;               // empty while the file has no name
+  std::string previous_;                // the old file's second name; empty when there is none
   bool committed_ = false;
   bool restorable_ = false;
+  std::unique_ptr<SegmentWriter> segments_;  // null if the spans are written as they are
 };
 
 }  // namespace pyckpt

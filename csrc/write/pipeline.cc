@@ -173,6 +173,7 @@ class Pipeline {
   // Under the lock.
   void Fail(std::exception_ptr error) {
     if (!error_) error_ = std::move(error);
+    sink_->Stop();
     changed_.notify_all();
   }
 

@@ -1,8 +1,10 @@
 /* Loaded before libc (LD_PRELOAD): notes system calls of a save, and lets some fail as planned.
  *
  * calls_begin("fsync@1=5 pwritev@2=short") forgets what was noted and sets a plan. Each item names a
- * call, which of its calls from now on (* for all), and what happens: an errno, or "short", which
- * writes half of the first piece. calls_noted() returns "name(detail)" of each call, by spaces.
+ * call, which of its calls from now on (* for all), and what happens: an errno; "short", which
+ * writes half of the first piece; or "odd", which writes at least 1001 bytes and says 1001.
+ * "disk@1000=full" stands for a disk that has 1000 bytes. calls_noted() returns "name(detail)" of
+ * each call, by spaces. pwritev2 counts as pwritev, and "dontcache" is noted in front of it.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,7 +19,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { kShort = -1, kLongest = 1 << 20 };
+enum { kShort = -1, kOdd = -2, kLongest = 1 << 20, kBlock = 4096, kOddNbytes = 1001 };
+enum { kDioAlign = 0x2000 /* STATX_DIOALIGN */ };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static char noted[kLongest];
@@ -60,7 +63,9 @@ static int note(const char* name, long detail) {
     if (at == NULL || is == NULL) continue;
     *at = *is = 0;
     if (strcmp(item, name) == 0 && (at[1] == '*' || atoi(at + 1) == number)) {
-      result = strcmp(is + 1, "short") == 0 ? kShort : atoi(is + 1);
+      result = strcmp(is + 1, "short") == 0 ? kShort
+               : strcmp(is + 1, "odd") == 0 ? kOdd
+                                            : atoi(is + 1);
     }
   }
   errno = saved;
@@ -77,28 +82,98 @@ static int note(const char* name, long detail) {
     }                                    \
   } while (0)
 
+/* The bytes that the planned disk has, or -1. */
+static long disk_nbytes(void) {
+  const char* item = strstr(plan, "disk@");
+  return item == NULL ? -1 : atol(item + 5);
+}
+
 static ssize_t write_vector(int fd, const struct iovec* pieces, int count, off64_t offset,
-                            ssize_t (*real)(int, const struct iovec*, int, off64_t)) {
+                            int flags) {
+  ssize_t (*real)(int, const struct iovec*, int, off64_t, int) =
+      (ssize_t(*)(int, const struct iovec*, int, off64_t, int))dlsym(RTLD_NEXT, "pwritev64v2");
   const int planned = note("pwritev", (long)offset);
+  /* A direct write ends at a block. */
+  const size_t block = fcntl(fd, F_GETFL) & O_DIRECT ? kBlock : 1;
+  struct iovec first = pieces[0];
   if (planned > 0) {
     errno = planned;
     return -1;
   }
-  if (planned == kShort) {
-    const struct iovec half = {pieces[0].iov_base, (pieces[0].iov_len + 1) / 2};
-    return real(fd, &half, 1, offset);
+  if (planned == kShort && first.iov_len > block) {
+    first.iov_len = (first.iov_len / 2 + block - 1) / block * block;
+    return real(fd, &first, 1, offset, flags);
   }
-  return real(fd, pieces, count, offset);
+  if (planned == kOdd && first.iov_len > kOddNbytes) {
+    const ssize_t written = real(fd, &first, 1, offset, flags);
+    return written == -1 ? -1 : kOddNbytes;
+  }
+  if (disk_nbytes() >= 0 && offset + (off64_t)first.iov_len > disk_nbytes()) {
+    const off64_t left = disk_nbytes() - offset;
+    first.iov_len = left < 0 ? 0 : (size_t)left / block * block;
+    if (first.iov_len == 0) {
+      errno = ENOSPC;
+      return -1;
+    }
+    return real(fd, &first, 1, offset, flags);
+  }
+  if (disk_nbytes() >= 0) count = 1;
+  return real(fd, pieces, count, offset, flags);
 }
 
 ssize_t pwritev(int fd, const struct iovec* pieces, int count, off_t offset) {
-  return write_vector(fd, pieces, count, offset,
-                      REAL(ssize_t, pwritev64, int, const struct iovec*, int, off64_t));
+  return write_vector(fd, pieces, count, offset, 0);
 }
 
 ssize_t pwritev64(int fd, const struct iovec* pieces, int count, off64_t offset) {
-  return write_vector(fd, pieces, count, offset,
-                      REAL(ssize_t, pwritev64, int, const struct iovec*, int, off64_t));
+  return write_vector(fd, pieces, count, offset, 0);
+}
+
+ssize_t pwritev2(int fd, const struct iovec* pieces, int count, off_t offset, int flags) {
+  FAIL_AS_PLANNED("dontcache", flags);
+  return write_vector(fd, pieces, count, offset, flags);
+}
+
+ssize_t pwritev64v2(int fd, const struct iovec* pieces, int count, off64_t offset, int flags) {
+  FAIL_AS_PLANNED("dontcache", flags);
+  return write_vector(fd, pieces, count, offset, flags);
+}
+
+int statx(int fd, const char* path, int flags, unsigned mask, struct statx* out) {
+  if (mask & kDioAlign) FAIL_AS_PLANNED("statx-direct", 0);
+  return REAL(int, statx, int, const char*, int, unsigned, struct statx*)(fd, path, flags, mask,
+                                                                          out);
+}
+
+static int control_file(const char* name, int fd, int command, void* argument) {
+  if (command == F_SETFL && ((long)argument & O_DIRECT)) FAIL_AS_PLANNED("fcntl-direct", 0);
+  return ((int (*)(int, int, ...))dlsym(RTLD_NEXT, name))(fd, command, argument);
+}
+
+int fcntl(int fd, int command, ...) {
+  va_list rest;
+  va_start(rest, command);
+  void* argument = va_arg(rest, void*);
+  va_end(rest);
+  return control_file("fcntl", fd, command, argument);
+}
+
+int fcntl64(int fd, int command, ...) {
+  va_list rest;
+  va_start(rest, command);
+  void* argument = va_arg(rest, void*);
+  va_end(rest);
+  return control_file("fcntl64", fd, command, argument);
+}
+
+int posix_fadvise(int fd, off_t offset, off_t nbytes, int advice) {
+  note("fadvise", advice);
+  return REAL(int, posix_fadvise, int, off_t, off_t, int)(fd, offset, nbytes, advice);
+}
+
+int posix_fadvise64(int fd, off64_t offset, off64_t nbytes, int advice) {
+  note("fadvise", advice);
+  return REAL(int, posix_fadvise64, int, off64_t, off64_t, int)(fd, offset, nbytes, advice);
 }
 
 int fallocate(int fd, int mode, off_t offset, off_t length) {

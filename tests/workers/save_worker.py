@@ -1,6 +1,6 @@
 """Saves a state of one tensor under each name and prints the outcomes as a JSON list.
 
-Usage: save_worker.py NBYTES FILENAME...
+Usage: save_worker.py [--fsync] NBYTES FILENAME...
 """
 
 import json
@@ -15,7 +15,8 @@ from torch import nn
 
 import pyckpt
 
-NBYTES, FILENAMES = int(sys.argv[1]), sys.argv[2:]
+FSYNC = sys.argv[1] == "--fsync"
+NBYTES, *FILENAMES = sys.argv[2:] if FSYNC else sys.argv[1:]
 NOISE_NUMEL = 1 << 20
 CPUS = 2  # so that all machines need the same memory
 
@@ -25,7 +26,7 @@ def save(state: pyckpt.State, filename: str) -> dict[str, Any]:
     before = peak_nbytes()
     outcome: dict[str, Any] = {}
     try:
-        pyckpt.save_checkpoint(state, filename, fsync=False)
+        pyckpt.save_checkpoint(state, filename, fsync=FSYNC)
     except KeyboardInterrupt:
         outcome["interrupted"] = True
     except pyckpt.CheckpointError as error:
@@ -37,7 +38,7 @@ def save(state: pyckpt.State, filename: str) -> dict[str, Any]:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may ignore SIGINT
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
-    weights = torch.randn(NOISE_NUMEL).repeat(max(1, NBYTES // (4 * NOISE_NUMEL)))
+    weights = torch.randn(NOISE_NUMEL).repeat(max(1, int(NBYTES) // (4 * NOISE_NUMEL)))
     state = pyckpt.State(nn.Identity(), extra={"weights": weights})
     print(json.dumps([save(state, filename) for filename in FILENAMES]))
 

@@ -23,17 +23,27 @@ CALLS = ctypes.CDLL(None)
 CALLS.calls_noted.restype = ctypes.c_char_p
 
 torch.manual_seed(0)
-NEW = {"weight": torch.randn(3_000_000), "many": [torch.randn(100) for _ in range(300)]}
+MANY = [torch.randn(100) for _ in range(300)]
+SMALL = {"weight": torch.randn(3_000_000), "many": MANY}  # written through the page cache
+LARGE = {"weight": torch.randn(8_900_001), "many": MANY}  # written past it, if it can be
 OLD = {"old": True}
 
 PLANS = {
-    "nothing": "",
     "no space to reserve": f"fallocate@1={errno.ENOSPC}",
     "cannot reserve": f"fallocate@1={errno.EOPNOTSUPP}",
     "no space to write": f"pwritev@2={errno.ENOSPC}",
     "first write": f"pwritev@1={errno.EIO}",
     "short first write": "pwritev@1=short",
     "short writes": "pwritev@*=short",
+    "odd writes": " ".join(f"pwritev@{n}=odd" for n in range(2, 9)),
+    "no direct files": f"fcntl-direct@*={errno.EINVAL}",
+    "no direct writes": f"pwritev@1={errno.EINVAL}",
+    "no alignment told": f"statx-direct@*={errno.ENOSYS}",
+    "pages cannot be dropped": f"fcntl-direct@*={errno.EINVAL} dontcache@*={errno.EOPNOTSUPP}",
+    "old system": f"fcntl-direct@*={errno.EINVAL} dontcache@*={errno.ENOSYS} "
+    f"statx-direct@*={errno.ENOSYS}",
+    "never written": f"pwritev@*={errno.EINVAL}",
+    "last write": "LAST",
     "interrupted": " ".join(
         f"{name}@1={errno.EINTR}" for name in ("pwritev", "fsync", "fallocate", "ftruncate")
     ),
@@ -54,16 +64,22 @@ PLANS = {
 }
 
 
+FILES = {"small .tar": SMALL, "small .tar.gz": SMALL, "large .tar": LARGE}
+# Bytes that a full disk has: none, parts of a block, and of segments.
+DISKS = [0, 1, 511, 4097, 2 << 20, (2 << 20) + 1, 9_999_999, 30_000_000]
+BLOCK = 4096
+
+
 def equal(path: Path, expected: Any) -> bool:
     found = pyckpt.load(path)
     if expected is OLD:
         return bool(found == OLD)
-    return torch.equal(found["weight"], NEW["weight"]) and all(
-        map(torch.equal, found["many"], NEW["many"])
+    return torch.equal(found["weight"], expected["weight"]) and all(
+        map(torch.equal, found["many"], expected["many"])
     )
 
 
-def attempt(plan: str, suffix: str, save: Callable[[Path], Any]) -> dict[str, Any]:
+def attempt(plan: str, suffix: str, new: Any, save: Callable[[Path], Any]) -> dict[str, Any]:
     path = FOLDER / f"x{suffix}"
     pyckpt.save(OLD, path, fsync=False)
     report: dict[str, Any] = {"error": None}
@@ -76,13 +92,14 @@ def attempt(plan: str, suffix: str, save: Callable[[Path], Any]) -> dict[str, An
     is_new = report["error"] is None
     if "pthread_create@*" in plan:  # readers do without threads too
         assert pyckpt.verify(path).ok
-        is_new = equal(path, NEW)
+        is_new = equal(path, new)
     CALLS.calls_begin(b"")
     report["whole"] = pyckpt.verify(path).ok
     report["new"] = not report["whole"] or not equal(path, OLD)
     assert is_new or report["error"] or report["new"]
     if report["new"]:
-        report["whole"] = report["whole"] and equal(path, NEW)
+        report["whole"] = report["whole"] and equal(path, new)
+    report["nbytes"] = path.stat().st_size
     path.unlink()
     report["left"] = os.listdir(FOLDER)
     return report
@@ -90,24 +107,41 @@ def attempt(plan: str, suffix: str, save: Callable[[Path], Any]) -> dict[str, An
 
 def main() -> None:
     reports = {}
-    for name, plan in PLANS.items():
-        for suffix in (".tar", ".tar.gz"):
-            reports[f"{name} {suffix}"] = attempt(
-                plan, suffix, lambda path: pyckpt.save(NEW, path, num_threads=3)
-            )
-    reports["no fsync"] = attempt(
-        "", ".tar.gz", lambda path: pyckpt.save(NEW, path, fsync=False, num_threads=1)
-    )
+    for file, new in FILES.items():
+        suffix = file.partition(" ")[2]
+
+        def save(path: Path, new: Any = new) -> None:
+            pyckpt.save(new, path, num_threads=3)
+
+        reports[f"nothing {file}"] = attempt("", suffix, new, save)
+        writes = reports[f"nothing {file}"]["calls"]
+        last = sum(call.startswith("pwritev") for call in writes)
+        for name, plan in PLANS.items():
+            plan = plan.replace("LAST", f"pwritev@{last}={errno.EIO}")
+            reports[f"{name} {file}"] = attempt(plan, suffix, new, save)
+        reports[f"no fsync {file}"] = attempt(
+            "", suffix, new, lambda path, new=new: pyckpt.save(new, path, fsync=False)
+        )
+
+    def save_large(path: Path) -> None:
+        pyckpt.save(LARGE, path)
+
+    roomy = attempt("", ".tar.gz", LARGE, save_large)
+    nbytes = roomy["nbytes"]
+    disks = {f"of {n}": n for n in DISKS}
+    disks |= {"one byte too small": nbytes - 1, "just large enough": -(-nbytes // BLOCK) * BLOCK}
+    for name, n in disks.items():
+        reports[f"disk {name}"] = attempt(f"disk@{n}=full", ".tar.gz", LARGE, save_large)
 
     def asynchronous(path: Path) -> None:
-        state = pyckpt.State(nn.Identity(), extra=NEW)
+        state = pyckpt.State(nn.Identity(), extra=SMALL)
         [path] = pyckpt.async_save_checkpoint(state, path.with_suffix(".async.tar")).result()
-        assert torch.equal(pyckpt.load(path)["state"]["extra"]["weight"], NEW["weight"])
+        assert torch.equal(pyckpt.load(path)["state"]["extra"]["weight"], SMALL["weight"])
         path.unlink()
-        pyckpt.save(NEW, path.with_name("x.tar"))
+        pyckpt.save(SMALL, path.with_name("x.tar"))
 
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    reports["asynchronous, no threads"] = attempt(PLANS["no threads"], ".tar", asynchronous)
+    reports["asynchronous, no threads"] = attempt(PLANS["no threads"], ".tar", SMALL, asynchronous)
     assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
     print(json.dumps(reports))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
+import mmap
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,10 @@ from tests.launch import WORKERS
 pytestmark = pytest.mark.timeout(300)
 
 NATIVE = WORKERS.parent / "native"
-SUFFIXES = [".tar", ".tar.gz"]
-UNKNOWN = ("no space to reserve", ".tar.gz")
+# Small files go through the page cache. Large ones go past it where the file system lets them.
+FILES = ["small .tar", "small .tar.gz", "large .tar"]
+SIZES = ["0", "1", "511", "4097", "2097152", "2097153", "9999999", "30000000"]
+FULL_DISKS = [*(f"of {nbytes}" for nbytes in SIZES), "one byte too small"]
 
 
 @pytest.fixture(scope="module")
@@ -55,35 +60,66 @@ def names(report: dict[str, Any]) -> list[str]:
     return [call for n, call in enumerate(calls) if n == 0 or call != calls[n - 1]]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+def takes_direct_writes(folder: Path) -> bool:
+    """Asked of the file system in another way than the writer does."""
+    if is_in_memory(folder):
+        return False
+    page = mmap.mmap(-1, 4096)
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT)
+        try:
+            return os.pwritev(fd, [page], 0) == 4096
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+
+
+def is_in_memory(folder: Path) -> bool:
+    kind = subprocess.run(
+        ["stat", "--file-system", "--format=%T", folder], capture_output=True, text=True, check=True
+    )
+    return kind.stdout.strip() in ("tmpfs", "ramfs")
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_bytes_are_on_disk_before_the_name_and_the_name_after_it(
-    reports: dict[str, Any], suffix: str
+    reports: dict[str, Any], file: str, tmp_path: Path
 ) -> None:
-    report = reports[f"nothing {suffix}"]
-    called = names(report)
+    report = reports[f"nothing {file}"]
+    called = [call for call in names(report) if call != "dontcache"]
+    called = [call for n, call in enumerate(called) if n == 0 or call != called[n - 1]]
     assert called[:2] == ["open-unnamed", "fchmod"]
+    before = []
+    if file.startswith("large") and not is_in_memory(tmp_path):
+        before += ["statx-direct", "fcntl-direct"]
     # A size that only compression tells cannot be reserved.
-    before = ["fallocate"] if suffix == ".tar" else []
-    assert called[2:-6] == [*before, "pwritev"]
-    assert called[-6:] == [
-        *("ftruncate", "fsync", "linkat", "rename"),
+    if file.endswith(".tar"):
+        before += ["fallocate"]
+    assert called[2:-7] == [*before, "pwritev"]
+    assert called[-7:] == [
+        *("ftruncate", "fsync", "fadvise", "linkat", "rename"),
         *("open-folder", "fsync-folder"),
     ]
     reserved = [call for call in report["calls"] if call.startswith("fallocate")]
-    assert len(reserved) == len(before)
+    assert len(reserved) == before.count("fallocate")
     assert all(int(call[10:-1]) > 12_000_000 for call in reserved), "space for all the bytes"
 
 
-def test_without_fsync_nothing_waits_for_the_disk(reports: dict[str, Any]) -> None:
-    called = names(reports["no fsync"])
-    assert "rename" in called
-    assert not [call for call in called if "sync" in call]
+@pytest.mark.parametrize("file", FILES)
+def test_without_fsync_nothing_waits_for_the_disk(reports: dict[str, Any], file: str) -> None:
+    called = names(reports[f"no fsync {file}"])
+    assert {"pwritev", "rename"} <= set(called)
+    past_the_cache = {"fcntl-direct", "dontcache", "fadvise"}
+    assert not [call for call in called if "sync" in call or call in past_the_cache]
 
 
 FAIL = {
     "no space to reserve": errno.ENOSPC,
     "no space to write": errno.ENOSPC,
     "first write": errno.EIO,
+    "last write": errno.EIO,
+    "never written": errno.EINVAL,
     "flush": errno.EIO,
     "length": errno.EIO,
     "name": errno.EIO,
@@ -91,25 +127,39 @@ FAIL = {
 }
 
 
+def has_left_the_old_file(report: dict[str, Any], number: int, name: str) -> bool:
+    kind, found, message = report["error"]
+    assert (kind, found) == ("CheckpointError", number)
+    assert os.strerror(number) in message
+    assert name in message
+    return (report["new"], report["whole"], report["left"]) == (False, True, [])
+
+
 @pytest.mark.parametrize(
-    ("scenario", "suffix"),
+    ("scenario", "file"),
     # Only a size that is known can be reserved.
-    [(one, suffix) for one in FAIL for suffix in SUFFIXES if (one, suffix) != UNKNOWN],
+    [(x, y) for x in FAIL for y in FILES if x != "no space to reserve" or y.endswith(".tar")],
 )
 def test_a_call_that_fails_leaves_the_old_file(
-    reports: dict[str, Any], scenario: str, suffix: str
+    reports: dict[str, Any], scenario: str, file: str
 ) -> None:
-    report = reports[f"{scenario} {suffix}"]
-    kind, number, message = report["error"]
-    assert (kind, number) == ("CheckpointError", FAIL[scenario])
-    assert os.strerror(number) in message
-    assert f"x{suffix}" in message
-    assert (report["new"], report["whole"], report["left"]) == (False, True, [])
+    name = f"x{file.partition(' ')[2]}"
+    assert has_left_the_old_file(reports[f"{scenario} {file}"], FAIL[scenario], name)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_name_that_cannot_be_flushed_is_told(reports: dict[str, Any], suffix: str) -> None:
-    report = reports[f"flush folder {suffix}"]
+@pytest.mark.parametrize("disk", FULL_DISKS)
+def test_a_disk_that_is_full_at_any_byte(reports: dict[str, Any], disk: str) -> None:
+    assert has_left_the_old_file(reports[f"disk {disk}"], errno.ENOSPC, "x.tar.gz")
+
+
+def test_a_disk_that_is_just_large_enough(reports: dict[str, Any]) -> None:
+    report = reports["disk just large enough"]
+    assert (report["error"], report["new"], report["whole"]) == (None, True, True)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_name_that_cannot_be_flushed_is_told(reports: dict[str, Any], file: str) -> None:
+    report = reports[f"flush folder {file}"]
     assert report["error"][:2] == ["CheckpointError", errno.EIO]
     assert (report["new"], report["whole"], report["left"]) == (True, True, [])
 
@@ -117,33 +167,111 @@ def test_a_name_that_cannot_be_flushed_is_told(reports: dict[str, Any], suffix: 
 SUCCEED = [
     *("cannot reserve", "short first write", "short writes", "interrupted", "often interrupted"),
     *("short and interrupted", "folders cannot be flushed", "folder cannot be read"),
-    *("no unnamed files", "no modes", "no threads", "two threads"),
+    *("no unnamed files", "no modes", "no threads", "two threads", "odd writes", "old system"),
+    *("no direct files", "no direct writes", "no alignment told", "pages cannot be dropped"),
 ]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("scenario", SUCCEED)
-def test_what_a_save_can_do_without(reports: dict[str, Any], scenario: str, suffix: str) -> None:
-    report = reports[f"{scenario} {suffix}"]
+def test_what_a_save_can_do_without(reports: dict[str, Any], scenario: str, file: str) -> None:
+    report = reports[f"{scenario} {file}"]
     assert report["error"] is None
     assert (report["new"], report["whole"], report["left"]) == (True, True, [])
 
 
-def test_what_the_scenarios_did(reports: dict[str, Any]) -> None:
+def count(report: dict[str, Any], start: str) -> int:
+    return sum(call.startswith(start) for call in report["calls"])
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_what_the_scenarios_did(reports: dict[str, Any], size: str) -> None:
     """They would prove nothing if no call had failed."""
-    calls = {name: report["calls"] for name, report in reports.items()}
-    written = {name: sum(call.startswith("pwritev") for call in calls[name]) for name in calls}
-    assert written["short writes .tar"] > 2 * written["nothing .tar"]
-    assert written["often interrupted .tar"] == written["nothing .tar"] + 8
-    for call in ("fsync(0)", "fallocate"):
-        assert sum(one.startswith(call) for one in calls["interrupted .tar"]) == 2
-    assert "syncfs(0)" in calls["folder cannot be read .tar"]
-    assert "pthread_create(0)" in calls["no threads .tar.gz"]
+    tar = {name: reports[f"{name} {size} .tar"] for name in (*SUCCEED, "nothing")}
+    written = {name: count(report, "pwritev") for name, report in tar.items()}
+    assert written["short writes"] > 2 * written["nothing"]
+    assert written["often interrupted"] == written["nothing"] + 8
+    assert count(tar["interrupted"], "fsync(0)") == 2
+    assert count(tar["interrupted"], "fallocate") == 2
+    assert count(tar["folder cannot be read"], "syncfs(0)") == 1
+    assert count(tar["no threads"], "pthread_create(0)") > 0
+    assert count(tar["no direct files"], "dontcache") == written["no direct files"] > 0
+    # What is refused once is not asked again.
+    assert 0 < count(tar["pages cannot be dropped"], "dontcache") <= 3
+
+
+def test_large_files_go_past_the_page_cache(reports: dict[str, Any], tmp_path: Path) -> None:
+    direct = takes_direct_writes(tmp_path)
+    for name in ("nothing", "no alignment told", "short writes", "no threads"):
+        report = reports[f"{name} large .tar"]
+        # Without them, the writes in the cache are told to leave it.
+        assert (count(report, "dontcache") == 0) == direct
+        if direct and name != "short writes":
+            offsets = {int(call[8:-1]) for call in report["calls"] if call[:8] == "pwritev("}
+            assert offsets == set(range(0, max(offsets) + 1, 2 << 20))
+    for name in ("no direct writes", "odd writes"):
+        assert count(reports[f"{name} large .tar"], "dontcache") > 0
 
 
 def test_an_asynchronous_save_without_threads(reports: dict[str, Any]) -> None:
     report = reports["asynchronous, no threads"]
     assert (report["error"], report["new"], report["whole"]) == (None, True, True)
+
+
+# The page cache
+
+
+def resident_pages(path: Path) -> int:
+    """How many pages of a file are in the page cache."""
+    nbytes = path.stat().st_size
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
+        start = ctypes.c_uint8.from_buffer(pages)
+        found = (ctypes.c_uint8 * -(-nbytes // mmap.PAGESIZE))()
+        mincore = ctypes.CDLL(None, use_errno=True).mincore
+        assert (
+            mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(nbytes), found) == 0
+        )
+        del start
+    return sum(page & 1 for page in found)
+
+
+@pytest.mark.parametrize("suffix", ["", ".tar", ".tar.gz"])
+@pytest.mark.parametrize("make", [torch.randn, torch.zeros])
+@pytest.mark.parametrize("numel", [10, 3_000_000, 20_000_001])
+def test_a_checkpoint_does_not_stay_in_the_page_cache(
+    tmp_path: Path, make: Callable[[int], torch.Tensor], numel: int, suffix: str
+) -> None:
+    data = tmp_path / "training-data"
+    data.write_bytes(os.urandom(1 << 20) * 32)
+    os.sync()
+    cached = resident_pages(data)
+    assert cached == (32 << 20) // mmap.PAGESIZE
+    path = tmp_path / f"x{suffix}"
+    weight = make(numel)
+    pyckpt.save({"weight": weight}, path)
+    found = resident_pages(path)
+    assert resident_pages(data) == cached
+    if is_in_memory(tmp_path):  # the page cache is all that there is
+        assert found == -(-path.stat().st_size // mmap.PAGESIZE)
+    else:
+        assert found == 0
+    assert torch.equal(pyckpt.load(path)["weight"], weight)
+    pyckpt.save({"weight": weight}, path, fsync=False)
+    assert resident_pages(path) == -(-path.stat().st_size // mmap.PAGESIZE)
+
+
+def test_a_save_that_is_stopped_while_workers_wait_for_the_disk(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise ValueError("enough")
+
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"old")
+    for threads in (1, 2, 9):
+        with pytest.raises(pyckpt.CheckpointError, match="enough"):
+            pyckpt.save({"w": torch.zeros(200_000_000)}, path, num_threads=threads, progress=stop)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.tar"]
 
 
 # What a new file takes over from the old one
