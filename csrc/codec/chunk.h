@@ -23,11 +23,12 @@ struct Chunk {
   std::uint64_t offset = 0;
   std::size_t nbytes = 0;
   std::uint32_t element_nbytes = 1;  // of the tensor that fills most of it
+  bool deferred = false;             // some bytes are in place only once the chunk is joined
   std::vector<Piece> pieces;         // valid until the chunk is read again
   Buffer scratch;                    // the bytes that were read from sources
 
-  // The CRC-32 of all its bytes. Call it after the chunk is joined to the stream: only then are
-  // deferred bytes in place. Uses the checksums that pieces already have.
+  // The CRC-32 of all its bytes. Uses the checksums that pieces already have. If the chunk has
+  // deferred bytes, call it after the chunk is joined to the stream.
   std::uint32_t Crc() const;
 };
 

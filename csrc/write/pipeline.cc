@@ -51,100 +51,125 @@ class Pipeline {
   }
 
  private:
-  enum class State { kFree, kBusy, kEncoded, kPlaced, kWriting };
-
-  // One chunk. A busy slot belongs to its worker alone. The state changes under the lock.
+  // One chunk. Only the worker that has taken it uses it without the lock, except that the chunk
+  // may be joined while it is encoded.
   struct Slot {
-    State state = State::kFree;
+    bool free = true;
+    bool read = false;
+    bool encoded = false;
     Chunk chunk;
     std::unique_ptr<EncodedChunk> code;
     std::uint64_t file_offset = 0;
   };
+  using Lock = std::unique_lock<std::mutex>;
+
+  Slot* SlotOf(std::uint64_t chunk) { return &slots_[chunk % slots_.size()]; }
 
   void Work() {
     try {
       const std::unique_ptr<ChunkEncoder> encoder = codec_.NewEncoder(level_);
-      std::unique_lock<std::mutex> lock(mutex_);
-      while (!error_) {
-        if (WriteOne(&lock)) continue;
-        if (next_chunk_ == chunks_) {
-          // Other workers still encode chunks. This one may have to write them.
-          if (written_ == chunks_) break;
-          changed_.wait(lock);
-          continue;
+      Lock lock(mutex_);
+      while (!error_ && written_ != chunks_) {
+        if (!HasWork()) {
+          Sleep(&lock);
+        } else if (!to_write_.empty()) {
+          WriteOne(&lock);
+        } else if (!to_encode_.empty()) {
+          Slot* slot = to_encode_.front();
+          to_encode_.pop_front();
+          EncodeOne(slot, encoder.get(), &lock);
+        } else {
+          ReadOne(encoder.get(), &lock);
         }
-        Slot& slot = slots_[next_chunk_ % slots_.size()];
-        if (slot.state != State::kFree) {
-          changed_.wait(lock);
-          continue;
-        }
-        const std::uint64_t index = next_chunk_++;
-        slot.state = State::kBusy;
-        EncodeOne(index, &slot, encoder.get(), &lock);
       }
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex_);
       Fail(std::current_exception());
     }
     const std::lock_guard<std::mutex> lock(mutex_);
-    --working_;
-    changed_.notify_all();
+    if (--working_ == 0) ended_.notify_one();
   }
 
-  // The lock is held at the call and on return.
-  void EncodeOne(std::uint64_t index, Slot* slot, ChunkEncoder* encoder,
-                 std::unique_lock<std::mutex>* lock) {
+  // The functions below are called under the lock, and hold it on return. Those with a parameter
+  // for it give it up meanwhile.
+
+  bool HasWork() {
+    return !to_write_.empty() || !to_encode_.empty() ||
+           (next_chunk_ < chunks_ && SlotOf(next_chunk_)->free);
+  }
+
+  void Sleep(Lock* lock) {
+    ++sleeping_;
+    work_.wait(*lock);
+    --sleeping_;
+    waking_ = false;
+  }
+
+  // Gives up the lock. Somebody else does what else can be done now.
+  void Unlock(Lock* lock) {
+    if (sleeping_ > 0 && !waking_ && HasWork()) {
+      waking_ = true;
+      work_.notify_one();
+    }
     lock->unlock();
+  }
+
+  // Reads the next chunk, and encodes it unless it has to wait for those in front of it.
+  void ReadOne(ChunkEncoder* encoder, Lock* lock) {
+    const std::uint64_t index = next_chunk_++;
+    Slot* slot = SlotOf(index);
+    slot->free = slot->read = slot->encoded = false;
+    Unlock(lock);
     const std::uint64_t offset = index * codec_.chunk_nbytes();
     const std::size_t nbytes =
         std::min<std::uint64_t>(codec_.chunk_nbytes(), plan_->nbytes() - offset);
     plan_->Read(offset, nbytes, &slot->chunk);
-
     lock->lock();
-    changed_.wait(*lock, [&] { return joined_ == index || error_; });
-    if (error_) return;
-    plan_->Join(slot->chunk);
-    ++joined_;
-    changed_.notify_all();
-    lock->unlock();
-
-    encoder->Encode(slot->chunk, slot->code.get());
-
-    lock->lock();
-    slot->state = State::kEncoded;
-    PlaceAll();
-    changed_.notify_all();
+    slot->read = true;
+    JoinAll();
+    if (!slot->chunk.deferred && !error_) EncodeOne(slot, encoder, lock);
   }
 
-  // Gives encoded chunks their places in the file, in order, up to the first chunk that is not
-  // encoded yet. Under the lock.
-  void PlaceAll() {
-    for (; placed_ < chunks_; ++placed_) {
-      Slot& slot = slots_[placed_ % slots_.size()];
-      if (slot.state != State::kEncoded) return;
-      joiner_->Append(slot.code.get());
-      slot.file_offset = file_offset_;
-      file_offset_ += slot.code->nbytes;
-      slot.state = State::kPlaced;
-      to_write_.push_back(&slot);
+  // Joins all chunks that are next.
+  void JoinAll() {
+    for (; joined_ < next_chunk_ && SlotOf(joined_)->read; ++joined_) {
+      Slot* slot = SlotOf(joined_);
+      plan_->Join(slot->chunk);
+      if (slot->chunk.deferred) to_encode_.push_back(slot);
     }
   }
 
-  // Writes one placed chunk; false if there is none. The lock is held at the call and on return.
-  bool WriteOne(std::unique_lock<std::mutex>* lock) {
-    if (to_write_.empty()) return false;
+  void EncodeOne(Slot* slot, ChunkEncoder* encoder, Lock* lock) {
+    Unlock(lock);
+    encoder->Encode(slot->chunk, slot->code.get());
+    lock->lock();
+    slot->encoded = true;
+    PlaceAll();
+  }
+
+  // Gives all chunks that are next their places in the file. They are joined: each was read, and so
+  // was each in front of it.
+  void PlaceAll() {
+    for (; placed_ < joined_ && SlotOf(placed_)->encoded; ++placed_) {
+      Slot* slot = SlotOf(placed_);
+      joiner_->Append(slot->code.get());
+      slot->file_offset = file_offset_;
+      file_offset_ += slot->code->nbytes;
+      to_write_.push_back(slot);
+    }
+  }
+
+  // Chunks leave to_write_ in the order of the file, as the sink wants them.
+  void WriteOne(Lock* lock) {
     Slot* slot = to_write_.front();
     to_write_.pop_front();
-    slot->state = State::kWriting;
-    lock->unlock();
+    Unlock(lock);
     joiner_->Settle(slot->code.get());
     sink_->WriteAt(slot->file_offset, slot->code->spans);
     *written_nbytes_ += slot->chunk.nbytes;
     lock->lock();
-    slot->state = State::kFree;
-    ++written_;
-    changed_.notify_all();
-    return true;
+    slot->free = true;
+    if (++written_ == chunks_) work_.notify_all();
   }
 
   void WriteNow(const std::string& bytes) {
@@ -155,8 +180,8 @@ class Pipeline {
 
   // Waits until all workers have ended. Polls meanwhile, because workers cannot handle signals.
   void Wait(const Poll& poll) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (!changed_.wait_for(lock, kPollEvery, [this] { return working_ == 0; })) {
+    Lock lock(mutex_);
+    while (!ended_.wait_for(lock, kPollEvery, [this] { return working_ == 0; })) {
       if (error_) continue;
       lock.unlock();
       std::exception_ptr stop;
@@ -170,11 +195,10 @@ class Pipeline {
     }
   }
 
-  // Under the lock.
   void Fail(std::exception_ptr error) {
     if (!error_) error_ = std::move(error);
     sink_->Stop();
-    changed_.notify_all();
+    work_.notify_all();
   }
 
   StreamPlan* plan_;
@@ -186,16 +210,20 @@ class Pipeline {
   const std::uint64_t chunks_;
   const std::uint64_t threads_;
 
-  std::mutex mutex_;  // guards all below
-  std::condition_variable changed_;
-  std::vector<Slot> slots_;  // chunk k is in slot k % slots_.size()
+  std::mutex mutex_;               // guards all below
+  std::condition_variable work_;   // for workers
+  std::condition_variable ended_;  // for the waiting thread: no worker works any more
+  std::vector<Slot> slots_;        // chunk k is in slot k % slots_.size()
   std::uint64_t next_chunk_ = 0;
   std::uint64_t joined_ = 0;
   std::uint64_t placed_ = 0;
   std::uint64_t written_ = 0;
-  std::deque<Slot*> to_write_;
+  std::deque<Slot*> to_encode_;  // joined chunks that had to wait for that
+  std::deque<Slot*> to_write_;   // placed chunks, in order
+  std::uint64_t sleeping_ = 0;   // workers
+  bool waking_ = false;          // one of them is notified, and not awake yet
   std::uint64_t file_offset_ = 0;
-  std::uint64_t working_ = 0;
+  std::uint64_t working_ = 0;  // workers that have not ended
   std::exception_ptr error_;
 };
 

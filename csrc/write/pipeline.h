@@ -1,12 +1,18 @@
 // Workers that turn a planned stream into a file: read, join, encode, write.
 //
-//   worker: wait for a slot ─▶ Read chunk k ─▶ (in order) Join ─▶ Encode
-//           ─▶ (in order) place ─▶ write placed chunks
+//   Read ─▶ Encode ─▶ (in order) place ─▶ write
+//     │       ▲
+//     ▼       │ chunks with deferred bytes
+//   (in order) Join
 //
-// Chunks are handed out in stream order. A chunk gets its place in the file once it and all chunks
-// in front of it are encoded. Until then it stays in its slot, and its worker goes on. The worker
-// that encodes the missing chunk places it and the encoded chunks that follow. Several workers
-// write placed chunks at once. The first error stops all workers and is thrown.
+// Chunks are handed out in stream order, each into a slot. Checksums are joined in that order, and
+// deferred bytes depend on them. So a chunk with deferred bytes is encoded once it and all chunks
+// in front of it are joined; any other at once. A chunk gets its place in the file once it and all
+// chunks in front of it are encoded. No worker waits for another: whoever completes the order
+// joins, or places, all chunks that are next. What then can be done lies ready for any worker.
+//
+// A worker sleeps only while nothing can be done. At most one is woken at a time, and wakes the
+// next if there is more to do. The first error stops all workers and is thrown.
 //
 // Memory: slots = 2 x threads. Each slot holds the code of a chunk, and a copy of the chunk if it
 // does not come from host memory. Each worker holds its encoder. If a chunk has many pieces, its

@@ -53,7 +53,8 @@ void StreamPlan::AddDeferred(std::uint64_t nbytes, std::function<std::string()> 
   Segment s;
   s.owned = std::make_unique<std::string>(nbytes, '\0');
   s.memory = AsSpan(*s.owned).data;
-  s.deferred = std::move(make);
+  s.deferred = true;
+  s.make = std::move(make);
   Add(std::move(s), nbytes);
 }
 
@@ -61,6 +62,7 @@ void StreamPlan::Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) co
   chunk->offset = offset;
   chunk->nbytes = nbytes;
   chunk->element_nbytes = 1;
+  chunk->deferred = false;
   chunk->pieces.clear();
   const std::uint64_t end = offset + nbytes;
   const auto after = [](std::uint64_t at, const Segment& s) { return at < s.offset; };
@@ -87,6 +89,7 @@ void StreamPlan::Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) co
     } else {
       piece.span = {s->memory + begin, length};
     }
+    chunk->deferred |= s->deferred;
     if (s->checksum != kNoChecksum) piece.crc = Crc32(piece.span);
     if (length > widest) {
       widest = length;
@@ -104,14 +107,14 @@ void StreamPlan::Join(const Chunk& chunk) {
       c.crc = c.started ? Crc32Combine(c.crc, *piece.crc, piece.span.nbytes) : *piece.crc;
       c.started = true;
     }
-    if (s.deferred) {
-      const std::string made = s.deferred();
+    if (s.make) {
+      const std::string made = s.make();
       if (made.size() != s.nbytes) {
         throw Error(ErrorKind::kCodec, "deferred bytes differ from their planned size");
       }
       // In place: pieces point to these bytes already.
       std::copy(made.begin(), made.end(), s.owned->begin());
-      s.deferred = nullptr;
+      s.make = nullptr;
     }
   }
 }

@@ -5,7 +5,7 @@
 // bytes before them, but their size is known when they are added.
 //
 // Then the stream is read in chunks: Read() in parallel and in any order, Join() once per chunk and
-// in stream order. Join() makes the deferred bytes.
+// in stream order. Join() makes the deferred bytes. A chunk without any is complete after Read().
 #ifndef PYCKPT_WRITE_STREAM_PLAN_H_
 #define PYCKPT_WRITE_STREAM_PLAN_H_
 
@@ -41,12 +41,14 @@ class StreamPlan {
 
   std::uint64_t nbytes() const { return nbytes_; }
 
-  // Fills chunk with [offset, offset + nbytes) and the checksums of its pieces. Deferred bytes
-  // are in place only after Join(). Thread-safe.
+  // Fills chunk with [offset, offset + nbytes) and the checksums of its pieces. If it is marked as
+  // deferred, some of its bytes are in place only after its Join(). Thread-safe, also while another
+  // thread is in Join().
   void Read(std::uint64_t offset, std::size_t nbytes, Chunk* chunk) const;
 
   // Adds the chunk to the checksums and makes its deferred bytes. Call it once per chunk, in
-  // stream order, one at a time. Throws kCodec if deferred bytes have the wrong size.
+  // stream order, one at a time; others may read the chunk meanwhile, except its deferred bytes.
+  // Throws kCodec if deferred bytes have the wrong size.
   void Join(const Chunk& chunk);
 
   // The value so far; final once the last segment of this checksum is joined.
@@ -60,8 +62,9 @@ class StreamPlan {
     ChecksumId checksum = kNoChecksum;
     const std::uint8_t* memory = nullptr;  // into owned bytes, or borrowed
     std::shared_ptr<Source> source;
-    std::unique_ptr<std::string> owned;     // its address stays when segments are added
-    std::function<std::string()> deferred;  // cleared once made
+    std::unique_ptr<std::string> owned;  // its address stays when segments are added
+    bool deferred = false;               // Join() makes owned
+    std::function<std::string()> make;   // cleared once made
   };
   struct Checksum {
     std::uint32_t crc = 0;
