@@ -16,7 +16,7 @@ namespace pyckpt {
 namespace {
 
 // In raw bytes. It bounds the buffer of a thread that only checks.
-constexpr std::uint64_t kMostInTurnNbytes = std::uint64_t{8} << 20;
+constexpr std::uint64_t kMostInTurnNbytes = std::uint64_t{16} << 20;
 
 }  // namespace
 

@@ -8,7 +8,7 @@
 //
 // Memory: the wanted bytes, in whole blocks, until they are skipped or forgotten, and a decoder for
 // each thread. Blocks that are only checked are decoded to one buffer per thread, which holds as
-// many as are decoded in turn: one block, or several of together at most 8 MiB. If block sizes are
+// many as are decoded in turn: one block, or several of together at most 16 MiB. If block sizes are
 // unknown (bzip2), up to 8 decoded blocks per thread wait for their place, each of at most 2 MiB. A
 // larger block (rare, of equal bytes) does not wait: it is decoded again when its place is known.
 #ifndef PYCKPT_READ_STREAM_IMAGE_H_
@@ -168,7 +168,7 @@ class StreamImage {
 
  private:
   // Which of count units loaders get in one call: group k has those from the result's [k] on, up to
-  // [k + 1]. A group has at most most_in_turn() units, and one unit or at most 8 MiB.
+  // [k + 1]. A group has at most most_in_turn() units, and one unit or at most 16 MiB.
   std::vector<std::size_t> Groups(std::size_t count,
                                   const std::function<std::uint64_t(std::size_t)>& nbytes_of) const;
 

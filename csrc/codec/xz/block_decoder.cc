@@ -12,26 +12,118 @@
 namespace pyckpt::xz {
 namespace {
 
-// The filters in a block header. liblzma allocates their options with malloc().
-struct Filters {
-  Filters() { chain.fill({LZMA_VLI_UNKNOWN, nullptr}); }
-  Filters(const Filters&) = delete;
-  Filters& operator=(const Filters&) = delete;
-  ~Filters() {
-    for (const lzma_filter& filter : chain) std::free(filter.options);
+// A block's header. liblzma allocates the options of its filters with malloc().
+class Header {
+ public:
+  Header() { chain_.fill({LZMA_VLI_UNKNOWN, nullptr}); }
+  Header(const Header&) = delete;
+  Header& operator=(const Header&) = delete;
+  ~Header() {
+    for (const lzma_filter& filter : chain_) std::free(filter.options);
   }
 
-  std::array<lzma_filter, LZMA_FILTERS_MAX + 1> chain{};
+  // Throws Corrupt if the header is damaged or does not match the index.
+  void Read(Span file, const CodeBlock& block, lzma_check check) {
+    begin_ = block.code_bit / 8;
+    const std::uint64_t unpadded = block.code_nbits / 8;
+    fields_.version = 1;
+    fields_.check = check;
+    fields_.filters = chain_.data();
+    const std::uint8_t size_byte = file.data[begin_];
+    fields_.header_size = lzma_block_header_size_decode(size_byte);
+    if (size_byte == 0 || fields_.header_size >= unpadded) {
+      throw Error::Corrupt("xz: no block begins where the index says", begin_);
+    }
+    RequireDecoded(lzma_block_header_decode(&fields_, nullptr, file.data + begin_),
+                   "a block header", begin_);
+    RequireDecoded(lzma_block_compressed_size(&fields_, unpadded), "a block header", begin_);
+    if (fields_.uncompressed_size != LZMA_VLI_UNKNOWN &&
+        fields_.uncompressed_size != block.raw_nbytes) {
+      throw Error::Corrupt("xz: a block's size does not match the index", begin_);
+    }
+    fields_.uncompressed_size = block.raw_nbytes;
+    nbytes_ = unpadded + PaddingTo(unpadded, 4);
+  }
+
+  const lzma_block& fields() const { return fields_; }
+  std::uint64_t begin() const { return begin_; }  // of the block, in the file
+  std::uint64_t code_begin() const { return begin_ + fields_.header_size; }
+  std::uint64_t end() const { return begin_ + nbytes_; }  // of the block with its check
+  std::size_t raw_nbytes() const { return fields_.uncompressed_size; }
+
+  // Whether our encoder writes such headers before literals.
+  bool SeemsLiteral() const {
+    return chain_[0].id == LZMA_FILTER_LZMA2 && chain_[1].id == LZMA_VLI_UNKNOWN &&
+           static_cast<const lzma_options_lzma*>(chain_[0].options)->dict_size ==
+               LZMA_DICT_SIZE_MIN;
+  }
+
+  // A block refers only to itself, so the dictionary need not be larger than the block.
+  void LimitDictionary() {
+    for (const lzma_filter& filter : chain_) {
+      if (filter.id != LZMA_FILTER_LZMA2) continue;
+      auto* options = static_cast<lzma_options_lzma*>(filter.options);
+      const std::uint64_t enough = std::max<std::uint64_t>(raw_nbytes(), LZMA_DICT_SIZE_MIN);
+      options->dict_size =
+          static_cast<std::uint32_t>(std::min<std::uint64_t>(options->dict_size, enough));
+    }
+  }
+
+ private:
+  std::array<lzma_filter, LZMA_FILTERS_MAX + 1> chain_{};
+  lzma_block fields_{};
+  std::uint64_t begin_ = 0;
+  std::uint64_t nbytes_ = 0;
 };
 
-// A block refers only to itself, so the dictionary need not be larger than the block.
-void LimitDictionary(std::uint64_t raw_nbytes, Filters* filters) {
-  for (const lzma_filter& filter : filters->chain) {
-    if (filter.id != LZMA_FILTER_LZMA2) continue;
-    auto* options = static_cast<lzma_options_lzma*>(filter.options);
-    const std::uint64_t enough = std::max<std::uint64_t>(raw_nbytes, LZMA_DICT_SIZE_MIN);
-    options->dict_size =
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(options->dict_size, enough));
+LiteralTask AsLiterals(Span file, const Header& header, std::uint8_t* out) {
+  LiteralTask task;
+  const std::uint64_t begin = header.code_begin();
+  task.code = {file.data + begin, static_cast<std::size_t>(header.fields().compressed_size)};
+  task.slack_nbytes = file.nbytes - begin - task.code.nbytes;
+  task.out = out;
+  task.out_nbytes = header.raw_nbytes();
+  return task;
+}
+
+// Whether what was decoded matches the block's check, and the block ends as it should.
+bool Matches(const LiteralTask& task, lzma_check kind) {
+  const std::uint8_t* code_end = task.code.data + task.code.nbytes;
+  const std::uint8_t* check = code_end + PaddingTo(task.code.nbytes, 4);
+  if (std::any_of(code_end, check, [](std::uint8_t byte) { return byte != 0; })) return false;
+  if (kind == LZMA_CHECK_CRC32) {
+    return LoadLe32(check) == lzma_crc32(task.out, task.out_nbytes, 0);
+  }
+  return kind == LZMA_CHECK_CRC64 && LoadLe64(check) == lzma_crc64(task.out, task.out_nbytes, 0);
+}
+
+void DecodeWithLiblzma(Span file, Header* header, std::uint8_t* out, Coder* coder) {
+  header->LimitDictionary();
+  lzma_block fields = header->fields();
+  lzma_stream& stream = coder->stream;
+  RequireDecoded(lzma_block_decoder(&stream, &fields), "a block header", header->begin());
+  stream.next_in = file.data + header->code_begin();
+  stream.avail_in = header->end() - header->code_begin();
+  stream.next_out = out;
+  stream.avail_out = header->raw_nbytes();
+  lzma_ret status = LZMA_OK;
+  while (status == LZMA_OK) status = lzma_code(&stream, LZMA_FINISH);
+  RequireDecoded(status, "a block", header->begin());
+  if (stream.avail_in != 0 || stream.avail_out != 0) {
+    throw Error::Corrupt("xz: a block's size does not match the index", header->begin());
+  }
+}
+
+// Calls function. If it throws Corrupt, notes that as the task's damage and returns false.
+template <typename Function>
+bool Succeeds(BlockTask* task, const Function& function) {
+  try {
+    function();
+    return true;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kCorrupt) throw;
+    task->damage = error;
+    return false;
   }
 }
 
@@ -42,43 +134,38 @@ DecodedBlock XzBlockDecoder::Decode(Span file, const CodeBlock& block, std::uint
   if (capacity < block.raw_nbytes) {
     throw Error(ErrorKind::kArgument, "xz: a block needs more room");
   }
-  const std::uint64_t begin = block.code_bit / 8;
-  const std::uint64_t unpadded = block.code_nbits / 8;
-  const std::uint64_t nbytes = unpadded + PaddingTo(unpadded, 4);
-  Filters filters;
-  lzma_block header{};
-  header.version = 1;
-  header.check = CheckAt(begin);
-  header.filters = filters.chain.data();
-  const std::uint8_t size_byte = file.data[begin];
-  header.header_size = lzma_block_header_size_decode(size_byte);
-  if (size_byte == 0 || header.header_size >= unpadded) {
-    throw Error::Corrupt("xz: no block begins where the index says", begin);
+  std::vector<BlockTask> tasks(1);
+  tasks[0].block = block;
+  tasks[0].out = out;
+  DecodeInTurn(file, &tasks);
+  if (tasks[0].damage) throw *tasks[0].damage;
+  return tasks[0].decoded;
+}
+
+void XzBlockDecoder::DecodeInTurn(Span file, std::vector<BlockTask>* tasks) {
+  std::vector<Header> headers(tasks->size());
+  std::vector<LiteralTask> literals;
+  for (std::size_t i = 0; i < headers.size(); ++i) {
+    BlockTask& task = (*tasks)[i];
+    const lzma_check check = CheckAt(task.block.code_bit / 8);
+    if (!Succeeds(&task, [&] { headers[i].Read(file, task.block, check); })) continue;
+    if (headers[i].SeemsLiteral()) literals.push_back(AsLiterals(file, headers[i], task.out));
   }
-  RequireDecoded(lzma_block_header_decode(&header, nullptr, file.data + begin), "a block header",
-                 begin);
-  RequireDecoded(lzma_block_compressed_size(&header, unpadded), "a block header", begin);
-  if (header.uncompressed_size != LZMA_VLI_UNKNOWN &&
-      header.uncompressed_size != block.raw_nbytes) {
-    throw Error::Corrupt("xz: a block's size does not match the index", begin);
+  literals_.Decode(&literals);
+  auto literal = literals.begin();
+  for (std::size_t i = 0; i < headers.size(); ++i) {
+    BlockTask& task = (*tasks)[i];
+    Header& header = headers[i];
+    if (task.damage) continue;
+    const bool is_done =
+        header.SeemsLiteral() && literal->decoded && Matches(*literal, header.fields().check);
+    if (header.SeemsLiteral()) ++literal;
+    if (!is_done &&
+        !Succeeds(&task, [&] { DecodeWithLiblzma(file, &header, task.out, &coder_); })) {
+      continue;
+    }
+    task.decoded = {header.raw_nbytes(), header.end() * 8, 0};
   }
-  header.uncompressed_size = block.raw_nbytes;
-  const DecodedBlock decoded{static_cast<std::size_t>(block.raw_nbytes), (begin + nbytes) * 8, 0};
-  if (DecodeLiterals(file, begin, header, out)) return decoded;
-  LimitDictionary(block.raw_nbytes, &filters);
-  lzma_stream& coder = coder_.stream;
-  RequireDecoded(lzma_block_decoder(&coder, &header), "a block header", begin);
-  coder.next_in = file.data + begin + header.header_size;
-  coder.avail_in = nbytes - header.header_size;
-  coder.next_out = out;
-  coder.avail_out = block.raw_nbytes;
-  lzma_ret status = LZMA_OK;
-  while (status == LZMA_OK) status = lzma_code(&coder, LZMA_FINISH);
-  RequireDecoded(status, "a block", begin);
-  if (coder.avail_in != 0 || coder.avail_out != 0) {
-    throw Error::Corrupt("xz: a block's size does not match the index", begin);
-  }
-  return decoded;
 }
 
 lzma_check XzBlockDecoder::CheckAt(std::uint64_t begin) const {
@@ -86,30 +173,6 @@ lzma_check XzBlockDecoder::CheckAt(std::uint64_t begin) const {
       checks_->begin(), checks_->end(), begin,
       [](std::uint64_t at, const StreamCheck& stream) { return at < stream.begin; });
   return std::prev(after)->check;
-}
-
-bool XzBlockDecoder::DecodeLiterals(Span file, std::uint64_t begin, const lzma_block& header,
-                                    std::uint8_t* out) {
-  const lzma_filter* chain = header.filters;
-  if (chain[0].id != LZMA_FILTER_LZMA2 || chain[1].id != LZMA_VLI_UNKNOWN ||
-      static_cast<const lzma_options_lzma*>(chain[0].options)->dict_size != LZMA_DICT_SIZE_MIN) {
-    return false;
-  }
-  const std::uint64_t at = begin + header.header_size;
-  const std::size_t code_nbytes = header.compressed_size;
-  const std::uint64_t padding = PaddingTo(code_nbytes, 4);
-  const std::uint8_t* code = file.data + at;
-  const std::uint8_t* check = code + code_nbytes + padding;
-  // Decode() has checked that the block is inside the file. The decoder needs some bytes after the
-  // code too.
-  if (file.nbytes - at - code_nbytes < Lzma2LiteralDecoder::kSlackNbytes) return false;
-  if (std::any_of(code + code_nbytes, check, [](std::uint8_t byte) { return byte != 0; }) ||
-      !literals_.Decode({code, code_nbytes}, out, header.uncompressed_size)) {
-    return false;
-  }
-  const std::size_t nbytes = header.uncompressed_size;
-  if (header.check == LZMA_CHECK_CRC32) return LoadLe32(check) == lzma_crc32(out, nbytes, 0);
-  return header.check == LZMA_CHECK_CRC64 && LoadLe64(check) == lzma_crc64(out, nbytes, 0);
 }
 
 }  // namespace pyckpt::xz

@@ -1,5 +1,5 @@
-// Decodes one xz block: with our own decoder if it has literals only (as we write floats), else
-// with liblzma and all its filters.
+// Decodes xz blocks: with our own decoder, several in turn, those that have literals only (as we
+// write floats); the others with liblzma and all its filters.
 #ifndef PYCKPT_CODEC_XZ_BLOCK_DECODER_H_
 #define PYCKPT_CODEC_XZ_BLOCK_DECODER_H_
 
@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "base/bytes.h"
 #include "codec/decoder.h"
@@ -23,13 +24,11 @@ class XzBlockDecoder final : public BlockDecoder {
 
   DecodedBlock Decode(Span file, const CodeBlock& block, std::uint8_t* out,
                       std::size_t capacity) override;
+  void DecodeInTurn(Span file, std::vector<BlockTask>* tasks) override;
 
  private:
   // The kind of check of the block that begins at byte begin of the file.
   lzma_check CheckAt(std::uint64_t begin) const;
-  // Decodes with our own decoder. False if the block has more than literals, or if anything in it
-  // is wrong.
-  bool DecodeLiterals(Span file, std::uint64_t begin, const lzma_block& header, std::uint8_t* out);
 
   std::shared_ptr<const StreamChecks> checks_;
   Coder coder_;

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "codec/xz/block_decoder.h"
 #include "codec/xz/coder.h"
+#include "codec/xz/literal_decoder.h"
 #include "codec/xz/stream_index.h"
 
 namespace pyckpt::xz {
@@ -39,6 +40,7 @@ class XzStreams final : public BlockStream {
         checks_(std::make_shared<const StreamChecks>(std::move(layout.checks))) {}
 
   const std::vector<CodeBlock>& blocks() const override { return blocks_; }
+  std::size_t most_in_turn() const override { return Lzma2LiteralDecoder::most_in_turn(); }
   std::unique_ptr<BlockDecoder> NewDecoder() const override {
     return std::make_unique<XzBlockDecoder>(checks_);
   }

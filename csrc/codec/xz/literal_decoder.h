@@ -1,37 +1,37 @@
-// Decodes LZMA2 without matches, as Lzma2LiteralEncoder writes it for floats. The decisions of
-// these bytes are hard to predict, so none of them is a branch here.
+// Decodes LZMA2 without matches, as Lzma2LiteralEncoder writes it for floats.
 #ifndef PYCKPT_CODEC_XZ_LITERAL_DECODER_H_
 #define PYCKPT_CODEC_XZ_LITERAL_DECODER_H_
 
 #include <array>
-#include <cstdint>
+#include <cstddef>
+#include <memory>
+#include <vector>
 
-#include "base/bytes.h"
-#include "codec/xz/model.h"
+#include "codec/xz/decoding_lane.h"
+#include "codec/xz/decoding_vectors.h"
+#include "codec/xz/lane_feeder.h"
 
 namespace pyckpt::xz {
 
-// One per worker. Takes 8 kB of memory.
+// One per worker. Takes 170 kB of memory.
 class Lzma2LiteralDecoder {
  public:
-  // This many bytes must be readable after the code. They are read, but do not change the result.
-  static constexpr std::size_t kSlackNbytes = 20;
+  Lzma2LiteralDecoder();
 
-  // Decodes all of code, a block's LZMA2 data, to exactly out_nbytes bytes at out. Returns false if
-  // code is damaged, has matches, or uses pb or more than lc + lp = 4; liblzma should then decode
-  // it. The contents of out are unspecified after false. Compares no checksum.
-  bool Decode(Span code, std::uint8_t* out, std::size_t out_nbytes);
+  // How many blocks keep all lanes busy.
+  static std::size_t most_in_turn();
+
+  // Decodes all tasks, as many at once as are fast. The result does not depend on how many.
+  void Decode(std::vector<LiteralTask>* tasks);
 
  private:
-  static constexpr std::size_t kTrees = 16;  // 2^(lc + lp)
+  static constexpr std::size_t kLanes = kVectorLanes;
 
-  void ResetModel();
-  bool DecodeChunk(Span code, std::uint8_t* out, std::size_t position, std::size_t nbytes);
+  // Lets the kernels decode nbytes bytes of each lane that is not idle.
+  void Step(std::size_t nbytes);
 
-  // In a tree, node 1 is the root; nodes 2n and 2n + 1 are the children of node n.
-  std::array<std::array<std::uint16_t, 256>, kTrees> trees_;
-  std::uint32_t is_literal_ = kEven;
-  LiteralBits bits_{0, 0};
+  std::unique_ptr<std::array<DecodingLane, kLanes>> lanes_;
+  std::array<LaneFeeder, kLanes> feeders_;
 };
 
 }  // namespace pyckpt::xz
