@@ -53,7 +53,7 @@ Task TaskOf(Span input) {
   std::copy_n(input.data, used, head.begin());
   Task task{};
   constexpr std::size_t kFirst = 1;  // the one before is .tar, which is not compressed
-  const std::vector<const Format*> formats = pyckpt::WritableFormats();
+  const std::vector<const Format*> formats = pyckpt::TarFormats();
   task.format = formats[kFirst + head[0] % (formats.size() - kFirst)];
   const pyckpt::Levels& levels = task.format->levels.value();
   task.level = levels.lowest + head[1] % (levels.highest - levels.lowest + 1);

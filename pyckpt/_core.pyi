@@ -14,12 +14,18 @@ class Levels:
     def standard(self) -> int: ...
 
 class Format:
-    """A row of the table of tar formats."""
+    """A row of the table of formats."""
 
     @property
     def name(self) -> str: ...
     @property
-    def suffixes(self) -> list[str]: ...
+    def compression(self) -> str: ...
+    @property
+    def suffixes(self) -> list[str]:
+        """Of tars."""
+    @property
+    def file_endings(self) -> list[str]:
+        """Of other files, behind their own suffix: ``.gz``."""
     @property
     def levels(self) -> Levels | None: ...
     @property
@@ -48,6 +54,7 @@ class ArchiveWriter:
         path: bytes,
         format: Format | None,
         *,
+        tar: bool,
         level: int,
         threads: int,
         durable: bool,
@@ -79,7 +86,12 @@ class ArchiveWriter:
 def compression_of(raw: bytes, /) -> str:
     """``"gzip"`` and so on for the first bytes of a file; ``""`` if it is not compressed."""
 
-def formats() -> list[Format]: ...
+def formats() -> list[Format]:
+    """The formats of tars."""
+
+def file_formats() -> list[Format]:
+    """The formats of compressed files that are no tars."""
+
 def by_type(
     handlers: dict[type, Callable[[Any], T] | None], other: Callable[[Any], T] | None
 ) -> Callable[[Any], T | None]:

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.archive.formats import usual_suffixes
+from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from pyckpt.cli import main
 from tests.states import assert_equal, mixed_state
 
-SUFFIXES = [*usual_suffixes(), ".pt"]
+SUFFIXES = [*usual_suffixes(), ".pt", *file_suffixes()]
 
 
 @pytest.fixture

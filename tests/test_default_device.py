@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._device import _device_constructors
 
 import pyckpt
-from pyckpt.archive.formats import usual_suffixes
+from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from tests.launch import run_ranks
 
 PACKAGE = Path(pyckpt.__file__).parent
@@ -55,7 +55,7 @@ def on_meta() -> Iterator[None]:
     torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("suffix", ["", *usual_suffixes()])
+@pytest.mark.parametrize("suffix", ["", *usual_suffixes(), *file_suffixes()])
 @pytest.mark.parametrize("way", ["blocking", "copy", "lazy"])
 def test_saves_and_loads(
     state: pyckpt.State, on_meta: None, tmp_path: Path, suffix: str, way: str

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.archive.formats import usual_suffixes
+from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from pyckpt.cli import main
 
-SUFFIXES = [*usual_suffixes(), ".pt"]
+SUFFIXES = [*usual_suffixes(), ".pt", *file_suffixes()]
 STATE = {"t": torch.arange(2_000_000.0), "u": torch.zeros(9)}
 
 

@@ -50,8 +50,8 @@ class ChunkEncoder {
   virtual void Encode(const Chunk& chunk, EncodedChunk* out) = 0;
 };
 
-// One per stream. Begin, Append and End are called one at a time, in stream order, and are cheap.
-// Settle may run in parallel, for different chunks.
+// One per stream. Begin, Append and End are called one at a time, in stream order, and are cheap
+// (except in codec/xz/lzma_encoder.h). Settle may run in parallel, for different chunks.
 class StreamJoiner {
  public:
   StreamJoiner() = default;

@@ -110,6 +110,11 @@ py::handle CorruptError() {
   return type;
 }
 
+const Codec* CodecOf(const Format* format, bool tar) {
+  if (format == nullptr) return nullptr;
+  return tar ? format->codec : format->file_codec;
+}
+
 py::tuple WriterProgress(const ArchiveWriter& writer) {
   const ArchiveWriter::Progress progress = writer.progress();
   return py::make_tuple(progress.written_nbytes, progress.total_nbytes);
@@ -205,20 +210,26 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("standard", &Levels::standard);
   py::class_<Format>(m, "Format")
       .def_readonly("name", &Format::name)
+      .def_readonly("compression", &Format::compression)
       .def_readonly("suffixes", &Format::suffixes)
+      .def_readonly("file_endings", &Format::file_endings)
       .def_readonly("levels", &Format::levels)
-      .def_property_readonly("chunk_nbytes",
-                             [](const Format& f) { return f.codec->chunk_nbytes(); });
-  m.def("formats", &pyckpt::WritableFormats, py::return_value_policy::reference);
+      .def_property_readonly("chunk_nbytes", [](const Format& f) {
+        return pyckpt::CodecOf(&f, f.codec != nullptr)->chunk_nbytes();
+      });
+  m.def("formats", &pyckpt::TarFormats, py::return_value_policy::reference);
+  m.def("file_formats", &pyckpt::FileFormats, py::return_value_policy::reference);
 
   py::class_<ArchiveWriter>(m, "ArchiveWriter")
-      .def(py::init([](std::string path, const Format* format, int level, int threads, bool durable,
-                       std::int64_t mtime, std::uint32_t uid, std::uint32_t gid) {
-             const pyckpt::ArchiveOptions options{format, level, threads, durable, mtime, uid, gid};
+      .def(py::init([](std::string path, const Format* format, bool tar, int level, int threads,
+                       bool durable, std::int64_t mtime, std::uint32_t uid, std::uint32_t gid) {
+             const pyckpt::ArchiveOptions options{
+                 tar, pyckpt::CodecOf(format, tar), level, threads, durable, mtime, uid, gid};
              return std::make_unique<ArchiveWriter>(std::move(path), options);
            }),
-           py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("level"),
-           py::arg("threads"), py::arg("durable"), py::arg("mtime"), py::arg("uid"), py::arg("gid"))
+           py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("tar"),
+           py::arg("level"), py::arg("threads"), py::arg("durable"), py::arg("mtime"),
+           py::arg("uid"), py::arg("gid"))
       .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
       .def("add_bytes", &pyckpt::AddBytes, py::arg("name"), py::arg("mode"), py::arg("data"))
       .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),

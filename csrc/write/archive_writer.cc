@@ -15,7 +15,7 @@ ArchiveWriter::ArchiveWriter(std::string path, const ArchiveOptions& options)
 
 ArchiveWriter::Place ArchiveWriter::AddTarHeader(const std::string& name, TarType type,
                                                  std::uint32_t mode, std::uint64_t nbytes) {
-  if (options_.format == nullptr) return {plan_.nbytes(), nbytes};
+  if (!options_.tar) return {plan_.nbytes(), nbytes};
   TarEntry entry;
   entry.name = name;
   entry.type = type;
@@ -29,12 +29,12 @@ ArchiveWriter::Place ArchiveWriter::AddTarHeader(const std::string& name, TarTyp
 }
 
 void ArchiveWriter::EndMember() {
-  if (options_.format != nullptr) plan_.AddZeros(PaddingTo(plan_.nbytes(), kTarBlockNbytes));
+  if (options_.tar) plan_.AddZeros(PaddingTo(plan_.nbytes(), kTarBlockNbytes));
   total_nbytes_ = plan_.nbytes() + TarEndNbytes();
 }
 
 std::uint64_t ArchiveWriter::TarEndNbytes() const {
-  if (options_.format == nullptr) return 0;
+  if (!options_.tar) return 0;
   return kTarEndNbytes + PaddingTo(plan_.nbytes() + kTarEndNbytes, kTarRecordNbytes);
 }
 
@@ -116,7 +116,7 @@ ArchiveWriter::Place ArchiveWriter::AddTorchFile(const std::string& name, std::u
 std::uint64_t ArchiveWriter::Write(const Poll& poll) {
   plan_.AddZeros(TarEndNbytes());
   total_nbytes_ = plan_.nbytes();
-  const Codec& codec = options_.format == nullptr ? StoreCodec() : *options_.format->codec;
+  const Codec& codec = options_.codec == nullptr ? StoreCodec() : *options_.codec;
   sink_ = std::make_unique<FileSink>(path_, options_.durable, plan_.nbytes());
   try {
     if (codec.stores()) sink_->Reserve(plan_.nbytes());

@@ -35,7 +35,8 @@ struct Segment {
 };
 
 struct ArchiveOptions {
-  const Format* format = nullptr;  // null: no tar, the file is one torch zip file
+  bool tar = false;              // if not, the file has one member, and nothing else
+  const Codec* codec = nullptr;  // encodes the file as a whole; null: it is not compressed
   int level = 0;
   int threads = 1;
   bool durable = true;

@@ -1,8 +1,13 @@
-"""Maps file names to formats, and names the member that holds the object."""
+"""Maps file names to formats, and names the member that holds the object.
+
+A name with a suffix of a tar is a tar. Any other is one file of torch.save: compressed as a whole
+if its ending says so (``.pt.gz``), and else torch's own zip file.
+"""
 
 from __future__ import annotations
 
 import stat
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from pyckpt import _core
@@ -11,8 +16,11 @@ from pyckpt.errors import FilenameError
 __all__ = [
     "STATES_MEMBER",
     "TAR_SUFFIX",
+    "FileFormat",
     "add_tar_suffix",
     "archive_format",
+    "file_format",
+    "file_suffixes",
     "is_compressed",
     "match_suffix",
     "tar_suffixes",
@@ -23,10 +31,13 @@ STATES_MEMBER = "composer_states.pt"
 """The name of the member that holds the object. Composer uses the same."""
 
 TAR_SUFFIX = ".tar"
-# Endings of compressed files that are no tars, and of tars that pyckpt does not write.
+# What the name of torch's file ends with, before the ending of its compression. The first one is
+# what Composer knows.
+_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+# Endings of compressed and encrypted files, and of compressed tars. Nothing else may have them.
 _COMPRESSED = (
     *(".gz", ".bz", ".bz2", ".bzip", ".bzip2", ".xz", ".lzma", ".zst", ".zstd", ".lz", ".lz4"),
-    *(".lzo", ".br", ".7z", ".z", ".sz"),
+    *(".lzo", ".br", ".7z", ".z", ".sz", ".zip", ".rar", ".lrz", ".age", ".gpg"),
     *(".tbz", ".tb2", ".tz2", ".tlz", ".tlzma", ".taz", ".tz", ".tzo"),
 )
 _START_NBYTES = 64  # enough to recognize every format
@@ -42,20 +53,52 @@ def usual_suffixes() -> list[str]:
     return [row.suffixes[0] for row in _core.formats()]
 
 
-def archive_format(path: Path) -> _core.Format | None:
-    """The tar format of this file name, or None for torch's own zip file.
+def file_suffixes() -> list[str]:
+    """One suffix of each compressed file that is no tar: ``.pt.gz`` and so on."""
+    return [
+        _TORCH_SUFFIXES[0] + ending for row in _core.file_formats() for ending in row.file_endings
+    ]
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """What a file of some name is.
+
+    Attributes:
+        is_tar: Whether it is a tar. If not, it is one file of torch.save.
+        row: How it is compressed as a whole. None if it is torch's own zip file.
+    """
+
+    is_tar: bool
+    row: _core.Format | None
+
+
+def file_format(path: Path) -> FileFormat:
+    """The format that a file's name asks for.
 
     Raises:
         FilenameError: The name looks like a compressed tar of an unknown kind, or like something
-            else that is compressed. A file without compression must not be written under it.
+            else that is compressed. A file without this compression must not be written under it.
     """
     suffix = match_suffix(path.name, tar_suffixes())
-    if suffix is None:
-        _refuse_compressed(path.name)
-    for row in _core.formats():
-        if suffix in row.suffixes:
-            return row
-    return None
+    if suffix is not None:
+        return FileFormat(True, next(row for row in _core.formats() if suffix in row.suffixes))
+    inner, dot, ending = path.name.rpartition(".")
+    for row in _core.file_formats():
+        if inner.endswith(_TORCH_SUFFIXES) and dot + ending in row.file_endings:
+            return FileFormat(False, row)
+    _refuse_compressed(path.name)
+    return FileFormat(False, None)
+
+
+def archive_format(path: Path) -> _core.Format | None:
+    """The tar format of this file name, or None for one file of torch.save.
+
+    Raises:
+        FilenameError: As in :func:`file_format`.
+    """
+    found = file_format(path)
+    return found.row if found.is_tar else None
 
 
 def _refuse_compressed(name: str) -> None:
@@ -69,8 +112,9 @@ def _refuse_compressed(name: str) -> None:
         )
     if ending in _COMPRESSED:
         raise FilenameError(
-            f"{name!r} looks like a compressed file, and pyckpt compresses only tars; it knows "
-            f"{', '.join(tar_suffixes())}",
+            f"{name!r} looks like a compressed file of a kind that pyckpt does not write; it knows "
+            f"{', '.join(tar_suffixes())}, and {', '.join(file_suffixes())}, also behind "
+            f"{', '.join(_TORCH_SUFFIXES[1:])}",
             path=name,
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyckpt import _core
-from pyckpt.archive.formats import archive_format
+from pyckpt.archive.formats import file_format
 from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.progress import reporting
@@ -63,26 +63,27 @@ class ArchiveWriter:
     """
 
     def __init__(self, path: Path, options: WriteOptions, *, writers_on_node: int = 1) -> None:
-        row = archive_format(path)
+        kind = file_format(path)
         self.path = path
         # A symbolic link stays: the file that it points to is replaced.
         self._target = Path(os.path.realpath(path))
         self._check_target()
         self._members: dict[str, tuple[int, Content]] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        self._is_tar = row is not None
+        self._is_tar = kind.is_tar
         self._planned = False
         self._given_up = False
         self._progress_hook = options.progress
         self._options: dict[str, Any] = {
-            "level": _level(row, options.compression_level),
+            "tar": kind.is_tar,
+            "level": _level(kind.row, options.compression_level),
             "threads": options.threads(writers_on_node),
             "durable": options.fsync,
             "mtime": int(time.time()),
             "uid": os.geteuid(),
             "gid": os.getegid(),
         }
-        self._row = row
+        self._row = kind.row
         self._writer = self._new_writer()
 
     def __enter__(self) -> ArchiveWriter:
@@ -291,6 +292,7 @@ def _level(row: _core.Format | None, level: int | None) -> int:
         return levels.standard
     if not levels.lowest <= level <= levels.highest:
         raise OptionError(
-            f"compression_level of {row.name} is {levels.lowest} to {levels.highest}, not {level}"
+            f"compression_level of {row.compression} is {levels.lowest} to {levels.highest}, "
+            f"not {level}"
         )
     return level

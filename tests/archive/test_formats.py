@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pyckpt
-from pyckpt.archive.formats import add_tar_suffix, archive_format, match_suffix, tar_suffixes
+from pyckpt.archive.formats import (
+    add_tar_suffix,
+    archive_format,
+    file_format,
+    file_suffixes,
+    match_suffix,
+    tar_suffixes,
+)
 
 PLAIN = st.text(st.characters(exclude_characters="/\0{}", exclude_categories=["Cs"]), min_size=1)
 
@@ -44,7 +51,7 @@ def test_suffixes_of_tars(name: str, format_name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["x", "x.pt", "x.zip", "gz", "x.gz.pt", "tar", "xtar", "x.tar.a.b", "x.gz.", "ep1.5"],
+    ["x", "x.pt", "x.ckpt", "gz", "x.gz.pt", "tar", "xtar", "x.tar.a.b", "x.gz.", "ep1.5"],
 )
 def test_names_of_torch_files(name: str) -> None:
     assert archive_format(Path("folder.tar") / name) is None
@@ -64,7 +71,8 @@ def test_tars_of_unknown_kinds(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("x.gz", "x.pt.gz", "x.ckpt.bz2", "x.pt.xz", "x.lzma", "x.pt.zst", "x.PT.GZ", "x.tbz"),
+        *("x.gz", "x.npy.gz", "x.bz2", "x.ckpt.lz4", "x.lzma", "x.pt.lzo", "x.PT.GZ", "x.tbz"),
+        *("x.zip", "x.pt.zip", "x.pt.br", "x.7z", "x.tar.zst.age", "x.pt.GZ", "x.pt.tgz2.age"),
         *("x.TAR", "x.TAR.GZ", "x.tar.GZ", "x.Tgz", ".tar", ".tar.gz", ".gz", "x.Tzst"),
     ],
 )
@@ -81,6 +89,27 @@ def test_names_of_compressed_files(tmp_path: Path, name: str) -> None:
         with pytest.raises(pyckpt.FilenameError, match="looks like a"):
             write(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["source.tar"]
+
+
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [
+        *(("x.pt.gz", "gzip"), ("x.pth.bz2", "bzip2"), ("x.ckpt.xz", "xz"), ("x.bin.lzma", "lzma")),
+        *((".pt.gz", "gzip"), ("ep1.5.pt.gz", "gzip"), ("x.tar.pt.gz", "gzip")),
+    ],
+)
+def test_names_of_one_compressed_file(name: str, compression: str) -> None:
+    found = file_format(Path("folder.tar") / name)
+    assert found.row is not None
+    assert (found.is_tar, found.row.compression) == (False, compression)
+    assert archive_format(Path(name)) is None
+
+
+def test_a_refusal_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(pyckpt.FilenameError) as caught:
+        pyckpt.save([1], tmp_path / "x.pt.lz4")
+    for suffix in (*tar_suffixes(), *file_suffixes(), ".ckpt"):
+        assert suffix in str(caught.value)
 
 
 @given(PLAIN.filter(lambda text: text[0] != "."), st.sampled_from(tar_suffixes()))

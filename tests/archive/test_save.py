@@ -28,7 +28,7 @@ from tests.states import assert_equal, mixed_state
 
 STATES = formats.STATES_MEMBER
 TAR_SUFFIXES = formats.tar_suffixes()
-ALL_SUFFIXES = [*TAR_SUFFIXES, ".pt", ""]
+ALL_SUFFIXES = [*TAR_SUFFIXES, ".pt", "", *formats.file_suffixes()]
 FORMAT_SUFFIXES = usual_suffixes()  # one of each format
 COMPRESSED = [row for row in _core.formats() if row.name != "tar"]
 DECODERS: dict[str, Callable[[bytes], bytes]] = {

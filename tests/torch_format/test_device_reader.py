@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyckpt
-from pyckpt.archive.formats import usual_suffixes
+from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from pyckpt.torch_format.device_reader import DeviceReader, queued_so_far
 from pyckpt.torch_format.serialize import serialize
 
@@ -77,7 +77,7 @@ def in_readers(obj: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("suffix", ["", *usual_suffixes()])
+@pytest.mark.parametrize("suffix", ["", *usual_suffixes(), *file_suffixes()])
 def test_a_file_does_not_tell_readers_from_memory(
     tmp_path: Path, frozen_time: int, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:

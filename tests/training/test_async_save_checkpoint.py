@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt.archive.formats import archive_format, usual_suffixes
+from pyckpt.archive.formats import archive_format, file_suffixes, usual_suffixes
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
 from pyckpt.staging.latch import Latch
@@ -30,7 +30,7 @@ from tests.launch import TIMEOUT_SECONDS, WORKERS, private_mounts, run_ranks, to
 
 pytestmark = pytest.mark.timeout(120)
 
-SUFFIXES = ["", ".pt", *usual_suffixes()]
+SUFFIXES = ["", ".pt", *usual_suffixes(), *file_suffixes()]
 Stage = Literal["copy", "lazy"] | None
 STAGES: list[Stage] = ["copy", "lazy", None]
 WIDTH = 300

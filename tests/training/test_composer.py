@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pyckpt.archive.formats import usual_suffixes
+from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from tests.launch import WORKERS
 
 WORKER = WORKERS / "composer_worker.py"
-SUFFIXES = [".pt", ".tgz", *usual_suffixes()]
+SUFFIXES = [".pt", ".tgz", *usual_suffixes(), *file_suffixes()]
 
 pytestmark = pytest.mark.frameworks
 

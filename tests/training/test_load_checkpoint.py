@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt.archive.formats import usual_suffixes
+from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from tests.launch import TIMEOUT_SECONDS, run_ranks
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_SECONDS)
 
-SUFFIXES = ["", *usual_suffixes()]
+SUFFIXES = ["", *usual_suffixes(), *file_suffixes()]
 COMPRESSED = SUFFIXES[2:]
 
 

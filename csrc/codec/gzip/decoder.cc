@@ -14,13 +14,11 @@
 #include "base/error.h"
 #include "codec/gzip/chunk_index.h"
 #include "codec/gzip/inflater.h"
+#include "codec/gzip/member.h"
 
 namespace pyckpt::gzip {
 namespace {
 
-constexpr std::size_t kHeaderNbytes = 10;
-constexpr std::size_t kTrailerNbytes = 8;
-constexpr std::size_t kStoredHeaderNbytes = 5;  // of a block that starts on a byte
 // Deflate cannot expand more than this: a match of 258 bytes takes at least two bits.
 constexpr std::uint64_t kMostExpansion = 1032;
 
@@ -28,6 +26,9 @@ bool HasMagic(Span file, std::uint64_t at) {
   return file.nbytes - at >= 3 && file.data[at] == 0x1F && file.data[at + 1] == 0x8B &&
          file.data[at + 2] == 8;
 }
+
+// An empty stored block, marked as the last one (RFC 1951, section 3.2.4).
+constexpr std::array<std::uint8_t, kStoredHeaderNbytes> kEmptyLastBlock = {1, 0, 0, 0xFF, 0xFF};
 
 // The CRC-32 and the length of the part of a member that is decoded so far.
 struct Total {
@@ -49,7 +50,9 @@ struct Total {
 
 class ChunkDecoder final : public BlockDecoder {
  public:
-  ChunkDecoder() : inflate_(libdeflate_alloc_decompressor()) {
+  // trailer is where the member's trailer begins in the file.
+  explicit ChunkDecoder(std::uint64_t trailer)
+      : inflate_(libdeflate_alloc_decompressor()), trailer_(trailer) {
     if (inflate_ == nullptr) throw std::bad_alloc();
   }
   ~ChunkDecoder() override { libdeflate_free_decompressor(inflate_); }
@@ -64,7 +67,7 @@ class ChunkDecoder final : public BlockDecoder {
     const std::uint64_t end = begin + code_nbytes;
     const std::uint8_t* code = file.data + begin;
     std::size_t wanted = code_nbytes;
-    if (end + kTrailerNbytes != file.nbytes) {
+    if (end != trailer_) {
       // libdeflate needs a complete stream, so an empty last block is appended.
       wanted += kEmptyLastBlock.size();
       std::uint8_t* copy = code_.Reserve(wanted);
@@ -83,62 +86,103 @@ class ChunkDecoder final : public BlockDecoder {
   }
 
  private:
-  // An empty stored block, marked as the last one (RFC 1951, section 3.2.4).
-  static constexpr std::array<std::uint8_t, 5> kEmptyLastBlock = {1, 0, 0, 0xFF, 0xFF};
-
   libdeflate_decompressor* inflate_;
+  std::uint64_t trailer_;
   Buffer code_;
 };
 
 class MemberChecker final : public StreamChecker {
  public:
-  explicit MemberChecker(Span file) : file_(file) {}
+  MemberChecker(Span file, std::uint64_t trailer) : file_(file), trailer_(trailer) {}
 
   void Append(const CodeBlock& /*block*/, const DecodedBlock& decoded) override {
     total_.crc = Crc32Combine(total_.crc, decoded.check, decoded.raw_nbytes);
     total_.nbytes += decoded.raw_nbytes;
   }
 
-  void End() override { total_.RequireTrailer(file_, file_.nbytes - kTrailerNbytes); }
+  void End() override { total_.RequireTrailer(file_, trailer_); }
   std::uint64_t used_nbytes() const override { return file_.nbytes; }
 
  private:
   Span file_;
+  std::uint64_t trailer_;
   Total total_;
 };
 
 class ChunkStream final : public BlockStream {
  public:
-  ChunkStream(Span file, std::vector<CodeBlock> blocks) : file_(file), blocks_(std::move(blocks)) {}
+  ChunkStream(Span file, std::uint64_t trailer, std::vector<CodeBlock> blocks)
+      : file_(file), trailer_(trailer), blocks_(std::move(blocks)) {}
 
   const std::vector<CodeBlock>& blocks() const override { return blocks_; }
   std::unique_ptr<BlockDecoder> NewDecoder() const override {
-    return std::make_unique<ChunkDecoder>();
+    return std::make_unique<ChunkDecoder>(trailer_);
   }
   std::unique_ptr<StreamChecker> NewChecker() const override {
-    return std::make_unique<MemberChecker>(file_);
+    return std::make_unique<MemberChecker>(file_, trailer_);
   }
 
  private:
   Span file_;
+  std::uint64_t trailer_;
   std::vector<CodeBlock> blocks_;
 };
 
-// The chunks, then the index, as blocks. Empty if there is no index or if it does not fit this
-// file. The file is then decoded from start to end, which finds any damage.
-std::vector<CodeBlock> FindChunks(Span file) {
-  if (file.nbytes < kHeaderNbytes + kStoredHeaderNbytes + kTrailerNbytes || file.data[3] != 0) {
-    return {};
-  }
+// A chunk index, and where the parts of its file are.
+struct FoundIndex {
+  ChunkIndex chunks;
+  std::uint64_t last_block = 0;  // of the first member: where its code begins
+  std::uint64_t trailer = 0;     // of the first member
+};
+
+// The index at the end of the only member.
+std::optional<FoundIndex> FindIndexBehindTar(Span file) {
   const std::uint64_t trailer = file.nbytes - kTrailerNbytes;
-  const std::optional<ChunkIndex> index =
-      DecodeChunkIndex({file.data, static_cast<std::size_t>(trailer)});
-  if (!index || index->code_nbytes.empty() || index->raw_nbytes > kMostBlockNbytes ||
-      index->first_offset != kHeaderNbytes ||
-      trailer - index->nbytes < kHeaderNbytes + kStoredHeaderNbytes) {
+  std::optional<ChunkIndex> index = DecodeChunkIndex({file.data, trailer});
+  if (!index || trailer - index->nbytes < kHeaderNbytes + kStoredHeaderNbytes) return std::nullopt;
+  const std::uint64_t last_block = trailer - index->nbytes - kStoredHeaderNbytes;
+  return FoundIndex{std::move(*index), last_block, trailer};
+}
+
+// The index in the header of a second member, which has no data: see IndexPlace.
+std::optional<FoundIndex> FindIndexMember(Span file) {
+  const std::uint64_t index_end = file.nbytes - kTrailerNbytes - kStoredHeaderNbytes;
+  std::optional<ChunkIndex> index = DecodeChunkIndex({file.data, index_end});
+  constexpr std::size_t kBeforeIndex = kHeaderNbytes + 2 + kSubfieldNbytes;
+  constexpr std::size_t kFirstMember = kHeaderNbytes + kStoredHeaderNbytes + kTrailerNbytes;
+  if (!index || index_end - index->nbytes < kFirstMember + kBeforeIndex) return std::nullopt;
+  const std::uint64_t member = index_end - index->nbytes - kBeforeIndex;
+  const std::uint8_t* field = file.data + member + kHeaderNbytes;
+  if (!HasMagic(file, member) || file.data[member + 3] != kExtraFlag ||
+      !std::equal(kSubfieldId.begin(), kSubfieldId.end(), field + 2) ||
+      !std::equal(kEmptyLastBlock.begin(), kEmptyLastBlock.end(), file.data + index_end) ||
+      !IsZero(file, index_end + kStoredHeaderNbytes)) {
+    return std::nullopt;
+  }
+  const std::uint64_t trailer = member - kTrailerNbytes;
+  index->nbytes = 0;  // in the decoded stream
+  return FoundIndex{std::move(*index), trailer - kStoredHeaderNbytes, trailer};
+}
+
+std::optional<FoundIndex> FindIndex(Span file) {
+  if (file.nbytes < kHeaderNbytes + kStoredHeaderNbytes + kTrailerNbytes || file.data[3] != 0) {
+    return std::nullopt;
+  }
+  std::optional<FoundIndex> found = FindIndexBehindTar(file);
+  return found ? std::move(found) : FindIndexMember(file);
+}
+
+// The chunks, then the member's last block, which holds the index or nothing, as blocks. Empty if
+// the index does not fit this file. The file is then decoded from start to end, which finds any
+// damage.
+std::vector<CodeBlock> FindChunks(Span file, const FoundIndex& found) {
+  const ChunkIndex* index = &found.chunks;
+  const std::uint64_t trailer = found.trailer;
+  const std::uint64_t index_code = found.last_block;
+  if (index->code_nbytes.empty() || index->raw_nbytes > kMostBlockNbytes ||
+      index->first_offset != kHeaderNbytes) {
     return {};
   }
-  const std::uint64_t index_code = trailer - index->nbytes - kStoredHeaderNbytes;
   const std::size_t chunks = index->code_nbytes.size();
   // The last chunk's size follows from the member's size, of which the trailer has the low 32 bits.
   const auto last_nbytes = static_cast<std::uint32_t>(
@@ -261,9 +305,11 @@ class MemberDecoder final : public SequentialDecoder {
 bool GzipDecompressor::Recognizes(Span file) const { return HasMagic(file, 0); }
 
 std::unique_ptr<BlockStream> GzipDecompressor::OpenBlocks(Span file) const {
-  std::vector<CodeBlock> chunks = FindChunks(file);
+  const std::optional<FoundIndex> index = FindIndex(file);
+  if (!index) return nullptr;
+  std::vector<CodeBlock> chunks = FindChunks(file, *index);
   if (chunks.empty()) return nullptr;
-  return std::make_unique<ChunkStream>(file, std::move(chunks));
+  return std::make_unique<ChunkStream>(file, index->trailer, std::move(chunks));
 }
 
 bool GzipDecompressor::IsIndex(Span raw) const {

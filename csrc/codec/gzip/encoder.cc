@@ -1,7 +1,6 @@
 #include "codec/gzip/encoder.h"
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
 #include "base/crc32.h"
@@ -11,6 +10,7 @@
 #include "codec/gzip/block_code.h"
 #include "codec/gzip/chunk_index.h"
 #include "codec/gzip/matches.h"
+#include "codec/gzip/member.h"
 #include "codec/gzip/stored_blocks.h"
 #include "codec/plan.h"
 #include "codec/repeats.h"
@@ -98,18 +98,17 @@ class DeflateEncoder final : public TypedEncoder<GzipChunk> {
 
 class GzipJoiner final : public TypedJoiner<GzipChunk> {
  public:
-  std::string Begin() override { return {kHeader.begin(), kHeader.end()}; }
+  explicit GzipJoiner(IndexPlace index_place) : index_place_(index_place) {}
+
+  std::string Begin() override { return Header(/*flags=*/0); }
 
   std::string End() override {
-    const std::string index = EncodeChunkIndex(kHeader.size(), kChunkNbytes, code_nbytes_);
+    const std::string index = EncodeChunkIndex(kHeaderNbytes, kChunkNbytes, code_nbytes_);
+    if (index_place_ == IndexPlace::kOwnMember) {
+      return LastBlock({}) + Trailer(crc_, nbytes_) + IndexMember(index);
+    }
     Add(Crc32(AsSpan(index)), index.size());
-    std::string out = {'\x01'};  // the last block, stored
-    AppendLe16(&out, static_cast<std::uint16_t>(index.size()));
-    AppendLe16(&out, static_cast<std::uint16_t>(~index.size()));
-    out += index;
-    AppendLe32(&out, crc_);
-    AppendLe32(&out, static_cast<std::uint32_t>(nbytes_));
-    return out;
+    return LastBlock(index) + Trailer(crc_, nbytes_);
   }
 
  protected:
@@ -119,14 +118,38 @@ class GzipJoiner final : public TypedJoiner<GzipChunk> {
   }
 
  private:
-  // Deflate, no flags, no time stamp (so that equal states give equal files), Unix.
-  static constexpr std::array<char, 10> kHeader = {'\x1F', '\x8B', 8, 0, 0, 0, 0, 0, 0, 3};
+  // Deflate, no time stamp (so that equal states give equal files), Unix.
+  static std::string Header(char flags) { return {'\x1F', '\x8B', 8, flags, 0, 0, 0, 0, 0, 3}; }
+
+  static std::string LastBlock(const std::string& stored) {
+    std::string out = {'\x01'};
+    AppendLe16(&out, static_cast<std::uint16_t>(stored.size()));
+    AppendLe16(&out, static_cast<std::uint16_t>(~stored.size()));
+    return out + stored;
+  }
+
+  static std::string Trailer(std::uint32_t crc, std::uint64_t nbytes) {
+    std::string out;
+    AppendLe32(&out, crc);
+    AppendLe32(&out, static_cast<std::uint32_t>(nbytes));
+    return out;
+  }
+
+  // A member without data, with index in an extra field.
+  static std::string IndexMember(const std::string& index) {
+    std::string out = Header(kExtraFlag);
+    AppendLe16(&out, static_cast<std::uint16_t>(kSubfieldNbytes + index.size()));
+    out += kSubfieldId;
+    AppendLe16(&out, static_cast<std::uint16_t>(index.size()));
+    return out + index + LastBlock({}) + Trailer(0, 0);
+  }
 
   void Add(std::uint32_t crc, std::uint64_t nbytes) {
     crc_ = nbytes_ == 0 ? crc : Crc32Combine(crc_, crc, nbytes);
     nbytes_ += nbytes;
   }
 
+  IndexPlace index_place_;
   std::uint32_t crc_ = 0;
   std::uint64_t nbytes_ = 0;
   std::vector<std::uint64_t> code_nbytes_;
@@ -141,7 +164,7 @@ std::unique_ptr<ChunkEncoder> GzipCodec::NewEncoder(int level) const {
 }
 
 std::unique_ptr<StreamJoiner> GzipCodec::NewJoiner() const {
-  return std::make_unique<GzipJoiner>();
+  return std::make_unique<GzipJoiner>(index_place_);
 }
 
 }  // namespace pyckpt::gzip
