@@ -45,6 +45,7 @@ def writer(path: Path, threads: int) -> _core.ArchiveWriter:
     return _core.ArchiveWriter(
         os.fsencode(path),
         row,
+        tar=row is not None,
         level=0 if levels is None else levels.lowest,
         threads=threads,
         durable=False,
