@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
-import tarfile
+import subprocess
 import threading
 import time
 import zipfile
@@ -82,8 +82,7 @@ def test_the_file_is_the_same_whoever_comes_first(tmp_path: Path, suffix: str) -
         archive.commit(False)
         written.append(path.read_bytes())
     assert [one == written[0] for one in written] == [True] * len(THREADS)
-    with tarfile.open(path) as tar:
-        tar.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xf", path, "-C", tmp_path], check=True)
     with zipfile.ZipFile(tmp_path / "x.pt") as archive_of_torch:
         assert archive_of_torch.testzip() is None
         for n, nbytes in enumerate(sizes):
