@@ -4,9 +4,9 @@
 
 Each input is one tar. The programs compress it as a file in the page cache; pyckpt writes the whole
 archive from memory, and so do torch.save (without compression) and Composer's way. All take turns;
-medians are compared. Further tables compare repetitive and incompressible bytes with gzip, bzip2
-and xz at their default levels, compare a tar with a raw write, and show pyckpt's speed with one
-thread, two and so on.
+medians are compared. Further tables compare repetitive and incompressible bytes with gzip, bzip2,
+xz and zstd at their default levels, compare a tar with a raw write, and show pyckpt's speed with
+one thread, two and so on.
 """
 
 from __future__ import annotations
@@ -96,6 +96,15 @@ FORMATS = (
         {_COMPOSER: 5, "lbzip2 -n {threads}": 2},
         0.002,
         24_000_000,
+    ),
+    Format(
+        ".tar.zst",
+        ("zstd -1 -T{threads}",),
+        "zstd -3",
+        "zstd -3",
+        {_TORCH: 0.8, "zstd -1 -T{threads}": 1.0},
+        0.003,
+        200_000_000,
     ),
 )
 

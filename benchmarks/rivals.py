@@ -8,6 +8,7 @@ synchronized here.
 from __future__ import annotations
 
 import os
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -18,11 +19,14 @@ import torch
 
 from benchmarks.states import tensors_of
 
-__all__ = ["Writer", "composers_way", "raw_write", "torch_save"]
+__all__ = ["Writer", "composers_way", "extract", "raw_write", "torch_save"]
 
 Writer = Callable[[Any, Path, bool], None]
 
 _TARFILE_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tar.bz2": "w:bz2", ".tar.lzma": "w:xz"}
+# Python's tarfile knows zstd since 3.14 only, so GNU tar takes its place.
+_ZSTD = ".tar.zst"
+_ZSTD_COMMAND = "zstd -1 -T2"
 _MEMBER = "composer_states.pt"
 _PIECE_NBYTES = 8 << 20
 
@@ -32,18 +36,23 @@ def composers_way(state: Any, path: Path, fsync: bool) -> None:
 
     Composer takes the system's temporary folder; here it lies on the target's file system, so that
     all files of a comparison go to the same disk. tarfile's levels are its defaults, as there:
-    gzip 9, bzip2 9, xz 6. A name without a tar's suffix gets torch.save's own file.
+    gzip 9, bzip2 9, xz 6. For .tar.zst, GNU tar runs zstd -1 -T2. A name without a tar's suffix
+    gets torch.save's own file.
     """
     mode = next((m for suffix, m in _TARFILE_MODES.items() if path.name.endswith(suffix)), None)
-    if mode is None:
+    if mode is None and not path.name.endswith(_ZSTD):
         with path.open("wb") as file:
             torch.save(state, file)
     else:
         with tempfile.TemporaryDirectory(prefix="checkpoint", dir=path.parent) as folder:
             with (Path(folder) / _MEMBER).open("wb") as file:
                 torch.save(state, file)
-            with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-                archive.add(folder, arcname="")
+            if mode is None:
+                command = ["tar", "-I", _ZSTD_COMMAND, "-cf", path, "-C", folder, "."]
+                subprocess.run(command, check=True)
+            else:
+                with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+                    archive.add(folder, arcname="")
     if fsync:
         _wait_for_disk(path)
 
@@ -53,6 +62,15 @@ def torch_save(state: Any, path: Path, fsync: bool) -> None:
     torch.save(state, path)
     if fsync:
         _wait_for_disk(path)
+
+
+def extract(path: Path, folder: Path) -> None:
+    """Extracts an archive with Python's tarfile, or with GNU tar if it is a .tar.zst."""
+    if path.name.endswith(_ZSTD):
+        subprocess.run(["tar", "-xf", path, "-C", folder], check=True)
+    else:
+        with tarfile.open(path, "r:*") as archive:
+            archive.extractall(folder, filter="data")
 
 
 def raw_write(state: Any, path: Path, fsync: bool) -> None:
