@@ -67,7 +67,7 @@ def torch_save(state: Any, path: Path, fsync: bool) -> None:
 def extract(path: Path, folder: Path) -> None:
     """Extracts an archive with Python's tarfile, or with GNU tar if it is a .tar.zst."""
     if path.name.endswith(_ZSTD):
-        subprocess.run(["tar", "-xf", path, "-C", folder], check=True)
+        subprocess.run(["tar", "-xf", path, "-C", folder], check=True, capture_output=True)
     else:
         with tarfile.open(path, "r:*") as archive:
             archive.extractall(folder, filter="data")

@@ -88,8 +88,8 @@ def save_checkpoint(
         state: Anything that follows the TrainingState protocol, such as Composer's State.
         filename: May contain the variables of pyckpt.training.names.VARIABLES with format specs,
             in its folders too, which are created. The suffix decides the format: ``.tar``,
-            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma``, ``.tar.zst`` and their short forms. An unknown suffix after
-            ``.tar`` is an error; any other name gets torch's own file. With DeepSpeed
+            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma``, ``.tar.zst`` and their short forms. An unknown
+            suffix after ``.tar`` is an error; any other name gets torch's own file. With DeepSpeed
             ``.tar`` is appended unless there is such a suffix.
         weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
         ignore_keys: What to leave out: globs over key paths such as ``state/optimizers/*``, or a
