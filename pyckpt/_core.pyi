@@ -55,6 +55,7 @@ class ArchiveWriter:
         format: Format | None,
         *,
         tar: bool,
+        deflated: bool,
         level: int,
         threads: int,
         durable: bool,
@@ -75,6 +76,9 @@ class ArchiveWriter:
         mode: int,
         records: list[tuple[str, int, int, int, _Reader | None]],
     ) -> tuple[int, int]: ...
+    def add_deflated_torch_file(
+        self, records: list[tuple[str, int, int, int, _Reader | None]]
+    ) -> None: ...
     @property
     def progress(self) -> tuple[int, int]: ...
     def write(self, progress: Callable[[int, int], None] | None) -> int: ...
@@ -135,6 +139,9 @@ class ZipEntry:
     def name(self) -> bytes: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def code_nbytes(self) -> int:
+        """Compressed; the same as ``nbytes`` if stored."""
     @property
     def crc(self) -> int: ...
     @property
@@ -212,3 +219,10 @@ def read_zip_directory(image: StreamImage, range: tuple[int, int], /) -> list[Zi
 def locate_zip_data(
     image: StreamImage, entries: Sequence[ZipEntry], /
 ) -> list[tuple[int, int]]: ...
+def inflate_zip_records(
+    image: StreamImage, entries: Sequence[ZipEntry], /
+) -> tuple[StreamImage, list[tuple[int, int]]]:
+    """An image with the contents of deflated records, and where each of them is in it.
+
+    It decodes them when they are asked for, out of ``image``.
+    """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,22 @@ class StreamReader:
                 mapped=self._may_map,
                 progress=None if self._reporter is None else _weakly(self._report),
             )
+
+    def inflated(
+        self, entries: Sequence[_core.ZipEntry]
+    ) -> tuple[StreamReader, list[tuple[int, int]]]:
+        """A stream of the contents of deflated records of a zip file in this one.
+
+        They are decoded when they are asked for. Call neither its ``finish()`` nor ``reopen()``.
+
+        Returns:
+            The stream, and the place of each record in it: (offset, nbytes).
+        """
+        stream = copy.copy(self)
+        with self.corruption():
+            stream.image, places = _core.inflate_zip_records(self.image, entries)
+        stream.mapped = False
+        return stream, places
 
     def require(self, offset: int, nbytes: int) -> None:
         """Decodes bytes of the stream, so that they can be read or taken."""

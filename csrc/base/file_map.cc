@@ -21,18 +21,26 @@ FileMap::FileMap(const std::string& path, Writes writes) {
     close(fd);
     throw Error::System(ESPIPE, "cannot read (only regular files, no pipes and devices)", path);
   }
-  if (error_number == 0 && status.st_size != 0) {
-    nbytes_ = static_cast<std::size_t>(status.st_size);
-    const int protection = PROT_READ | (writes == Writes::kToCopy ? PROT_WRITE : 0);
-    void* address = mmap(nullptr, nbytes_, protection, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-    if (address == MAP_FAILED) {
-      error_number = errno;
-    } else {
-      data_ = static_cast<std::uint8_t*>(address);
-    }
+  if (error_number == 0) {
+    error_number = Map(fd, static_cast<std::uint64_t>(status.st_size), writes);
   }
   close(fd);
   if (error_number != 0) throw Error::System(error_number, "cannot read", path);
+}
+
+FileMap::FileMap(int fd, std::uint64_t nbytes, Writes writes, const std::string& path) {
+  const int error_number = Map(fd, nbytes, writes);
+  if (error_number != 0) throw Error::System(error_number, "cannot read", path);
+}
+
+int FileMap::Map(int fd, std::uint64_t nbytes, Writes writes) {
+  if (nbytes == 0) return 0;
+  const int protection = PROT_READ | (writes == Writes::kToCopy ? PROT_WRITE : 0);
+  void* address = mmap(nullptr, nbytes, protection, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+  if (address == MAP_FAILED) return errno;
+  data_ = static_cast<std::uint8_t*>(address);
+  nbytes_ = nbytes;
+  return 0;
 }
 
 FileMap::~FileMap() {

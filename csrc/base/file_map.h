@@ -19,6 +19,8 @@ class FileMap {
 
   // Throws Error::System if the file does not exist, is no regular file, or cannot be read.
   FileMap(const std::string& path, Writes writes);
+  // The first nbytes bytes of an open file, which may be closed afterwards. path is for messages.
+  FileMap(int fd, std::uint64_t nbytes, Writes writes, const std::string& path);
   FileMap(const FileMap&) = delete;
   FileMap& operator=(const FileMap&) = delete;
   ~FileMap();
@@ -27,6 +29,9 @@ class FileMap {
   std::uint8_t* data() const { return data_; }
 
  private:
+  // Returns an error number, or 0.
+  int Map(int fd, std::uint64_t nbytes, Writes writes);
+
   std::uint8_t* data_ = nullptr;
   std::size_t nbytes_ = 0;
 };

@@ -23,6 +23,10 @@ FileSource::FileSource(std::string path) : path_(std::move(path)) {
   nbytes_ = static_cast<std::uint64_t>(status.st_size);
 }
 
+std::shared_ptr<FileMap> FileSource::Map() const {
+  return std::make_shared<FileMap>(fd_, nbytes_, FileMap::Writes::kForbidden, path_);
+}
+
 FileSource::~FileSource() { close(fd_); }
 
 void FileSource::Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) {

@@ -3,8 +3,10 @@
 #define PYCKPT_BASE_FILE_SOURCE_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
+#include "base/file_map.h"
 #include "base/source.h"
 
 namespace pyckpt {
@@ -18,6 +20,8 @@ class FileSource final : public Source {
   ~FileSource() override;
 
   std::uint64_t nbytes() const { return nbytes_; }
+  // The same bytes as a mapping, which stays when this is gone. Throws Error::System.
+  std::shared_ptr<FileMap> Map() const;
 
   // Throws Error::System, also if the file has become shorter.
   void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) override;

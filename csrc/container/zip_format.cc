@@ -31,10 +31,21 @@ constexpr std::uint16_t kFlagUtf8 = 0x0800;
 constexpr std::uint16_t kFlagDescriptor = 0x0008;
 constexpr std::uint16_t kZip64MadeBy = 0x031E;  // Unix, version 3.0
 constexpr std::uint16_t kZip64Needed = 45;
+constexpr std::uint16_t kDeflateNeeded = 20;
+constexpr std::uint16_t kDeflated = 8;
 
-bool LargeData(const ZipRecord& r) { return r.nbytes >= kMax32; }
+// The header of a deflated record is written before the size of its code is known. Code is at most
+// this much longer than the data.
+std::uint64_t MostCodeNbytes(std::uint64_t nbytes) { return nbytes + nbytes / 1024 + 1024; }
+
+bool LargeData(const ZipRecord& r) {
+  return (r.deflated ? MostCodeNbytes(r.nbytes) : r.nbytes) >= kMax32;
+}
 bool FarHeader(const ZipRecord& r) { return r.header_offset >= kMax32; }
-bool IsZip64(const ZipRecord& r) { return LargeData(r) || FarHeader(r); }
+
+// Whether the descriptor has fields of 64 bits. Readers take that from the local header, where
+// torch writes the offset too.
+bool IsZip64(const ZipRecord& r) { return LargeData(r) || (FarHeader(r) && !r.deflated); }
 
 std::uint32_t Clamp32(std::uint64_t v) {
   return static_cast<std::uint32_t>(std::min<std::uint64_t>(v, kMax32));
@@ -47,31 +58,57 @@ std::uint16_t Flags(const ZipRecord& r) {
   return r.nbytes == 0 ? kFlagUtf8 : kFlagUtf8 | kFlagDescriptor;
 }
 
-// The extra field of the local header and of the directory.
-std::string Zip64Extra(const ZipRecord& r) {
-  if (!IsZip64(r)) return {};
+std::string Zip64Extra(const ZipRecord& r, bool with_offset) {
+  if (!LargeData(r) && !with_offset) return {};
   std::string out;
   AppendLe16(&out, kZip64Id);
-  AppendLe16(&out, static_cast<std::uint16_t>((LargeData(r) ? 16 : 0) + (FarHeader(r) ? 8 : 0)));
+  AppendLe16(&out, static_cast<std::uint16_t>((LargeData(r) ? 16 : 0) + (with_offset ? 8 : 0)));
   if (LargeData(r)) {
     AppendLe64(&out, r.nbytes);  // uncompressed
-    AppendLe64(&out, r.nbytes);  // compressed: the same, records are stored
+    AppendLe64(&out, r.code_nbytes);
   }
-  if (FarHeader(r)) AppendLe64(&out, r.header_offset);
+  if (with_offset) AppendLe64(&out, r.header_offset);
   return out;
+}
+
+// The extra fields of the local header, without padding, and of the directory.
+std::string LocalZip64(const ZipRecord& r) {
+  return Zip64Extra(r, /*with_offset=*/FarHeader(r) && !r.deflated);
+}
+std::string DirectoryExtra(const ZipRecord& r) {
+  return Zip64Extra(r, /*with_offset=*/FarHeader(r)) + r.chunk_index;
+}
+
+// torch leaves the version out.
+std::uint16_t VersionNeeded(const ZipRecord& r) {
+  if (!r.deflated) return 0;
+  return LargeData(r) || FarHeader(r) ? kZip64Needed : kDeflateNeeded;
 }
 
 }  // namespace
 
 std::uint64_t ZipRecord::end_offset() const {
-  return data_offset + nbytes + ZipDescriptorNbytes(*this);
+  return data_offset + code_nbytes + ZipDescriptorNbytes(*this);
 }
 
 ZipRecord PlaceZipRecord(std::string name, std::uint64_t nbytes, std::uint64_t header_offset) {
-  ZipRecord r{std::move(name), nbytes, header_offset, 0};
+  ZipRecord r;
+  r.name = std::move(name);
+  r.nbytes = r.code_nbytes = nbytes;
+  r.header_offset = header_offset;
   const std::uint64_t unpadded = header_offset + kLocalHeaderNbytes + r.name.size() +
-                                 Zip64Extra(r).size() + kExtraHeaderNbytes;
+                                 LocalZip64(r).size() + kExtraHeaderNbytes;
   r.data_offset = unpadded + PaddingTo(unpadded, kZipAlignment);
+  return r;
+}
+
+ZipRecord PlaceDeflatedRecord(std::string name, std::uint64_t nbytes, std::uint64_t header_offset) {
+  ZipRecord r;
+  r.name = std::move(name);
+  r.nbytes = nbytes;
+  r.header_offset = header_offset;
+  r.deflated = true;
+  r.data_offset = header_offset + kLocalHeaderNbytes + r.name.size() + LocalZip64(r).size();
   return r;
 }
 
@@ -80,9 +117,9 @@ std::string ZipLocalHeader(const ZipRecord& r) {
       r.data_offset - r.header_offset - kLocalHeaderNbytes - r.name.size();
   std::string out;
   AppendLe32(&out, kLocalSignature);
-  AppendLe16(&out, 0);  // version needed: torch leaves it out
+  AppendLe16(&out, VersionNeeded(r));
   AppendLe16(&out, Flags(r));
-  AppendLe16(&out, 0);  // stored
+  AppendLe16(&out, r.deflated ? kDeflated : 0);
   AppendLe32(&out, 0);  // time and date
   AppendLe32(&out, 0);  // crc: in the descriptor
   // These tell a streaming reader that the sizes are in zip64.
@@ -91,8 +128,9 @@ std::string ZipLocalHeader(const ZipRecord& r) {
   AppendLe16(&out, static_cast<std::uint16_t>(r.name.size()));
   AppendLe16(&out, static_cast<std::uint16_t>(extra_nbytes));
   out += r.name;
-  const std::string zip64 = Zip64Extra(r);
+  const std::string zip64 = LocalZip64(r);
   out += zip64;
+  if (extra_nbytes == zip64.size()) return out;
   const std::uint64_t padding = extra_nbytes - zip64.size() - kExtraHeaderNbytes;
   AppendLe16(&out, kPaddingId);
   AppendLe16(&out, static_cast<std::uint16_t>(padding));
@@ -111,7 +149,7 @@ std::string ZipDescriptor(const ZipRecord& r, std::uint32_t crc) {
   const int width = IsZip64(r) ? 8 : 4;
   AppendLe32(&out, kDescriptorSignature);
   AppendLe32(&out, crc);
-  AppendLe(&out, r.nbytes, width);
+  AppendLe(&out, r.code_nbytes, width);
   AppendLe(&out, r.nbytes, width);
   return out;
 }
@@ -119,7 +157,7 @@ std::string ZipDescriptor(const ZipRecord& r, std::uint32_t crc) {
 std::uint64_t ZipDirectoryNbytes(const std::vector<ZipRecord>& records) {
   std::uint64_t nbytes = kEndNbytes;
   for (const ZipRecord& r : records) {
-    nbytes += kDirectoryEntryNbytes + r.name.size() + Zip64Extra(r).size();
+    nbytes += kDirectoryEntryNbytes + r.name.size() + DirectoryExtra(r).size();
   }
   return nbytes;
 }
@@ -130,15 +168,15 @@ std::string ZipDirectory(const std::vector<ZipRecord>& records,
   std::string out;
   for (std::size_t i = 0; i < records.size(); ++i) {
     const ZipRecord& r = records[i];
-    const std::string extra = Zip64Extra(r);
+    const std::string extra = DirectoryExtra(r);
     AppendLe32(&out, kDirectorySignature);
     AppendLe16(&out, 0);  // made by
-    AppendLe16(&out, 0);  // version needed
+    AppendLe16(&out, VersionNeeded(r));
     AppendLe16(&out, Flags(r));
-    AppendLe16(&out, 0);  // stored
+    AppendLe16(&out, r.deflated ? kDeflated : 0);
     AppendLe32(&out, 0);  // time and date
     AppendLe32(&out, crcs[i]);
-    AppendLe32(&out, LargeData(r) ? kMax32 : Clamp32(r.nbytes));
+    AppendLe32(&out, LargeData(r) ? kMax32 : Clamp32(r.code_nbytes));
     AppendLe32(&out, LargeData(r) ? kMax32 : Clamp32(r.nbytes));
     AppendLe16(&out, static_cast<std::uint16_t>(r.name.size()));
     AppendLe16(&out, static_cast<std::uint16_t>(extra.size()));

@@ -1,7 +1,10 @@
-// The zip container exactly as torch.save lays it out (torch's PyTorchStreamWriter on miniz;
-// APPNOTE.TXT explains the fields): records are stored, data is aligned to 64 bytes, the checksum
+// The zip container of torch.save (torch's PyTorchStreamWriter on miniz; APPNOTE.TXT explains the
+// fields). Pure layout, no I/O.
+//
+// Stored records are exactly as torch lays them out: data is aligned to 64 bytes, the checksum
 // follows the data. torch.load(mmap=True) computes record offsets from these rules instead of
-// reading them, so every byte must be where torch puts it. Pure layout, no I/O.
+// reading them, so every byte must be where torch puts it. torch writes no deflated records, but
+// reads them. Theirs are not aligned.
 #ifndef PYCKPT_CONTAINER_ZIP_FORMAT_H_
 #define PYCKPT_CONTAINER_ZIP_FORMAT_H_
 
@@ -20,13 +23,20 @@ struct ZipRecord {
   std::uint64_t nbytes = 0;
   std::uint64_t header_offset = 0;
   std::uint64_t data_offset = 0;
+  bool deflated = false;
+  std::uint64_t code_nbytes = 0;  // in the file; the same as nbytes if stored
+  std::string chunk_index;        // a field of zip_chunk_index.h, or nothing
 
   // Where the next record's header starts.
   std::uint64_t end_offset() const;
 };
 
-// The record whose local header starts at header_offset.
+// The stored record whose local header starts at header_offset.
 ZipRecord PlaceZipRecord(std::string name, std::uint64_t nbytes, std::uint64_t header_offset);
+
+// The deflated record whose local header starts at header_offset, without its code_nbytes and
+// chunk_index. Set them when they are known: only the descriptor and the directory need them.
+ZipRecord PlaceDeflatedRecord(std::string name, std::uint64_t nbytes, std::uint64_t header_offset);
 
 // The bytes from header_offset up to data_offset.
 std::string ZipLocalHeader(const ZipRecord& record);

@@ -65,6 +65,13 @@ TensorRecord ToRecord(const RecordArguments& arguments) {
   return record;
 }
 
+std::vector<TensorRecord> ToRecords(const std::vector<RecordArguments>& arguments) {
+  std::vector<TensorRecord> records;
+  records.reserve(arguments.size());
+  for (const RecordArguments& a : arguments) records.push_back(ToRecord(a));
+  return records;
+}
+
 // (nbytes, element_nbytes, reader)
 using SegmentArguments = std::tuple<std::uint64_t, std::uint32_t, py::object>;
 
@@ -86,10 +93,11 @@ ArchiveWriter::Place AddBytes(ArchiveWriter* writer, const std::string& name, st
 ArchiveWriter::Place AddTorchFile(ArchiveWriter* writer, const std::string& name,
                                   std::uint32_t mode,
                                   const std::vector<RecordArguments>& arguments) {
-  std::vector<TensorRecord> records;
-  records.reserve(arguments.size());
-  for (const RecordArguments& a : arguments) records.push_back(ToRecord(a));
-  return writer->AddTorchFile(name, mode, records);
+  return writer->AddTorchFile(name, mode, ToRecords(arguments));
+}
+
+void AddDeflatedTorchFile(ArchiveWriter* writer, const std::vector<RecordArguments>& arguments) {
+  writer->AddDeflatedTorchFile(ToRecords(arguments));
 }
 
 std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
@@ -221,15 +229,24 @@ PYBIND11_MODULE(_core, m) {
   m.def("file_formats", &pyckpt::FileFormats, py::return_value_policy::reference);
 
   py::class_<ArchiveWriter>(m, "ArchiveWriter")
-      .def(py::init([](std::string path, const Format* format, bool tar, int level, int threads,
-                       bool durable, std::int64_t mtime, std::uint32_t uid, std::uint32_t gid) {
-             const pyckpt::ArchiveOptions options{
-                 tar, pyckpt::CodecOf(format, tar), level, threads, durable, mtime, uid, gid};
+      .def(py::init([](std::string path, const Format* format, bool tar, bool deflated, int level,
+                       int threads, bool durable, std::int64_t mtime, std::uint32_t uid,
+                       std::uint32_t gid) {
+             pyckpt::ArchiveOptions options;
+             options.tar = tar;
+             options.codec = pyckpt::CodecOf(format, tar);
+             options.deflated = deflated;
+             options.level = level;
+             options.threads = threads;
+             options.durable = durable;
+             options.mtime = mtime;
+             options.uid = uid;
+             options.gid = gid;
              return std::make_unique<ArchiveWriter>(std::move(path), options);
            }),
            py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("tar"),
-           py::arg("level"), py::arg("threads"), py::arg("durable"), py::arg("mtime"),
-           py::arg("uid"), py::arg("gid"))
+           py::arg("deflated"), py::arg("level"), py::arg("threads"), py::arg("durable"),
+           py::arg("mtime"), py::arg("uid"), py::arg("gid"))
       .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
       .def("add_bytes", &pyckpt::AddBytes, py::arg("name"), py::arg("mode"), py::arg("data"))
       .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),
@@ -238,6 +255,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("segments"))
       .def("add_torch_file", &pyckpt::AddTorchFile, py::arg("name"), py::arg("mode"),
            py::arg("records"))
+      .def("add_deflated_torch_file", &pyckpt::AddDeflatedTorchFile, py::arg("records"))
       .def_property_readonly("progress", &pyckpt::WriterProgress)
       .def("write", &pyckpt::Write, py::arg("progress"))
       .def("commit", &ArchiveWriter::Commit, py::arg("keep_previous"),

@@ -15,6 +15,7 @@
 
 #include "codec/decoder.h"
 #include "codec/formats.h"
+#include "read/inflated_image.h"
 #include "read/open_image.h"
 #include "read/pickle_check.h"
 #include "read/stream_image.h"
@@ -137,6 +138,21 @@ std::vector<Range> Locate(StreamImage* image, const std::vector<ZipEntry>& entri
   return ranges;
 }
 
+// The image of deflated records, and where each of them is in it.
+std::pair<std::shared_ptr<StreamImage>, std::vector<Range>> Inflate(
+    const std::shared_ptr<StreamImage>& image, const std::vector<ZipEntry>& entries) {
+  std::vector<Extent> code;
+  {
+    const py::gil_scoped_release release;
+    code = LocateZipData(image.get(), entries);
+  }
+  std::vector<Range> places;
+  for (const Extent& extent : PlaceInflated(entries)) {
+    places.emplace_back(extent.offset, extent.nbytes);
+  }
+  return {NewInflatedImage(image, entries, code), std::move(places)};
+}
+
 }  // namespace
 
 void BindReader(py::module_* m) {
@@ -145,6 +161,7 @@ void BindReader(py::module_* m) {
   py::class_<ZipEntry>(*m, "ZipEntry")
       .def_property_readonly("name", [](const ZipEntry& e) { return py::bytes(e.name); })
       .def_readonly("nbytes", &ZipEntry::nbytes)
+      .def_readonly("code_nbytes", &ZipEntry::code_nbytes)
       .def_readonly("crc", &ZipEntry::crc)
       .def_readonly("stored", &ZipEntry::stored)
       .def_readonly("deflated", &ZipEntry::deflated)
@@ -199,6 +216,7 @@ void BindReader(py::module_* m) {
   m->def("check_pickle", [](const py::bytes& pickle) { CheckPickle(ToSpan(pickle)); });
   m->def("read_zip_directory", &Directory);
   m->def("locate_zip_data", &Locate);
+  m->def("inflate_zip_records", &Inflate);
 }
 
 }  // namespace pyckpt

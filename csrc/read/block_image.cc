@@ -73,7 +73,9 @@ class BlockImage final : public StreamImage {
   std::uint8_t* base() const override { return map_->data(); }
   std::shared_ptr<const void> memory() const override { return map_; }
 
-  void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
+  void Expect(Extent extent, bool keep) override {
+    if (keep) PreferHugePages(base() + extent.offset, extent.nbytes);
+  }
 
   std::size_t UnitAt(std::uint64_t offset) const override {
     const auto& blocks = stream_->blocks();

@@ -60,12 +60,12 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
         result.damages.push_back({extents[i], 0, "the file ends too early"});
         continue;
       }
+      Expect(extents[i], keep);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kCorrupt) throw;
       result.damages.push_back({extents[i], error.offset(), error.what()});
       continue;
     }
-    if (keep) Expect(extents[i]);
     const std::size_t last = UnitAt(offset + nbytes - 1);
     for (std::size_t unit = UnitAt(offset); unit <= last; ++unit) pieces.push_back({unit, i, 0});
   }
@@ -93,7 +93,13 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
       const Extent& whole = extents[pieces[i].extent];
       const std::uint64_t begin = std::max(whole.offset, unit.offset);
       const std::uint64_t end = std::min(whole.offset + whole.nbytes, unit.offset + unit.nbytes);
-      if (checksums) pieces[i].crc = Crc32({loaded.raw + (begin - unit.offset), end - begin});
+      if (checksums && loaded.crc && end - begin == unit.nbytes) {
+        pieces[i].crc = *loaded.crc;
+      } else if (checksums && loaded.raw == nullptr) {
+        throw Error(ErrorKind::kArgument, "a block of this size can only be checked as a whole");
+      } else if (checksums) {
+        pieces[i].crc = Crc32({loaded.raw + (begin - unit.offset), end - begin});
+      }
       if (counts_fill()) Count(end - begin);
     }
   };

@@ -5,6 +5,7 @@
 //   a file that is not compressed    mapped, or read in units of 1 MiB
 //   blocks whose sizes are known     decoded on their own, in parallel
 //   any other                        decoded from the start, as far as needed
+//   deflated records of a zip file   decoded out of another image: inflated_image.h
 //
 // Memory: the wanted bytes, in whole blocks, until they are skipped or forgotten, and a decoder for
 // each thread. Blocks that are only checked are decoded to one buffer per thread, which holds as
@@ -31,6 +32,7 @@
 
 namespace pyckpt {
 
+class FileMap;
 struct Format;
 
 // Bytes of the stream that could not be decoded.
@@ -115,17 +117,28 @@ class StreamImage {
   // A page of memory is given back once all of its bytes are forgotten.
   void Forget(Extent extent);
 
+  // The stream's bytes in the file itself, for those who read each byte once. Null if the file is
+  // compressed: then the bytes must be required.
+  virtual std::shared_ptr<const FileMap> Mapping() { return nullptr; }
+
+  const ReadOptions& options() const { return options_; }
+  // So many bytes are done, as poll is told.
+  std::uint64_t done_nbytes() const { return done_nbytes_; }
+
   // The address of the byte at offset, which must be readable. Valid until more bytes are required.
   std::uint8_t* Address(std::uint64_t offset) const { return base() + offset; }
 
  protected:
+  // A unit in memory, or what is wrong with it.
   struct LoadedUnit {
     std::size_t unit = 0;
-    const std::uint8_t* raw = nullptr;  // null if it is damaged
+    const std::uint8_t* raw = nullptr;  // null if it is damaged, or too large for a buffer
+    std::optional<std::uint32_t> crc;   // of the whole unit, if it is known anyway
     std::optional<Error> damage;
   };
   // Brings units into memory and sets their addresses: their places, or without keep possibly a
-  // buffer that is valid until the next call. Each thread has its own loader.
+  // buffer that is valid until the next call. A unit that is too large for a buffer has a CRC-32
+  // instead. Each thread has its own loader.
   using Loader = std::function<void(std::vector<LoadedUnit>* units, bool keep)>;
 
   // The size of a unit, unless units are the file's blocks.
@@ -141,8 +154,11 @@ class StreamImage {
   virtual std::shared_ptr<const void> memory() const = 0;
   // Whether the stream has at least end bytes. A stream of unknown size is decoded up to end.
   virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
-  // Called before the whole extent is brought to its place.
-  virtual void Expect(Extent extent) { (void)extent; }
+  // Called before the whole extent is loaded. With keep, it is brought to its place.
+  virtual void Expect(Extent extent, bool keep) {
+    (void)extent;
+    (void)keep;
+  }
   // A unit is what a loader brings in one call. These give the unit at an offset, a unit's place,
   // and a loader.
   virtual std::size_t UnitAt(std::uint64_t offset) const;
@@ -164,7 +180,6 @@ class StreamImage {
   virtual bool counts_fill() const { return true; }
   void Count(std::uint64_t nbytes) { done_nbytes_ += nbytes; }
   void Poll();
-  const ReadOptions& options() const { return options_; }
 
  private:
   // Which of count units loaders get in one call: group k has those from the result's [k] on, up to

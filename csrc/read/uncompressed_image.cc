@@ -17,6 +17,7 @@ class MappedImage final : public StreamImage {
       : StreamImage(options), map_(std::make_shared<FileMap>(path, FileMap::Writes::kToCopy)) {}
 
   std::uint64_t nbytes() const override { return map_->bytes().nbytes; }
+  std::shared_ptr<const FileMap> Mapping() override { return map_; }
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
@@ -35,12 +36,15 @@ class ReadImage final : public StreamImage {
         present_((source_.nbytes() + kUnitNbytes - 1) / kUnitNbytes) {}
 
   std::uint64_t nbytes() const override { return source_.nbytes(); }
+  std::shared_ptr<const FileMap> Mapping() override { return source_.Map(); }
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
   std::shared_ptr<const void> memory() const override { return map_; }
 
-  void Expect(Extent extent) override { PreferHugePages(base() + extent.offset, extent.nbytes); }
+  void Expect(Extent extent, bool keep) override {
+    if (keep) PreferHugePages(base() + extent.offset, extent.nbytes);
+  }
 
   Loader NewLoader() override {
     const auto buffer = std::make_shared<Buffer>();

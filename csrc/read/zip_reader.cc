@@ -6,6 +6,8 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "codec/gzip/raw_inflater.h"
+#include "container/zip_chunk_index.h"
 
 namespace pyckpt {
 namespace {
@@ -98,17 +100,17 @@ Directory FindDirectory(StreamImage* image, Extent zip) {
 }
 
 // Sizes and offsets that are too large for the entry's own fields are in its zip64 extra field.
-// Replaces them by these.
-void ReadExtra64(const std::uint8_t* extra, std::size_t nbytes, std::uint64_t* raw_nbytes,
-                 std::uint64_t* code_nbytes, std::uint64_t* offset, std::uint64_t at) {
+// Replaces them by these. Takes the chunk index too.
+void ReadExtras(const std::uint8_t* extra, std::size_t nbytes, ZipEntry* entry, std::uint64_t at) {
   for (std::size_t i = 0; i + 4 <= nbytes;) {
     const std::uint16_t id = Load16(extra + i);
     std::size_t left = Load16(extra + i + 2);
     const std::uint8_t* p = extra + i + 4;
     if (left > nbytes - i - 4) Broken("an extra field is cut off", at);
     i += 4 + left;
+    if (id == kZipChunkIndexId) entry->chunk_index.assign(p, p + left);
     if (id != kExtra64) continue;
-    for (std::uint64_t* value : {raw_nbytes, code_nbytes, offset}) {
+    for (std::uint64_t* value : {&entry->nbytes, &entry->code_nbytes, &entry->header_offset}) {
       if (*value != kIn64) continue;
       if (left < 8) Broken("a zip64 extra field is too short", at);
       *value = LoadLe64(p);
@@ -144,13 +146,15 @@ std::vector<ZipEntry> ReadZipDirectory(StreamImage* image, Extent zip) {
     entry.code_nbytes = Load32(p + 20);
     entry.nbytes = Load32(p + 24);
     entry.header_offset = Load32(p + 42);
-    ReadExtra64(name + name_nbytes, extra_nbytes, &entry.nbytes, &entry.code_nbytes,
-                &entry.header_offset, at);
+    ReadExtras(name + name_nbytes, extra_nbytes, &entry, at);
     const bool is_open = (Load16(p + 8) & kEncrypted) == 0;
     entry.stored = Load16(p + 10) == 0 && is_open;
     entry.deflated = Load16(p + 10) == kDeflated && is_open;
     if (entry.stored && entry.code_nbytes != entry.nbytes)
       Broken("the two sizes of a stored record differ", at);
+    if (entry.deflated && entry.nbytes / gzip::kMostExpansion > entry.code_nbytes) {
+      Broken("record " + entry.name + " claims more bytes than its code can hold", at);
+    }
     if (entry.header_offset > directory.offset ||
         entry.code_nbytes > directory.offset - entry.header_offset) {
       Broken("record " + entry.name + " is not inside the file", at);

@@ -21,13 +21,14 @@ struct ZipEntry {
   bool stored = true;       // neither compressed nor encrypted
   bool deflated = false;    // compressed by deflate, and not encrypted
   std::uint64_t index = 0;  // its place in the central directory
+  std::string chunk_index;  // the data of zip_chunk_index.h's field, or nothing
   std::uint64_t header_offset = 0;
   std::uint64_t end_offset = 0;  // where the next header or the directory begins
 };
 
 // The central directory of the zip file in extent, in the order of the headers. Throws Corrupt if
-// it is broken, if a record is not inside extent, if two records have the same name, or if the
-// directory is larger than 256 MiB.
+// it is broken, if a record is not inside extent, if two records have the same name, if a deflated
+// record claims more bytes than its code can hold, or if the directory is larger than 256 MiB.
 std::vector<ZipEntry> ReadZipDirectory(StreamImage* image, Extent extent);
 
 // Where the data of each entry is, compressed or not. Reads the local headers. Throws Corrupt if a

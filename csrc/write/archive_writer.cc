@@ -5,16 +5,23 @@
 #include "base/error.h"
 #include "base/file_source.h"
 #include "container/zip_format.h"
+#include "write/deflated_zip.h"
 
 namespace pyckpt {
 
 ArchiveWriter::ArchiveWriter(std::string path, const ArchiveOptions& options)
     : path_(std::move(path)), options_(options) {
   if (options_.threads < 1) throw Error(ErrorKind::kArgument, "at least one thread is needed");
+  if (options_.deflated && (options_.tar || options_.codec != nullptr)) {
+    throw Error(ErrorKind::kArgument, "deflated records are not for this file");
+  }
 }
 
 ArchiveWriter::Place ArchiveWriter::AddTarHeader(const std::string& name, TarType type,
                                                  std::uint32_t mode, std::uint64_t nbytes) {
+  if (options_.deflated) {
+    throw Error(ErrorKind::kArgument, "only a torch file has records to deflate");
+  }
   if (!options_.tar) return {plan_.nbytes(), nbytes};
   TarEntry entry;
   entry.name = name;
@@ -93,11 +100,7 @@ ArchiveWriter::Place ArchiveWriter::AddTorchFile(const std::string& name, std::u
     const StreamPlan::ChecksumId checksum = plan_.NewChecksum();
     checksums.push_back(checksum);
     plan_.AddBytes(ZipLocalHeader(placed[i]));
-    if (r.source) {
-      plan_.AddSource(r.source, r.nbytes, r.element_nbytes, checksum);
-    } else {
-      plan_.AddMemory({r.memory.data, r.nbytes}, r.element_nbytes, checksum);
-    }
+    AddData(r, checksum);
     plan_.AddDeferred(ZipDescriptorNbytes(placed[i]), [this, record = placed[i], checksum] {
       return ZipDescriptor(record, plan_.checksum(checksum));
     });
@@ -113,14 +116,40 @@ ArchiveWriter::Place ArchiveWriter::AddTorchFile(const std::string& name, std::u
   return place;
 }
 
+void ArchiveWriter::AddDeflatedTorchFile(const std::vector<TensorRecord>& records) {
+  if (!options_.deflated || deflated_zip_) {
+    throw Error(ErrorKind::kArgument, "deflated records are not for this file");
+  }
+  std::vector<DeflatedZipCodec::Record> sizes;
+  sizes.reserve(records.size());
+  for (const TensorRecord& r : records) {
+    sizes.push_back({r.name, r.nbytes});
+    AddData(r, StreamPlan::kNoChecksum);
+  }
+  deflated_zip_ = std::make_unique<DeflatedZipCodec>(std::move(sizes));
+  total_nbytes_ = plan_.nbytes();
+}
+
+void ArchiveWriter::AddData(const TensorRecord& r, StreamPlan::ChecksumId checksum) {
+  if (r.source) {
+    plan_.AddSource(r.source, r.nbytes, r.element_nbytes, checksum);
+  } else {
+    plan_.AddMemory({r.memory.data, r.nbytes}, r.element_nbytes, checksum);
+  }
+}
+
+const Codec& ArchiveWriter::codec() const {
+  if (deflated_zip_) return *deflated_zip_;
+  return options_.codec == nullptr ? StoreCodec() : *options_.codec;
+}
+
 std::uint64_t ArchiveWriter::Write(const Poll& poll) {
   plan_.AddZeros(TarEndNbytes());
   total_nbytes_ = plan_.nbytes();
-  const Codec& codec = options_.codec == nullptr ? StoreCodec() : *options_.codec;
   sink_ = std::make_unique<FileSink>(path_, options_.durable, plan_.nbytes());
   try {
-    if (codec.stores()) sink_->Reserve(plan_.nbytes());
-    const std::uint64_t nbytes = RunPipeline(&plan_, codec, options_.level, options_.threads,
+    if (codec().stores()) sink_->Reserve(plan_.nbytes());
+    const std::uint64_t nbytes = RunPipeline(&plan_, codec(), options_.level, options_.threads,
                                              sink_.get(), poll, &written_nbytes_);
     sink_->Seal(nbytes);
     return nbytes;

@@ -37,6 +37,7 @@ struct Segment {
 struct ArchiveOptions {
   bool tar = false;              // if not, the file has one member, and nothing else
   const Codec* codec = nullptr;  // encodes the file as a whole; null: it is not compressed
+  bool deflated = false;         // the member is a torch file, whose records are deflated
   int level = 0;
   int threads = 1;
   bool durable = true;
@@ -50,7 +51,8 @@ struct ArchiveOptions {
 // returns. Not thread-safe, except progress().
 class ArchiveWriter {
  public:
-  // Throws kArgument if options ask for less than one thread.
+  // Throws kArgument if options ask for less than one thread, or for deflated records in something
+  // else.
   ArchiveWriter(std::string path, const ArchiveOptions& options);
   ArchiveWriter(const ArchiveWriter&) = delete;
   ArchiveWriter& operator=(const ArchiveWriter&) = delete;
@@ -66,6 +68,8 @@ class ArchiveWriter {
                     const std::vector<Segment>& segments);
   Place AddTorchFile(const std::string& name, std::uint32_t mode,
                      const std::vector<TensorRecord>& records);
+  // Instead, if records are to be deflated. Its place in the file is not known before Write.
+  void AddDeflatedTorchFile(const std::vector<TensorRecord>& records);
 
   // How far Write has come, in bytes before compression, including headers. Both numbers only
   // grow. The total is final once the last member is added. Thread-safe.
@@ -89,6 +93,8 @@ class ArchiveWriter {
 
  private:
   FileSink& sink();
+  const Codec& codec() const;
+  void AddData(const TensorRecord& record, StreamPlan::ChecksumId checksum);
   // Returns the place of the data, which follows.
   Place AddTarHeader(const std::string& name, TarType type, std::uint32_t mode,
                      std::uint64_t nbytes);
@@ -98,6 +104,7 @@ class ArchiveWriter {
   std::string path_;
   ArchiveOptions options_;
   StreamPlan plan_;
+  std::unique_ptr<Codec> deflated_zip_;
   std::unique_ptr<FileSink> sink_;
   std::atomic<std::uint64_t> written_nbytes_{0};
   std::atomic<std::uint64_t> total_nbytes_{0};

@@ -21,9 +21,11 @@ from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
-from pyckpt.stream import describe
+from pyckpt.stream import StreamReader, describe
+from pyckpt.torch_format.mmap_guard import unguarded
+from pyckpt.torch_format.records import Record, bytes_record
 from pyckpt.torch_format.tensor_index import tensors_in
-from pyckpt.torch_format.torch_file import TorchFile
+from pyckpt.torch_format.torch_file import PICKLE, TorchFile
 
 __all__ = ["convert", "pack"]
 
@@ -150,7 +152,9 @@ def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
 
 def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) -> None:
     if not reader.is_tar:
-        writer.add_segments(STATES_MEMBER, _segments(reader, _parts(reader, reader.whole())))
+        whole = reader.whole()
+        if not _add_records(writer, STATES_MEMBER, reader, whole):
+            writer.add_segments(STATES_MEMBER, _segments(reader, _parts(reader, whole)))
         return
     index, parts = _read_headers(reader)
     files = index.files(reader.path)
@@ -172,7 +176,50 @@ def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) 
                 continue
             source = ArchiveReader(reader.path, num_threads=reader.num_threads)
             source.forget_all_but([file])
-        writer.add_segments(name, _segments(source, parts[file.offset]))
+        if writer.is_deflated and source.is_ordered:
+            # The directory of its records is at its end, so all of it is kept.
+            source = ArchiveReader(reader.path, num_threads=reader.num_threads)
+            file = source.find(name)
+        is_passed_once = source.is_ordered and not writer.is_deflated
+        if is_passed_once or not _add_records(writer, name, source, file):
+            writer.add_segments(name, _segments(source, parts[file.offset]))
+
+
+def _add_records(writer: ArchiveWriter, name: str, reader: ArchiveReader, member: Member) -> bool:
+    """Adds a file of torch.save by its records, if they are deflated, or will be.
+
+    Returns:
+        False if its bytes need no change.
+
+    Raises:
+        OptionError: Records are to be deflated, and it is no such file.
+    """
+    file = None
+    if reader.contents(member.offset) is Contents.TORCH_ZIP:
+        file = TorchFile(reader, member.offset, member.nbytes)
+    if file is None or not file.holds_object or file.others:
+        if writer.is_deflated:
+            raise OptionError(
+                f"{reader.path} has no records that can be compressed: with compression_level, a "
+                "file that is no tar is made of one that torch.save has written since torch 1.6"
+            )
+        return False
+    if not writer.is_deflated and all(record.stored for record in file.records.values()):
+        return False
+    pickle_record = file.records[PICKLE]
+    data = file.read(PICKLE)
+    sizes = _element_sizes(data)
+    records = {pickle_record.full_name: bytes_record(pickle_record.full_name, data)}
+    for group in file.opened([r for r in file.records.values() if r.name != PICKLE]):
+        for record, (offset, nbytes) in zip(group.records, group.places, strict=True):
+            source = _ImageReader(group.stream, offset, nbytes)
+            element_nbytes = sizes.get(record.name, 1)
+            records[record.full_name] = Record(
+                record.full_name, 0, nbytes, element_nbytes, source if nbytes else None
+            )
+    # The first one stays the first: its folder is the root of all.
+    writer.add_records(name, unguarded([records[r.full_name] for r in file.records.values()]))
+    return True
 
 
 # A part of a member: where it is in the stream, its size, and the size of one number in it.
@@ -252,22 +299,24 @@ class _ImageReader:
     # Only one thread at a time may use the core's image. The decoding inside is parallel.
     _lock = threading.Lock()
 
-    def __init__(self, reader: ArchiveReader, offset: int, nbytes: int) -> None:
+    def __init__(self, reader: StreamReader, offset: int, nbytes: int) -> None:
         self._reader = reader
         self._offset = offset
         self._nbytes = nbytes
-        self._decoded = 0  # the end of what is decoded, roughly
+        self._decoded = 0  # the end of what was decoded ahead
 
     def read(self, offset: int, nbytes: int, address: int) -> None:
         with self._lock:
-            if offset + nbytes > self._decoded:
-                self._read_ahead(offset, nbytes)
+            self._decode(offset, nbytes)
             # Copied under the lock: another thread's decoding may move these bytes.
             place = (self._offset + offset, nbytes)
             self._reader.image.copy(place, address)
             self._reader.image.forget(place)
 
-    def _read_ahead(self, offset: int, nbytes: int) -> None:
-        wanted = max(nbytes, self._reader.num_threads * _READ_AHEAD_NBYTES)
-        self._decoded = min(self._nbytes, offset + wanted)
-        self._reader.require(self._offset + offset, self._decoded - offset)
+    def _decode(self, offset: int, nbytes: int) -> None:
+        end = offset + nbytes
+        if end > self._decoded:
+            ahead = offset + self._reader.num_threads * _READ_AHEAD_NBYTES
+            end = self._decoded = min(self._nbytes, max(end, ahead))
+        # Also below what was decoded: threads read in any order, and a later piece may come first.
+        self._reader.require(self._offset + offset, end - offset)

@@ -19,6 +19,7 @@ __all__ = [
     "FileFormat",
     "add_tar_suffix",
     "archive_format",
+    "deflate_format",
     "file_format",
     "file_suffixes",
     "is_compressed",
@@ -99,6 +100,11 @@ def archive_format(path: Path) -> _core.Format | None:
     """
     found = file_format(path)
     return found.row if found.is_tar else None
+
+
+def deflate_format() -> _core.Format:
+    """The format whose encoder deflates the records of torch's zip file, with its levels."""
+    return next(row for row in _core.formats() if row.compression == "gzip")
 
 
 def _refuse_compressed(name: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +17,12 @@ from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
 from pyckpt.stream import describe
-from pyckpt.torch_format.deserialize import broken_records
-from pyckpt.torch_format.inflate import inflated
+from pyckpt.torch_format.deserialize import BrokenRecord, broken_records
 from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
 from pyckpt.torch_format.object_check import object_problems
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
-from pyckpt.torch_format.torch_file import PICKLE, STORAGES, StoredRecord, TorchFile
+from pyckpt.torch_format.torch_file import PICKLE, STORAGES, UNREADABLE, TorchFile
 
 __all__ = ["Problem", "Report", "verify", "verify_and_index"]
 
@@ -205,16 +202,13 @@ def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) ->
     file = TorchFile(reader, member.offset, member.nbytes)
     everything = {**file.records, **file.others}
     located, wrong = file.locate_whole(list(everything.values()))
-    for name in list(located):
-        record = everything[name]
-        if not record.stored:
-            message = _compressed_problem(file, record, located.pop(name))
-            if message is not None:
-                wrong[name] = message
-    records = [everything[name] for name in located]
-    places = list(located.values())
-    crcs, damages = reader.fill(places, keep=False, checksums=True)
-    broken = broken_records(places, crcs, records, damages)
+    for name, record in everything.items():
+        if not record.readable and located.pop(name, None) is not None:
+            wrong[name] = f"torch cannot read it: {UNREADABLE}"
+    broken: list[BrokenRecord] = []
+    for group in file.opened([everything[name] for name in located]):
+        crcs, damages = group.stream.fill(group.places, keep=False, checksums=True)
+        broken += broken_records(group.places, crcs, group.records, damages)
     report.records += len(everything)
     report.nbytes += sum(record.nbytes for record in everything.values())
     report.unchecked += [
@@ -223,7 +217,10 @@ def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) ->
     found: list[tuple[str, str, int | None]] = [
         (name, message, None) for name, message in wrong.items()
     ]
-    found += [(one.record.name, str(one), one.offset) for one in broken]
+    # A place in a stream of inflated records says nothing to users.
+    found += [
+        (one.record.name, str(one), one.offset if one.record.stored else None) for one in broken
+    ]
     if PICKLE not in {name for name, _, _ in found} and _is_of_torch(file, member):
         known = {name for name, _, _ in found}
         found += [(name, what, None) for name, what in object_problems(file) if name not in known]
@@ -253,39 +250,6 @@ def _verify_legacy_file(reader: ArchiveReader, member: Member, report: Report) -
     file = LegacyFile(reader, member.offset, member.nbytes)
     for name, message in object_problems(file):
         report.problems.append(Problem(message, member.name or None, name))
-
-
-def _compressed_problem(
-    file: TorchFile, record: StoredRecord, place: tuple[int, int]
-) -> str | None:
-    """What is wrong with a record that is compressed inside the zip file; None if nothing is.
-
-    TorchScript writes such records.
-    """
-    if not record.deflated:
-        return "torch cannot read it: it is encrypted, or compressed by an unknown method"
-    reader = file.stream
-    assert isinstance(reader, ArchiveReader)
-    crc = 0
-    try:
-        if record.name == PICKLE:  # kept, since it is read again
-            file.read(PICKLE)
-            return None
-        for raw in inflated(_pieces(reader, *place), record.nbytes):
-            crc = zlib.crc32(raw, crc)
-    except ValueError as error:
-        return str(error)
-    except CorruptArchiveError as error:
-        path = re.escape(str(reader.path))
-        return re.sub(f"^{path} (is damaged in record '{PICKLE}': )?", "", str(error))
-    return None if not record.has_checksum or crc == record.crc else "its checksum does not match"
-
-
-def _pieces(reader: ArchiveReader, offset: int, nbytes: int) -> Iterator[bytes]:
-    while nbytes:
-        piece = reader.read_once(offset, min(nbytes, _PIECE_NBYTES))
-        offset, nbytes = offset + len(piece), nbytes - len(piece)
-        yield piece
 
 
 def _broken_file(reader: ArchiveReader, member: Member, error: CorruptArchiveError) -> Problem:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pyckpt import _core
-from pyckpt.archive.formats import file_format
+from pyckpt.archive.formats import FileFormat, deflate_format, file_format
 from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.progress import reporting
+from pyckpt.torch_format.mmap_guard import guarded
 from pyckpt.torch_format.records import Reader, Record
 from pyckpt.torch_format.serialize import serialize
 
@@ -57,6 +58,10 @@ class ArchiveWriter:
         options: How to write.
         writers_on_node: How many processes on this machine write at the same time.
 
+    Attributes:
+        is_deflated: Whether the file is torch's zip with deflated records. It is made of an object
+            or of records, and of nothing else.
+
     Raises:
         FilenameError: The suffix is unknown, or the path exists and is not a regular file.
         OptionError: The format does not have this level.
@@ -76,13 +81,15 @@ class ArchiveWriter:
         self._progress_hook = options.progress
         self._options: dict[str, Any] = {
             "tar": kind.is_tar,
-            "level": _level(kind.row, options.compression_level),
+            "deflated": _deflates(kind, options.compression_level),
+            "level": _level(kind, options.compression_level),
             "threads": options.threads(writers_on_node),
             "durable": options.fsync,
             "mtime": int(time.time()),
             "uid": os.geteuid(),
             "gid": os.getegid(),
         }
+        self.is_deflated = bool(self._options["deflated"])
         self._row = kind.row
         self._writer = self._new_writer()
 
@@ -99,7 +106,11 @@ class ArchiveWriter:
 
         See :func:`pyckpt.torch_format.serialize.serialize` for ``compact_views`` and ``named``.
         """
-        self._members[name] = (_FILE_MODE, serialize(obj, compact_views=compact_views, named=named))
+        self.add_records(name, serialize(obj, compact_views=compact_views, named=named))
+
+    def add_records(self, name: str, records: list[Record]) -> None:
+        """Adds a member in torch's format with these records, whose names have a root folder."""
+        self._members[name] = (_FILE_MODE, guarded(records) if self.is_deflated else records)
 
     def add_bytes(self, name: str, data: bytes) -> None:
         """Adds a member with these bytes."""
@@ -172,14 +183,16 @@ class ArchiveWriter:
             _require_utf8(name)
             if content is None:
                 writer.add_directory(name, mode)
-            else:
-                places[name] = _planned_file(writer, name, mode, content)
+                continue
+            place = _planned_file(writer, name, mode, content, self.is_deflated)
+            if place is not None:
+                places[name] = place
         return places
 
     def place(self, name: str) -> tuple[int, int]:
         """Where the data of a member is in the decompressed file: (offset, nbytes).
 
-        It is known after ``plan()``. The member must be a file.
+        It is known after ``plan()``. The member must be a file, and its records not deflated.
         """
         return self._places[name]
 
@@ -264,7 +277,8 @@ def _planned_file(
     name: str,
     mode: int,
     content: list[Record] | tuple[Segment, ...] | bytes | Path,
-) -> tuple[int, int]:
+    deflated: bool,
+) -> tuple[int, int] | None:
     if isinstance(content, bytes):
         return writer.add_bytes(name, mode, content)
     if isinstance(content, Path):
@@ -272,7 +286,10 @@ def _planned_file(
     if isinstance(content, tuple):
         segments = [(s.nbytes, s.element_nbytes, s.reader) for s in content]
         return writer.add_segments(name, mode, segments)
-    return writer.add_torch_file(name, mode, [r[:5] for r in content])
+    if deflated:
+        writer.add_deflated_torch_file([record[:5] for record in content])
+        return None
+    return writer.add_torch_file(name, mode, [record[:5] for record in content])
 
 
 def _require_utf8(name: str) -> None:
@@ -282,7 +299,15 @@ def _require_utf8(name: str) -> None:
         raise OptionError(f"the member name {name!r} is not UTF-8") from error
 
 
-def _level(row: _core.Format | None, level: int | None) -> int:
+def _deflates(kind: FileFormat, level: int | None) -> bool:
+    """Whether the records of torch's zip file are deflated."""
+    return not kind.is_tar and kind.row is None and level not in (None, 0)
+
+
+def _level(kind: FileFormat, level: int | None) -> int:
+    row = kind.row
+    if not kind.is_tar and row is None and level is not None:
+        row = deflate_format()
     levels = None if row is None else row.levels
     if row is None or levels is None:
         if level is not None:

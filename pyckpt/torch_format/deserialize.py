@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch.serialization import LoadEndianness, default_restore_location
 
 from pyckpt import _core
-from pyckpt.errors import CheckpointError, CorruptArchiveError
+from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError
 from pyckpt.memory import require_memory
 from pyckpt.stream import Damage, StreamReader, describe
 from pyckpt.torch_format.hollow import hollow_storages
@@ -26,7 +26,13 @@ from pyckpt.torch_format.pickle_cut import cut_pickle
 from pyckpt.torch_format.pickle_machine import BrokenPickleError
 from pyckpt.torch_format.pickle_tree import read_tree
 from pyckpt.torch_format.tensor_index import storage_dtype, tensors_in
-from pyckpt.torch_format.torch_file import PICKLE, STORAGES, StoredRecord, TorchFile
+from pyckpt.torch_format.torch_file import (
+    PICKLE,
+    STORAGES,
+    OpenedRecords,
+    StoredRecord,
+    TorchFile,
+)
 from pyckpt.torch_format.torch_internals import rebuilding_at, validate_sparse_tensors
 from pyckpt.torch_format.weights_unpickler import WeightsUnpickler
 
@@ -62,6 +68,7 @@ def deserialize(
         CorruptArchiveError: Something is damaged. If it is a tensor, the message names it where
             possible.
         CheckpointError: There is not enough memory.
+        OptionError: ``file`` should be mapped, and has compressed records.
         pickle.UnpicklingError: ``weights_only`` forbids something.
     """
     if isinstance(file, TorchFile) and file.others:
@@ -76,16 +83,15 @@ def deserialize(
     if keys is not None:
         data, wanted = _cut(file, data, keys)
         records = [r for r in records if r.name.removeprefix(STORAGES) in wanted]
-    stored = [record for record in records if record.stored]
-    places = _decode_storages(file, stored, data, verify)
+    groups = file.opened(records)
+    _decode_storages(file, groups, data, verify)
     if verify and keys is None:
         file.stream.check_rest()  # before bytes are taken, because it may move them
     storages = {
-        record.name.removeprefix(STORAGES): _storage(file.stream, place)
-        for record, place in zip(stored, places, strict=True)
+        record.name.removeprefix(STORAGES): _storage(group.stream, place)
+        for group in groups
+        for record, place in zip(group.records, group.places, strict=True)
     }
-    if isinstance(file, TorchFile):
-        storages.update(_inflated_storages(file, records, verify))
     is_foreign = isinstance(file, TorchFile) and byte_order(file) != sys.byteorder
     storage_of = _StorageOf(file.stream, storages, _restorer(map_location), is_foreign)
     return _object(file, data, storage_of, map_location, weights_only)
@@ -220,36 +226,27 @@ def _validate_sparse_tensors(weights_only: bool) -> None:
         raise BrokenPickleError(f"{type(error).__name__}: {error}") from error
 
 
-def _inflated_storages(
-    file: TorchFile, records: Sequence[StoredRecord], verify: bool
-) -> Iterator[tuple[str, torch.UntypedStorage]]:
-    """The storages that are compressed in the zip file, with their keys."""
-    for record in records:
-        if not record.stored:
-            raw = bytearray(file.read_inflated(record, verify=verify))
-            storage = torch.UntypedStorage(0)
-            if raw:
-                storage = torch.frombuffer(raw, dtype=torch.uint8).untyped_storage()
-            yield record.name.removeprefix(STORAGES), storage
-
-
 def _decode_storages(
-    file: TorchFile | LegacyFile, records: Sequence[Any], data: bytes, verify: bool
-) -> list[tuple[int, int]]:
-    """Decodes and checks the records. Returns where they are in the stream: (offset, nbytes)."""
-    places = file.locate(records)
-    nbytes = sum(nbytes for _, nbytes in places)
+    file: TorchFile | LegacyFile, groups: Sequence[OpenedRecords], data: bytes, verify: bool
+) -> None:
+    """Decodes and checks records."""
+    path = file.stream.path
+    if file.stream.mapped and any(not group.stream.mapped for group in groups):
+        raise OptionError(
+            f"{path} has compressed records, which cannot be mapped: load it without mmap=True"
+        )
+    nbytes = sum(nbytes for group in groups for _, nbytes in group.places)
     if not file.stream.mapped:
-        require_memory(nbytes, file.stream.path)
+        require_memory(nbytes, path)
     if file.stream.wanted_nbytes is None:
         file.stream.wanted_nbytes = nbytes
-    crcs, damages = file.stream.fill(places, keep=True, checksums=verify)
-    broken = broken_records(places, crcs if verify else None, records, damages)
+    broken: list[BrokenRecord] = []
+    for group in groups:
+        crcs, damages = group.stream.fill(group.places, keep=True, checksums=verify)
+        broken += broken_records(group.places, crcs if verify else None, group.records, damages)
     if broken:
         report = _damage_report(broken, data)
-        path = file.stream.path
         raise CorruptArchiveError(f"{path} is damaged: {report}", path=str(path))
-    return places
 
 
 def _storage(stream: StreamReader, place: tuple[int, int]) -> torch.UntypedStorage:

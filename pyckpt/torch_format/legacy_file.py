@@ -19,7 +19,7 @@ from pyckpt.stream import StreamReader
 from pyckpt.torch_format.pickle_machine import ShortPickleError
 from pyckpt.torch_format.pickle_tree import PickleTree, read_tree
 from pyckpt.torch_format.tensor_index import storages_of
-from pyckpt.torch_format.torch_file import PICKLE, STORAGES
+from pyckpt.torch_format.torch_file import PICKLE, STORAGES, OpenedRecords
 
 __all__ = ["LegacyFile", "LegacyRecord"]
 
@@ -74,9 +74,9 @@ class LegacyFile:
         assert name == PICKLE
         return self._pickle
 
-    def locate(self, records: Sequence[LegacyRecord]) -> list[tuple[int, int]]:
-        """Where the storages are in the stream: (offset, nbytes)."""
-        return [record.place for record in records]
+    def opened(self, records: Sequence[LegacyRecord]) -> list[OpenedRecords]:
+        """The stream that has the storages, and where they are in it."""
+        return [OpenedRecords(self.stream, records, [record.place for record in records])]
 
     def _pickles(self, offset: int, nbytes: int) -> tuple[list[PickleTree], bytes]:
         """The pickles of the file, and the bytes that they were read from."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Reader", "Record"]
+import torch
+
+__all__ = ["Reader", "Record", "bytes_record"]
 
 
 class Reader(Protocol):
@@ -35,3 +38,18 @@ class Record(NamedTuple):
     reader: Reader | None = None
     owner: Any = None
     is_storage: bool = False
+
+    def bytes(self) -> bytes:
+        """A copy of its bytes."""
+        raw = (ctypes.c_uint8 * self.nbytes)()
+        if self.reader is not None:
+            self.reader.read(0, self.nbytes, ctypes.addressof(raw))
+        elif self.nbytes:
+            ctypes.memmove(raw, self.address, self.nbytes)
+        return bytes(raw)
+
+
+def bytes_record(name: str, data: bytes) -> Record:
+    """A record with these bytes."""
+    owner = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return Record(name, owner.data_ptr(), len(data), owner=owner)

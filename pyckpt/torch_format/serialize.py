@@ -23,7 +23,7 @@ from torch.serialization import location_tag, normalize_storage_type
 from pyckpt import _core
 from pyckpt.key_paths import path_of
 from pyckpt.torch_format.device_reader import DeviceReader, queued_so_far
-from pyckpt.torch_format.records import Record
+from pyckpt.torch_format.records import Record, bytes_record
 
 __all__ = ["serialize", "spanned_records"]
 
@@ -86,16 +86,16 @@ def serialize(
         named += pickler.named
     data = buffer.getvalue()
     head = [
-        _bytes_record("data.pkl", data),
-        _bytes_record(".format_version", _FORMAT_VERSION),
-        _bytes_record(".storage_alignment", _STORAGE_ALIGNMENT),
-        _bytes_record("byteorder", sys.byteorder.encode()),
+        bytes_record(f"{_ROOT}/data.pkl", data),
+        bytes_record(f"{_ROOT}/.format_version", _FORMAT_VERSION),
+        bytes_record(f"{_ROOT}/.storage_alignment", _STORAGE_ALIGNMENT),
+        bytes_record(f"{_ROOT}/byteorder", sys.byteorder.encode()),
     ]
     ready = {device: queued_so_far(device) for device in storages.devices}
     tensors = [_storage_record(extent, *kept, ready) for extent, kept in storages.extents.items()]
     tail = [
-        _bytes_record("version", _FILE_VERSION),
-        _bytes_record(".data/serialization_id", _serialization_id(data, tensors)),
+        bytes_record(f"{_ROOT}/version", _FILE_VERSION),
+        bytes_record(f"{_ROOT}/.data/serialization_id", _serialization_id(data, tensors)),
     ]
     return head + tensors + tail
 
@@ -333,11 +333,6 @@ def _storage_record(
     elif nbytes:
         address = storage.data_ptr() + start
     return Record(f"{_ROOT}/data/{key}", address, nbytes, element_nbytes, reader, storage, True)
-
-
-def _bytes_record(name: str, data: bytes) -> Record:
-    owner = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return Record(f"{_ROOT}/{name}", owner.data_ptr(), len(data), owner=owner)
 
 
 def _serialization_id(data: bytes, tensors: Sequence[Record]) -> bytes:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.stream import StreamReader, describe
-from pyckpt.torch_format.inflate import inflated
 
-__all__ = ["PICKLE", "STORAGES", "StoredRecord", "TorchFile"]
+__all__ = ["PICKLE", "STORAGES", "UNREADABLE", "OpenedRecords", "StoredRecord", "TorchFile"]
 
 PICKLE = "data.pkl"
 STORAGES = "data/"
 """What the names of the records that hold storages begin with."""
+
+UNREADABLE = "it is encrypted, or compressed by an unknown method"
 
 _HEADER_NBYTES = 30  # of a zip record's local header, before the name
 
@@ -40,9 +41,33 @@ class StoredRecord:
     entry: _core.ZipEntry
 
     @property
+    def readable(self) -> bool:
+        """Whether torch can read it. If not: UNREADABLE."""
+        return self.stored or self.deflated
+
+    @property
+    def full_name(self) -> str:
+        """With the root folder: ``archive/data/0``."""
+        return self.entry.name.decode("utf-8", "surrogateescape")
+
+    @property
     def has_checksum(self) -> bool:
         """Whether there is a CRC-32. torch writes 0 when it is told not to compute one."""
         return self.crc != 0 or self.nbytes == 0
+
+
+@dataclass(frozen=True)
+class OpenedRecords:
+    """Records whose contents are in one stream.
+
+    Attributes:
+        stream: The file's own stream, or one of inflated records.
+        places: Where the records are in ``stream``: (offset, nbytes).
+    """
+
+    stream: StreamReader
+    records: Sequence[Any]
+    places: Sequence[tuple[int, int]]
 
 
 class TorchFile:
@@ -100,6 +125,26 @@ class TorchFile:
         with self.stream.corruption():
             return _core.locate_zip_data(self.stream.image, [record.entry for record in records])
 
+    def opened(self, records: Sequence[StoredRecord]) -> list[OpenedRecords]:
+        """The streams that have the contents of records, and where they are in them.
+
+        Raises:
+            CorruptArchiveError: A record is encrypted, or compressed by an unknown method.
+        """
+        for record in records:
+            if not record.readable:
+                raise CorruptArchiveError(
+                    f"{self.stream.path} is damaged in record {record.name!r}: {UNREADABLE}",
+                    path=str(self.stream.path),
+                )
+        stored = [record for record in records if record.stored]
+        deflated = [record for record in records if record.deflated]
+        groups = [OpenedRecords(self.stream, stored, self.locate(stored))] if stored else []
+        if deflated:
+            stream, places = self.stream.inflated([record.entry for record in deflated])
+            groups.append(OpenedRecords(stream, deflated, places))
+        return groups
+
     def locate_whole(
         self, records: Sequence[StoredRecord]
     ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
@@ -137,11 +182,9 @@ class TorchFile:
             raise CorruptArchiveError(
                 f"{path} has no record {name!r}, so torch.save did not write it", path=str(path)
             )
-        if not record.stored:
-            return self.read_inflated(record, verify=verify)
         require_memory(2 * record.nbytes, path)  # once in the stream's memory, once as a copy
-        [place] = self.locate([record])
-        [crc], damages = self.stream.fill([place], keep=True, checksums=verify)
+        [group] = self.opened([record])
+        [crc], damages = group.stream.fill(group.places, keep=True, checksums=verify)
         if damages:
             raise CorruptArchiveError(
                 f"{path} is damaged in record {name!r}: {describe(damages[0])}", path=str(path)
@@ -150,27 +193,10 @@ class TorchFile:
             raise CorruptArchiveError(
                 f"{path} is damaged in record {name!r}: its checksum does not match", path=str(path)
             )
-        return self.stream.image.read(place)
-
-    def read_inflated(self, record: StoredRecord, *, verify: bool = True) -> bytes:
-        """Reads a record that is compressed inside the zip file. Raises as read() does."""
-        path = self.stream.path
-        require_memory(2 * record.nbytes, path)
-        [(offset, nbytes)] = self.locate([record])
-        try:
-            if not record.deflated:
-                raise ValueError("it is encrypted, or compressed by an unknown method")
-            data = b"".join(inflated([self.stream.read(offset, nbytes)], record.nbytes))
-            if verify and record.has_checksum and zlib.crc32(data) != record.crc:
-                raise ValueError("its checksum does not match")
-        except ValueError as error:
-            raise CorruptArchiveError(
-                f"{path} is damaged in record {record.name!r}: {error}", path=str(path)
-            ) from error
-        return data
+        return group.stream.image.read(group.places[0])
 
     def code_nbytes(self, record: StoredRecord) -> int | None:
         """About how many bytes of the file hold a record; None if blocks have no known places."""
         offset = record.entry.header_offset
-        nbytes = self.stream.image.code_nbytes((offset, record.nbytes))
+        nbytes = self.stream.image.code_nbytes((offset, record.entry.code_nbytes))
         return nbytes if nbytes or not record.nbytes else None

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import pyckpt
+from pyckpt.archive.convert import _ImageReader
+from pyckpt.archive.reader import ArchiveReader
+from pyckpt.torch_format.torch_file import TorchFile
 from tests.tar_members import add
 
 
@@ -87,7 +90,27 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_pack_of_what_torch_did_not_write(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(99))
+    (tmp_path / "x").write_bytes(b"\x04\x22\x4d\x18" + bytes(99))
     with pytest.raises(pyckpt.CorruptArchiveError, match=r"x is not a file of torch\.save"):
         pyckpt.pack(tmp_path / "x", tmp_path / "y.tar")
     assert not (tmp_path / "y.tar").exists()
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2", ".pt"])
+def test_pieces_are_read_in_any_order(tmp_path: Path, suffix: str) -> None:
+    """The writer's threads do not wait for each other before they read."""
+    state = {"noise": torch.randn(6 << 20)}
+    path = tmp_path / f"x{suffix}"
+    pyckpt.save(state, path, compression_level=1 if suffix == ".pt" else None)
+    reader = ArchiveReader(path, num_threads=1)
+    member = reader.find("composer_states.pt") if reader.is_tar else reader.whole()
+    file = TorchFile(reader, member.offset, member.nbytes)
+    [group] = file.opened([file.records["data/0"]])
+    offset, nbytes = group.places[0]
+    source = _ImageReader(group.stream, offset, nbytes)
+    expected = state["noise"].view(torch.uint8)
+    half = nbytes // 2
+    for begin in (half, 0):
+        out = torch.empty(half, dtype=torch.uint8)
+        source.read(begin, half, out.data_ptr())
+        assert torch.equal(out, expected[begin : begin + half])

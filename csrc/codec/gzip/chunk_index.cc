@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "base/bytes.h"
+#include "base/varint.h"
 
 namespace pyckpt::gzip {
 namespace {
@@ -17,24 +18,6 @@ constexpr std::size_t kTailNbytes = 4 + kMagic.size();
 constexpr std::size_t kLongestEntry = 6;  // 42 bits
 constexpr std::size_t kMostEntries =
     (kMostIndexNbytes - kBlockNbytes - kFixedNbytes) / kLongestEntry;
-
-// Seven bits per byte, lowest first. The highest bit says that more bytes follow.
-void AppendVarint(std::string* out, std::uint64_t value) {
-  for (; value >= 0x80; value >>= 7) out->push_back(static_cast<char>(value | 0x80));
-  out->push_back(static_cast<char>(value));
-}
-
-// Reads the next varint and advances *at. None if there is no complete one of at most 63 bits
-// before end.
-std::optional<std::uint64_t> ReadVarint(const std::uint8_t** at, const std::uint8_t* end) {
-  std::uint64_t value = 0;
-  for (unsigned shift = 0; *at != end && shift < 63; shift += 7) {
-    const std::uint8_t byte = *(*at)++;
-    value |= std::uint64_t{byte & 0x7FU} << shift;
-    if (byte < 0x80) return value;
-  }
-  return std::nullopt;
-}
 
 bool HasMagic(const std::uint8_t* at) {
   return std::equal(kMagic.begin(), kMagic.end(), reinterpret_cast<const char*>(at));

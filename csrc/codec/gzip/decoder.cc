@@ -15,12 +15,10 @@
 #include "codec/gzip/chunk_index.h"
 #include "codec/gzip/inflater.h"
 #include "codec/gzip/member.h"
+#include "codec/gzip/raw_inflater.h"
 
 namespace pyckpt::gzip {
 namespace {
-
-// Deflate cannot expand more than this: a match of 258 bytes takes at least two bits.
-constexpr std::uint64_t kMostExpansion = 1032;
 
 bool HasMagic(Span file, std::uint64_t at) {
   return file.nbytes - at >= 3 && file.data[at] == 0x1F && file.data[at + 1] == 0x8B &&

@@ -1,19 +1,14 @@
 #include "codec/gzip/encoder.h"
 
-#include <algorithm>
+#include <cstdint>
+#include <string>
 #include <vector>
 
+#include "base/bytes.h"
 #include "base/crc32.h"
-#include "base/error.h"
-#include "codec/bit_writer.h"
-#include "codec/gzip/block.h"
-#include "codec/gzip/block_code.h"
 #include "codec/gzip/chunk_index.h"
-#include "codec/gzip/matches.h"
+#include "codec/gzip/deflater.h"
 #include "codec/gzip/member.h"
-#include "codec/gzip/stored_blocks.h"
-#include "codec/plan.h"
-#include "codec/repeats.h"
 #include "codec/typed_codec.h"
 
 namespace pyckpt::gzip {
@@ -23,77 +18,19 @@ struct GzipChunk final : EncodedChunk {
   std::uint32_t crc = 0;  // of the raw bytes
 };
 
-class DeflateEncoder final : public TypedEncoder<GzipChunk> {
+class GzipEncoder final : public TypedEncoder<GzipChunk> {
  public:
-  explicit DeflateEncoder(int level) : level_(level), matches_(level) {}
+  explicit GzipEncoder(int level) : deflater_(level) {}
 
  protected:
   void EncodeTyped(const Chunk& chunk, GzipChunk* out) override {
     out->raw_nbytes = chunk.nbytes;
     out->crc = chunk.Crc();
-    const std::vector<Run>& runs = gatherer_.Gather(chunk, kWindowNbytes);
-    const std::size_t stored_bound = StoredBlocksBound(chunk.nbytes, runs.size());
-    if (level_ != 0 && EncodeBlocks(runs, chunk.nbytes, out) <= stored_bound) return;
-    // Level 0, or the samples were misleading and the coded blocks are too long.
-    BitWriter writer(out->buffer.Reserve(stored_bound + BitWriter::kSlackNbytes));
-    WriteStored(runs, 0, chunk.nbytes, &writer);
-    Use(out, writer.Align());
+    out->UseBuffer(deflater_.Write(chunk, 0, &out->buffer));
   }
 
  private:
-  // The longest distance of a match.
-  static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;
-
-  static BlockSizes SizesAt(int level) {
-    constexpr int kLastCoarseLevel = 6;
-    return level <= kLastCoarseLevel ? BlockSizes::kCoarse : BlockSizes::kFine;
-  }
-
-  static std::uint64_t Use(EncodedChunk* out, const std::uint8_t* end) {
-    out->UseBuffer(static_cast<std::size_t>(end - out->buffer.data()));
-    return out->nbytes;
-  }
-
-  static void WriteStored(const std::vector<Run>& runs, std::size_t begin, std::size_t end,
-                          BitWriter* writer) {
-    ForEachPart(runs, begin, end, [&](Span bytes) { WriteStoredBlocks(bytes, writer); });
-  }
-
-  std::uint64_t EncodeBlocks(const std::vector<Run>& runs, std::size_t nbytes, EncodedChunk* out) {
-    FindRepeats(runs);
-    BitWriter writer(out->buffer.Reserve(DynamicBlocksBound(nbytes, MostBlocks(runs)) +
-                                         BitWriter::kSlackNbytes));
-    std::size_t next = 0;
-    for (const BlockPlan& block : PlanBlocks(runs, repeats_, SizesAt(level_))) {
-      while (next < repeats_.size() && repeats_[next].end <= block.begin) ++next;
-      if (block.kind == BlockKind::kStored) {
-        WriteStored(runs, block.begin, block.end, &writer);
-        continue;
-      }
-      const BlockCode code(block, repeats_, next);
-      if (block.kind == BlockKind::kLiterals ||
-          !matches_.Write(gatherer_.Joined(block.begin, block.end), code.nbits() / 8, &writer)) {
-        blocks_.Write(runs, block, code, repeats_, &next, &writer);
-      }
-    }
-    return Use(out, writer.aligned() ? writer.Align() : WriteEmptyBlock(&writer));
-  }
-
-  void FindRepeats(const std::vector<Run>& runs) {
-    repeats_.clear();
-    for (const Run& run : runs) {
-      for (const Repeat& repeat : finder_.Find(run.bytes)) {
-        repeats_.push_back({run.begin + repeat.begin, run.begin + repeat.end, repeat.distance});
-      }
-    }
-  }
-
-  int level_;
-  Gatherer gatherer_;
-  RepeatFinder finder_{kWindowNbytes};
-  std::vector<Repeat> repeats_;
-  BlockWriter blocks_;
-  MatchWriter matches_;
+  Deflater deflater_;
 };
 
 class GzipJoiner final : public TypedJoiner<GzipChunk> {
@@ -160,7 +97,7 @@ class GzipJoiner final : public TypedJoiner<GzipChunk> {
 std::unique_ptr<EncodedChunk> GzipCodec::NewChunk() const { return std::make_unique<GzipChunk>(); }
 
 std::unique_ptr<ChunkEncoder> GzipCodec::NewEncoder(int level) const {
-  return std::make_unique<DeflateEncoder>(level);
+  return std::make_unique<GzipEncoder>(level);
 }
 
 std::unique_ptr<StreamJoiner> GzipCodec::NewJoiner() const {
