@@ -16,8 +16,11 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "byte_program.h"
 #include "codec/formats.h"
+#include "codec/xz/literal_decoder.h"
+#include "codec/xz/literals.h"
 #include "portable_twin.h"
 #include "read/open_image.h"
 #include "read/stream_image.h"
@@ -170,6 +173,59 @@ void ReadByOurselves(Span file, const Task& task) {
   Require(image->Finish().empty());
 }
 
+// Our decoder of literals has to decode what our encoder of literals writes. The reader does not
+// show that it does: it would leave to liblzma what it cannot decode.
+void DecodeLiterals(const Task& task) {
+  using pyckpt::xz::LiteralTask;
+  constexpr std::size_t kMostBlocks = 20;  // more than there are lanes
+  static pyckpt::xz::Lzma2LiteralEncoder encoder;
+  static pyckpt::xz::Lzma2LiteralDecoder decoder;
+  const std::vector<std::uint8_t>& raw = task.bytes.raw;
+  std::vector<std::vector<std::uint8_t>> codes;
+  std::vector<LiteralTask> tasks;
+  std::vector<std::uint8_t> out(raw.size());
+  const std::size_t stride = raw.size() / kMostBlocks + 1;
+  for (std::size_t at = 0; at < raw.size(); at += stride) {
+    const Span block{raw.data() + at, std::min(stride, raw.size() - at)};
+    codes.emplace_back(pyckpt::xz::Lzma2LiteralEncoder::Bound(block.nbytes));
+    const std::uint32_t element_nbytes = 1U << (at + raw[at]) % 4;
+    const pyckpt::xz::LiteralBits bits = pyckpt::xz::ChooseLiteralBits(block, element_nbytes);
+    const std::uint8_t* end = encoder.Encode(block, bits, codes.back().data());
+    LiteralTask& literals = tasks.emplace_back();
+    literals.code = {codes.back().data(), static_cast<std::size_t>(end - codes.back().data())};
+    literals.slack_nbytes = pyckpt::xz::LaneFeeder::kSlackNbytes;
+    literals.out = out.data() + at;
+    literals.out_nbytes = block.nbytes;
+    codes.back().resize(literals.code.nbytes + literals.slack_nbytes);
+    codes.back().shrink_to_fit();
+    literals.code.data = codes.back().data();
+  }
+  decoder.Decode(&tasks);
+  for (const LiteralTask& literals : tasks) Require(literals.decoded);
+  Require(out == raw);
+}
+
+// Every block of xz has its own check. So damage is found where it is, and the other blocks, which
+// are decoded in the same call, are right.
+void ReadDamaged(std::string stream, std::size_t at, const Task& task) {
+  stream[at % stream.size()] ^= 0x20;
+  const std::vector<std::uint8_t>& raw = task.bytes.raw;
+  try {
+    const auto image = pyckpt::OpenImage(PathOf(pyckpt::AsSpan(stream)), {});
+    pyckpt::FillResult result = image->Fill({{0, raw.size()}}, /*keep=*/true, /*checksums=*/false);
+    std::uint64_t offset = 0;
+    result.damages.push_back({{raw.size(), 0}, 0, ""});
+    for (const pyckpt::Damage& damage : result.damages) {
+      Require(damage.extent.offset >= offset);
+      Require(std::equal(raw.begin() + offset, raw.begin() + damage.extent.offset,
+                         image->Address(offset)));
+      offset = damage.extent.offset + damage.extent.nbytes;
+    }
+  } catch (const pyckpt::Error& error) {
+    Require(error.kind() == pyckpt::ErrorKind::kCorrupt);
+  }
+}
+
 // ---- The test ---------------------------------------------------------------
 
 // Made by LLVMFuzzerInitialize().
@@ -193,11 +249,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbyt
     ReadByLibdeflate(file, task);
   } else if (name == "tar.xz") {
     ReadByLiblzma(file, task);
+    DecodeLiterals(task);
   } else if (name == "tar.zst") {
     ReadByLibzstd(file, task);
   }
   const bool own_chunks = task.chunk_nbytes == task.format->codec->chunk_nbytes();
   if (!task.bytes.raw.empty() && (name != "tar.gz" || own_chunks)) ReadByOurselves(file, task);
+  if (name == "tar.xz" && !task.bytes.raw.empty()) {
+    ReadDamaged(stream, nbytes * 0x9E3779B9 + data[nbytes - 1] * 0x101, task);
+  }
   Require(twin->Ask({reinterpret_cast<const char*>(data), nbytes}) == stream);
   return 0;
 }

@@ -81,16 +81,47 @@ void Read(const std::string& path, bool mapped, bool keep) {
   if (image->nbytes() <= kMostNbytes) image->Finish();
 }
 
-// Calls the decoder directly: blocks with such code are larger than the inputs here.
+// One block's LZMA2 data, and a place for its bytes. There is no more slack than the decoder needs.
+struct LiteralBlock {
+  static constexpr std::size_t kSlackNbytes = pyckpt::xz::LaneFeeder::kSlackNbytes;
+
+  LiteralBlock(const std::uint8_t* data, std::size_t nbytes, std::size_t out_nbytes)
+      : code(data, data + nbytes), out(out_nbytes) {}
+
+  pyckpt::xz::LiteralTask Task() {
+    pyckpt::xz::LiteralTask task;
+    task.code = {code.data(), code.size() - kSlackNbytes};
+    task.slack_nbytes = kSlackNbytes;
+    task.out = out.data();
+    task.out_nbytes = out.size();
+    return task;
+  }
+
+  std::vector<std::uint8_t> code;
+  std::vector<std::uint8_t> out;
+};
+
+// Calls the decoder directly: blocks with such code are larger than the inputs here. Decodes the
+// input and damaged copies of it at once, in vectors, and each of them alone, without vectors.
 void DecodeLiterals(const std::uint8_t* data, std::size_t nbytes) {
+  constexpr std::size_t kBlocks = 20;  // more than there are lanes
   constexpr std::size_t kOutNbytes = 2000;
-  using Decoder = pyckpt::xz::Lzma2LiteralDecoder;
-  if (nbytes < Decoder::kSlackNbytes) return;
-  const std::vector<std::uint8_t> code(data, data + nbytes);  // no slack behind it
-  std::vector<std::uint8_t> out(kOutNbytes);
-  static Decoder decoder;
-  for (const std::size_t out_nbytes : {std::size_t{3}, kOutNbytes}) {
-    decoder.Decode({code.data(), nbytes - Decoder::kSlackNbytes}, out.data(), out_nbytes);
+  if (nbytes <= LiteralBlock::kSlackNbytes) return;
+  static pyckpt::xz::Lzma2LiteralDecoder decoder;
+  std::vector<LiteralBlock> blocks;
+  for (std::size_t k = 0; k < kBlocks; ++k) {
+    blocks.emplace_back(data, nbytes, k == 1 ? 3 : kOutNbytes);
+    if (k > 1) blocks[k].code[k * k * 7919 % nbytes] ^= static_cast<std::uint8_t>(1 << k % 8);
+  }
+  std::vector<pyckpt::xz::LiteralTask> tasks;
+  for (LiteralBlock& block : blocks) tasks.push_back(block.Task());
+  decoder.Decode(&tasks);
+  for (std::size_t k = 0; k < kBlocks; ++k) {
+    LiteralBlock alone(blocks[k].code.data(), nbytes, blocks[k].out.size());
+    std::vector<pyckpt::xz::LiteralTask> task = {alone.Task()};
+    decoder.Decode(&task);
+    if (task[0].decoded != tasks[k].decoded) std::abort();
+    if (task[0].decoded && alone.out != blocks[k].out) std::abort();
   }
 }
 

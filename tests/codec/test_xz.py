@@ -1,5 +1,6 @@
 """Contents of .tar.xz archives, for any bytes, and the tools that read them."""
 
+import hashlib
 import io
 import lzma
 import os
@@ -296,6 +297,78 @@ def test_the_bytes_do_not_depend_on_the_cpu(tmp_path: Path, frozen_time: int) ->
         written.append([path.read_bytes() for path in sorted(tmp_path.glob("*.tar.xz"))])
     assert len(written[0]) == len(CONTENTS)
     assert written[0] == written[1]
+
+
+LOAD_AND_HASH = """
+import hashlib, sys
+import torch, pyckpt
+for threads in (1, 3):
+    state = pyckpt.load(sys.argv[1], num_threads=threads)
+    for name, tensor in sorted(state.items()):
+        print(name, hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest())
+"""
+
+
+def many_kinds() -> dict[str, torch.Tensor]:
+    """More blocks than are decoded in turn, of all kinds, and a short one at the end."""
+    return {
+        "fp32": normal(1_500_000),
+        "bf16": normal(1_500_000, 2).bfloat16(),
+        "noise": as_tensor(noise(2_500_000)),
+        "fp64": normal(600_000, 3).double(),
+        "text": as_tensor(source_text(1_200_000)),
+        "bytes": normal(500_000, 4).view(torch.uint8),
+        "mixed": torch.cat([as_tensor(noise(500_000), torch.float32), normal(400_000, 5)]),
+        "rest": normal(1_000_000, 6),
+    }
+
+
+@pytest.mark.parametrize("portable", ["0", "1"])
+def test_many_kinds_of_blocks_are_decoded_in_turn(tmp_path: Path, portable: str) -> None:
+    state = many_kinds()
+    path = tmp_path / "x.tar.xz"
+    pyckpt.save(state, path, fsync=False, num_threads=2)
+    rows = blocks(path)
+    assert len(rows) > 16
+    assert len({row[15] for row in rows}) > 1  # literals and matches
+    assert int(rows[-1][7]) < BLOCK_NBYTES
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_HASH, str(path)],
+        env={**os.environ, "PYCKPT_PORTABLE": portable},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    want = [
+        f"{name} {hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest()}"
+        for name, tensor in sorted(state.items())
+    ]
+    assert done.stdout.splitlines() == want * 2
+
+
+@pytest.mark.timeout(120)
+def test_damage_to_one_of_several_blocks_does_not_touch_the_others(tmp_path: Path) -> None:
+    path = saved(normal(4_800_000), tmp_path)
+    whole = path.read_bytes()
+    raw = lzma.decompress(whole)
+    rows = blocks(path)
+    assert len(rows) > 16
+    rng = random.Random(1)
+    for number in (0, 7, 16, len(rows) - 1):
+        begin, raw_begin, nbytes, raw_nbytes = (int(field) for field in rows[number][4:8])
+        # The header, the code, its last chunk, and the check.
+        for at in (5, rng.randrange(50, nbytes - 50), nbytes - 60, nbytes - 8):
+            broken = bytearray(whole)
+            broken[begin + at] ^= 1 << rng.randrange(8)
+            path.write_bytes(broken)
+            image = _core.StreamImage(bytes(path), threads=2, mapped=False, progress=None)
+            assert image.nbytes == len(raw)
+            _, damages = image.fill([(0, len(raw))], keep=True, checksums=False)
+            assert [damage[:3] for damage in damages] == [(raw_begin, raw_nbytes, begin)], at
+            assert image.read((0, raw_begin)) == raw[:raw_begin]
+            raw_end = raw_begin + raw_nbytes
+            assert image.read((raw_end, len(raw) - raw_end)) == raw[raw_end:]
 
 
 def test_blocks_state_their_sizes(tmp_path: Path) -> None:

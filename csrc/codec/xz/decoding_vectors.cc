@@ -478,4 +478,13 @@ class Columns {
 
 }  // namespace pyckpt::xz
 
-#endif  // defined(__x86_64__)
+#else
+
+#include <cstdlib>
+
+// Never called, because UseAvx2() is false on this architecture.
+void pyckpt::xz::DecodeInVectors(std::array<DecodingLane, kVectorLanes>*, std::size_t) {
+  std::abort();
+}
+
+#endif
