@@ -181,6 +181,8 @@ class StreamImage:
     def require(self, range: tuple[int, int], /) -> bool: ...
     def keep(self, range: tuple[int, int], /) -> None:
         """Keeps the bytes when a TarReader passes them. Only one range at a time is kept."""
+    def expect(self, ranges: Sequence[tuple[int, int]], /) -> None:
+        """Says that all bytes of the ranges will be filled and kept. It saves time."""
     def fill(
         self, ranges: Sequence[tuple[int, int]], *, keep: bool, checksums: bool
     ) -> tuple[list[int], list[tuple[int, int, int, str]]]: ...

@@ -31,6 +31,13 @@ using Range = std::pair<std::uint64_t, std::uint64_t>;  // offset, nbytes
 
 Extent ToExtent(const Range& range) { return {range.first, range.second}; }
 
+std::vector<Extent> ToExtents(const std::vector<Range>& ranges) {
+  std::vector<Extent> extents;
+  extents.reserve(ranges.size());
+  for (const Range& range : ranges) extents.push_back(ToExtent(range));
+  return extents;
+}
+
 Span ToSpan(const py::bytes& bytes) {
   const auto view = bytes.cast<std::string_view>();
   return {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
@@ -74,9 +81,7 @@ std::vector<DamageTuple> ToTuples(const std::vector<Damage>& damages) {
 
 std::pair<std::vector<std::uint32_t>, std::vector<DamageTuple>> Fill(
     StreamImage* image, const std::vector<Range>& ranges, bool keep, bool checksums) {
-  std::vector<Extent> extents;
-  extents.reserve(ranges.size());
-  for (const Range& range : ranges) extents.push_back(ToExtent(range));
+  const std::vector<Extent> extents = ToExtents(ranges);
   FillResult result;
   {
     const py::gil_scoped_release release;
@@ -183,6 +188,8 @@ void BindReader(py::module_* m) {
           [](StreamImage* image, const Range& range) { return image->Require(ToExtent(range)); },
           py::call_guard<py::gil_scoped_release>())
       .def("keep", [](StreamImage* image, const Range& range) { image->Keep(ToExtent(range)); })
+      .def("expect", [](StreamImage* image,
+                        const std::vector<Range>& ranges) { image->Expect(ToExtents(ranges)); })
       .def("fill", &Fill, py::arg("ranges"), py::kw_only(), py::arg("keep"), py::arg("checksums"))
       .def("finish", &Finish)
       .def("read",

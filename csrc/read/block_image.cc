@@ -73,8 +73,8 @@ class BlockImage final : public StreamImage {
   std::uint8_t* base() const override { return map_->data(); }
   std::shared_ptr<const void> memory() const override { return map_; }
 
-  void Expect(Extent extent, bool keep) override {
-    if (keep) PreferHugePages(base() + extent.offset, extent.nbytes);
+  void ExpectUnits(Extent extent) override {
+    PreferHugePages(base() + extent.offset, extent.nbytes);
   }
 
   std::size_t UnitAt(std::uint64_t offset) const override {

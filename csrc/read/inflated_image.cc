@@ -51,8 +51,11 @@ class InflatedImage final : public StreamImage {
   std::uint8_t* base() const override { return map_->data(); }
   std::shared_ptr<const void> memory() const override { return map_; }
 
-  void Expect(Extent extent, bool keep) override {
-    if (keep) PreferHugePages(base() + extent.offset, extent.nbytes);
+  void ExpectUnits(Extent extent) override {
+    PreferHugePages(base() + extent.offset, extent.nbytes);
+  }
+
+  void Prepare(Extent extent) override {
     if (mapping_) return;
     std::vector<Extent> code;
     for (std::size_t i = UnitAt(extent.offset); i < units_.size(); ++i) {

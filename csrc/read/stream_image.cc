@@ -49,6 +49,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
     std::size_t extent;
     std::uint32_t crc;
   };
+  if (keep) Expect(extents);
   FillResult result;
   result.crcs.resize(extents.size());
   std::vector<Part> pieces;
@@ -60,7 +61,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
         result.damages.push_back({extents[i], 0, "the file ends too early"});
         continue;
       }
-      Expect(extents[i], keep);
+      Prepare(extents[i]);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kCorrupt) throw;
       result.damages.push_back({extents[i], error.offset(), error.what()});
@@ -130,6 +131,19 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   std::sort(result.damages.begin(), result.damages.end(),
             [](const Damage& a, const Damage& b) { return a.extent.offset < b.extent.offset; });
   return result;
+}
+
+void StreamImage::Expect(const std::vector<Extent>& extents) {
+  const std::uint64_t placed = placed_nbytes();
+  ExtentSet runs;
+  for (const Extent& extent : extents) {
+    if (extent.nbytes == 0 || extent.nbytes > placed || extent.offset > placed - extent.nbytes) {
+      continue;
+    }
+    const std::uint64_t begin = UnitExtent(UnitAt(extent.offset)).offset;
+    runs.Add({begin, UnitExtent(UnitAt(extent.end() - 1)).end() - begin});
+  }
+  for (const Extent& run : runs.Inside({0, placed})) ExpectUnits(run);
 }
 
 std::vector<std::size_t> StreamImage::Groups(

@@ -92,6 +92,10 @@ class StreamImage {
   // is kept.
   virtual void Keep(Extent extent) { (void)extent; }
 
+  // Says that all of the extents will be required or filled and kept, by whatever calls. It saves
+  // time: neighbours then share large pages of memory, whichever is decoded first.
+  void Expect(const std::vector<Extent>& extents);
+
   // Decodes the extents, and computes their checksums if checksums is true. Without keep, the bytes
   // may be unreadable afterwards. Damage is returned, not thrown.
   FillResult Fill(const std::vector<Extent>& extents, bool keep, bool checksums);
@@ -154,11 +158,11 @@ class StreamImage {
   virtual std::shared_ptr<const void> memory() const = 0;
   // Whether the stream has at least end bytes. A stream of unknown size is decoded up to end.
   virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
-  // Called before the whole extent is loaded. With keep, it is brought to its place.
-  virtual void Expect(Extent extent, bool keep) {
-    (void)extent;
-    (void)keep;
-  }
+  // Called by the thread that uses the image, before loaders bring the extent.
+  virtual void Prepare(Extent extent) { (void)extent; }
+  // Called before all bytes of the extent, which consists of whole units, are brought to their
+  // places.
+  virtual void ExpectUnits(Extent extent) { (void)extent; }
   // A unit is what a loader brings in one call. These give the unit at an offset, a unit's place,
   // and a loader.
   virtual std::size_t UnitAt(std::uint64_t offset) const;

@@ -42,8 +42,8 @@ class ReadImage final : public StreamImage {
   std::uint8_t* base() const override { return map_->data(); }
   std::shared_ptr<const void> memory() const override { return map_; }
 
-  void Expect(Extent extent, bool keep) override {
-    if (keep) PreferHugePages(base() + extent.offset, extent.nbytes);
+  void ExpectUnits(Extent extent) override {
+    PreferHugePages(base() + extent.offset, extent.nbytes);
   }
 
   Loader NewLoader() override {

@@ -83,6 +83,8 @@ def deserialize(
     if keys is not None:
         data, wanted = _cut(file, data, keys)
         records = [r for r in records if r.name.removeprefix(STORAGES) in wanted]
+    if isinstance(file, TorchFile):
+        file.expect(records)
     groups = file.opened(records)
     _decode_storages(file, groups, data, verify)
     if verify and keys is None:
