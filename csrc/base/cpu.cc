@@ -1,5 +1,9 @@
 #include "base/cpu.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -10,6 +14,17 @@ namespace {
 bool WantsPortable() {
   const char* value = std::getenv("PYCKPT_PORTABLE");
   return value != nullptr && std::strcmp(value, "1") == 0;
+}
+
+// Not every compiler's __builtin_cpu_supports() knows it.
+bool HasLzcnt() {
+  constexpr unsigned kExtendedFeatures = 0x80000001;
+  constexpr unsigned kLzcnt = 1 << 5;  // of ecx
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid(kExtendedFeatures, &eax, &ebx, &ecx, &edx) != 0 && (ecx & kLzcnt) != 0;
 }
 #endif
 
@@ -26,8 +41,8 @@ bool UseAvx2() {
 
 bool UseBmi2() {
 #if defined(__x86_64__)
-  static const bool kUse =
-      !WantsPortable() && __builtin_cpu_supports("bmi") != 0 && __builtin_cpu_supports("bmi2") != 0;
+  static const bool kUse = !WantsPortable() && __builtin_cpu_supports("bmi") != 0 &&
+                           __builtin_cpu_supports("bmi2") != 0 && HasLzcnt();
   return kUse;
 #else
   return false;

@@ -80,6 +80,10 @@ class BlockDecoder {
   // that leaves most of a core idle, so a decoder may take steps of several blocks in turn. Damage
   // of one block is noted in its task and does not touch the others. Other errors are thrown.
   virtual void DecodeInTurn(Span file, std::vector<BlockTask>* tasks);
+
+ protected:
+  // Decode(), with damage noted in the task.
+  void DecodeTask(Span file, BlockTask* task);
 };
 
 // One per stream. All calls are made one at a time, in stream order, and are cheap.

@@ -13,6 +13,7 @@
 #include "base/crc32.h"
 #include "base/error.h"
 #include "codec/gzip/chunk_index.h"
+#include "codec/gzip/chunk_inflater.h"
 #include "codec/gzip/inflater.h"
 #include "codec/gzip/member.h"
 #include "codec/gzip/raw_inflater.h"
@@ -83,10 +84,16 @@ class ChunkDecoder final : public BlockDecoder {
     return {nbytes, end * 8, Crc32({out, nbytes})};
   }
 
+  void DecodeInTurn(Span file, std::vector<BlockTask>* tasks) override {
+    if (tasks->size() < 2) return BlockDecoder::DecodeInTurn(file, tasks);
+    for (BlockTask* task : inflater_.Inflate(file, tasks)) DecodeTask(file, task);
+  }
+
  private:
   libdeflate_decompressor* inflate_;
   std::uint64_t trailer_;
   Buffer code_;
+  ChunkInflater inflater_;
 };
 
 class MemberChecker final : public StreamChecker {
@@ -113,6 +120,7 @@ class ChunkStream final : public BlockStream {
       : file_(file), trailer_(trailer), blocks_(std::move(blocks)) {}
 
   const std::vector<CodeBlock>& blocks() const override { return blocks_; }
+  std::size_t most_in_turn() const override { return ChunkInflater::kMostInTurn; }
   std::unique_ptr<BlockDecoder> NewDecoder() const override {
     return std::make_unique<ChunkDecoder>(trailer_);
   }
