@@ -49,4 +49,14 @@ bool UseBmi2() {
 #endif
 }
 
+bool UseVpclmul() {
+#if defined(__x86_64__)
+  static const bool kUse = UseAvx2() && __builtin_cpu_supports("pclmul") != 0 &&
+                           __builtin_cpu_supports("vpclmulqdq") != 0;
+  return kUse;
+#else
+  return false;
+#endif
+}
+
 }  // namespace pyckpt
