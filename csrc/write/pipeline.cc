@@ -30,7 +30,10 @@ class Pipeline {
         chunks_((plan->nbytes() + codec.chunk_nbytes() - 1) / codec.chunk_nbytes()),
         threads_(std::min<std::uint64_t>(static_cast<std::uint64_t>(threads), chunks_)),
         slots_(kSlotsPerThread * threads_) {
-    for (Slot& slot : slots_) slot.code = codec.NewChunk();
+    for (Slot& slot : slots_) {
+      slot.code = codec.NewChunk();
+      free_.push_back(&slot);
+    }
   }
 
   std::uint64_t Run(const Poll& poll) {
@@ -54,7 +57,6 @@ class Pipeline {
   // One chunk. Only the worker that has taken it uses it without the lock, except that the chunk
   // may be joined while it is encoded.
   struct Slot {
-    bool free = true;
     bool read = false;
     bool encoded = false;
     Chunk chunk;
@@ -62,8 +64,6 @@ class Pipeline {
     std::uint64_t file_offset = 0;
   };
   using Lock = std::unique_lock<std::mutex>;
-
-  Slot* SlotOf(std::uint64_t chunk) { return &slots_[chunk % slots_.size()]; }
 
   void Work() {
     try {
@@ -94,8 +94,7 @@ class Pipeline {
   // for it give it up meanwhile.
 
   bool HasWork() {
-    return !to_write_.empty() || !to_encode_.empty() ||
-           (next_chunk_ < chunks_ && SlotOf(next_chunk_)->free);
+    return !to_write_.empty() || !to_encode_.empty() || (next_chunk_ < chunks_ && !free_.empty());
   }
 
   void Sleep(Lock* lock) {
@@ -117,8 +116,10 @@ class Pipeline {
   // Reads the next chunk, and encodes it unless it has to wait for those in front of it.
   void ReadOne(ChunkEncoder* encoder, Lock* lock) {
     const std::uint64_t index = next_chunk_++;
-    Slot* slot = SlotOf(index);
-    slot->free = slot->read = slot->encoded = false;
+    Slot* slot = free_.back();
+    free_.pop_back();
+    slot->read = slot->encoded = false;
+    unplaced_.push_back(slot);
     Unlock(lock);
     const std::uint64_t offset = index * codec_.chunk_nbytes();
     const std::size_t nbytes =
@@ -132,8 +133,8 @@ class Pipeline {
 
   // Joins all chunks that are next.
   void JoinAll() {
-    for (; joined_ < next_chunk_ && SlotOf(joined_)->read; ++joined_) {
-      Slot* slot = SlotOf(joined_);
+    for (; joined_ < unplaced_.size() && unplaced_[joined_]->read; ++joined_) {
+      Slot* slot = unplaced_[joined_];
       plan_->Join(slot->chunk);
       if (slot->chunk.deferred) to_encode_.push_back(slot);
     }
@@ -150,8 +151,9 @@ class Pipeline {
   // Gives all chunks that are next their places in the file. They are joined: each was read, and so
   // was each in front of it.
   void PlaceAll() {
-    for (; placed_ < joined_ && SlotOf(placed_)->encoded; ++placed_) {
-      Slot* slot = SlotOf(placed_);
+    for (; joined_ > 0 && unplaced_.front()->encoded; --joined_) {
+      Slot* slot = unplaced_.front();
+      unplaced_.pop_front();
       joiner_->Append(slot->code.get());
       slot->file_offset = file_offset_;
       file_offset_ += slot->code->nbytes;
@@ -168,7 +170,7 @@ class Pipeline {
     sink_->WriteAt(slot->file_offset, slot->code->spans);
     *written_nbytes_ += slot->chunk.nbytes;
     lock->lock();
-    slot->free = true;
+    free_.push_back(slot);
     if (++written_ == chunks_) work_.notify_all();
   }
 
@@ -213,10 +215,11 @@ class Pipeline {
   std::mutex mutex_;               // guards all below
   std::condition_variable work_;   // for workers
   std::condition_variable ended_;  // for the waiting thread: no worker works any more
-  std::vector<Slot> slots_;        // chunk k is in slot k % slots_.size()
+  std::vector<Slot> slots_;
+  std::vector<Slot*> free_;     // the last one was used last: its memory is there, and in a cache
+  std::deque<Slot*> unplaced_;  // chunks that are taken and have no place yet, in order
+  std::size_t joined_ = 0;      // so many of them, from the first, are joined
   std::uint64_t next_chunk_ = 0;
-  std::uint64_t joined_ = 0;
-  std::uint64_t placed_ = 0;
   std::uint64_t written_ = 0;
   std::deque<Slot*> to_encode_;  // joined chunks that had to wait for that
   std::deque<Slot*> to_write_;   // placed chunks, in order
