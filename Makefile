@@ -48,8 +48,8 @@ check: .venv/installed-check
 # Builds the core with sanitizers and runs the tests that exercise it most. The next target
 # builds the ordinary core again.
 THREADED_TESTS := tests/codec/test_decoders.py tests/write/test_live_memory.py \
-    tests/archive/test_load.py tests/archive/test_verify.py tests/archive/test_save.py \
-    tests/torch_format/test_serialize.py
+    tests/write/test_pipeline.py tests/archive/test_load.py tests/archive/test_verify.py \
+    tests/archive/test_save.py tests/torch_format/test_serialize.py
 # The tests above exercise the code that runs in several threads. These add the encoders.
 SANITIZED_TESTS := $(THREADED_TESTS) tests/codec/test_bzip2.py tests/codec/test_gzip.py \
     tests/codec/test_xz.py tests/codec/test_zstd.py

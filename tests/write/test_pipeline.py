@@ -39,7 +39,7 @@ class Reader:
         ctypes.memmove(address, self.data[offset : offset + nbytes], nbytes)
 
 
-def writer(path: Path, threads: int) -> _core.ArchiveWriter:
+def writer(path: Path, threads: int, *, durable: bool = False) -> _core.ArchiveWriter:
     row = FORMATS.get(path.suffix if path.suffix == ".tar" else ".tar" + path.suffix)
     levels = None if row is None else row.levels
     return _core.ArchiveWriter(
@@ -48,7 +48,7 @@ def writer(path: Path, threads: int) -> _core.ArchiveWriter:
         tar=row is not None,
         level=0 if levels is None else levels.lowest,
         threads=threads,
-        durable=False,
+        durable=durable,
         mtime=0,
         uid=0,
         gid=0,
@@ -190,4 +190,38 @@ def test_a_save_is_given_up_while_workers_read(tmp_path: Path, threads: int) -> 
     archive.add_segments("x", 0o644, [(nbytes, 1, Reader(nbytes, on_read))])
     with pytest.raises(Failure):
         archive.write(give_up)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_segments_hold_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    """Durable files of 32 MiB or more are written from segments."""
+    sizes = [50_000_000, 10, 3_000_001, *[1000] * 300]
+    written = []
+    for threads, durable in [(2, False), *((threads, True) for threads in THREADS)]:
+        path = tmp_path / f"x{threads}{suffix}"
+        archive = writer(path, threads, durable=durable)
+        archive.add_segments("x", 0o644, [(nbytes, 1, Reader(nbytes, late)) for nbytes in sizes])
+        nbytes = archive.write(None)
+        archive.commit(False)
+        written.append(path.read_bytes())
+        assert len(written[-1]) == nbytes
+    assert [one == written[0] for one in written] == [True] * (1 + len(THREADS))
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("chunk", [0, 7, 19])
+def test_segments_that_are_never_full(tmp_path: Path, threads: int, chunk: int) -> None:
+    path = tmp_path / "x.tar"
+    nbytes = 20 * chunk_nbytes(path)
+    failed = chunk * chunk_nbytes(path)
+
+    def on_read(offset: int) -> None:
+        if failed <= offset < failed + chunk_nbytes(path):
+            raise Failure
+
+    archive = writer(path, threads, durable=True)
+    archive.add_segments("x", 0o644, [(nbytes, 1, Reader(nbytes, on_read))])
+    with pytest.raises(Failure):
+        archive.write(None)
     assert os.listdir(tmp_path) == []
