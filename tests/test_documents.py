@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyckpt import _core
+from pyckpt.archive.formats import file_suffixes
 from tests.workers.document_worker import Block, blocks_of
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,12 @@ def test_every_suffix_is_named(name: str, row: _core.Format) -> None:
     text = (ROOT / name).read_text()
     missing = [suffix for suffix in row.suffixes if f"`{suffix}`" not in text]
     assert not missing
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/format.md"])
+@pytest.mark.parametrize("suffix", file_suffixes())
+def test_every_ending_of_other_files_is_named(name: str, suffix: str) -> None:
+    assert f"| `{suffix}` |" in (ROOT / name).read_text()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyckpt import _core
 from pyckpt.archive.formats import STATES_MEMBER, archive_format
 from pyckpt.archive.members import FILE, Member, MemberIndex
 from pyckpt.archive.reader import ArchiveReader, Contents
@@ -25,7 +26,7 @@ from pyckpt.stream import StreamReader, describe
 from pyckpt.torch_format.mmap_guard import unguarded
 from pyckpt.torch_format.records import Record, bytes_record
 from pyckpt.torch_format.tensor_index import tensors_in
-from pyckpt.torch_format.torch_file import PICKLE, TorchFile
+from pyckpt.torch_format.torch_file import PICKLE, StoredRecord, TorchFile
 
 __all__ = ["convert", "pack"]
 
@@ -47,12 +48,14 @@ def convert(
 
     All or nothing, like a save. The checksums of ``source``'s compression are compared before
     ``path`` appears. The checksums of torch's records are copied and not compared; ``verify``
-    compares them. Of several members with one name, the last one is written. A link becomes a file
-    with the data that it leads to.
+    compares them. Records that are compressed in torch's own file, or will be, are written anew:
+    their checksums are compared. Of several members with one name, the last one is written. A link
+    becomes a file with the data that it leads to.
 
     Args:
         source: A file of pyckpt, Composer or torch.save.
-        compression_level: The format's level; None takes its standard one.
+        compression_level: The format's level; None takes its standard one. Torch's own file is
+            compressed only if it is given.
         num_threads: Worker threads; None takes the CPUs that this process may use.
         fsync: Whether to wait until the file is on the disk.
         progress: True shows a bar. A function is called with the bytes done and the total, about 20
@@ -71,8 +74,10 @@ def convert(
         path, WriteOptions(compression_level, num_threads, fsync, progress)
     ) as writer:
         reader = ArchiveReader(source, num_threads=num_threads)
-        _add_members(writer, reader, single=archive_format(path) is None)
+        rewritten = _add_members(writer, reader, single=archive_format(path) is None)
         writer.write()
+        for record in rewritten:
+            record.require_checksum()
         damages = reader.finish()
         if damages:
             raise CorruptArchiveError(
@@ -150,12 +155,16 @@ def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
     return False
 
 
-def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) -> None:
+def _add_members(
+    writer: ArchiveWriter, reader: ArchiveReader, *, single: bool
+) -> list[_RecordReader]:
+    """Adds all members. Returns the records that are written anew."""
     if not reader.is_tar:
         whole = reader.whole()
-        if not _add_records(writer, STATES_MEMBER, reader, whole):
+        rewritten = _add_records(writer, STATES_MEMBER, reader, whole)
+        if rewritten is None:
             writer.add_segments(STATES_MEMBER, _segments(reader, _parts(reader, whole)))
-        return
+        return rewritten or []
     index, parts = _read_headers(reader)
     files = index.files(reader.path)
     wanted = {file.offset: file for file in files.values()}
@@ -167,6 +176,7 @@ def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) 
         for folder in index.folders(reader.path):
             writer.add_directory(folder)
     reader.forget_all_but(wanted.values())
+    all_rewritten = []
     for name, file in files.items():
         # Bytes can be read only once, because their memory is then given back. So a second name of
         # the same data gets a second reader.
@@ -181,15 +191,21 @@ def _add_members(writer: ArchiveWriter, reader: ArchiveReader, *, single: bool) 
             source = ArchiveReader(reader.path, num_threads=reader.num_threads)
             file = source.find(name)
         is_passed_once = source.is_ordered and not writer.is_deflated
-        if is_passed_once or not _add_records(writer, name, source, file):
+        rewritten = None if is_passed_once else _add_records(writer, name, source, file)
+        if rewritten is None:
             writer.add_segments(name, _segments(source, parts[file.offset]))
+        else:
+            all_rewritten += rewritten
+    return all_rewritten
 
 
-def _add_records(writer: ArchiveWriter, name: str, reader: ArchiveReader, member: Member) -> bool:
+def _add_records(
+    writer: ArchiveWriter, name: str, reader: ArchiveReader, member: Member
+) -> list[_RecordReader] | None:
     """Adds a file of torch.save by its records, if they are deflated, or will be.
 
     Returns:
-        False if its bytes need no change.
+        The records; None if the file's bytes need no change.
 
     Raises:
         OptionError: Records are to be deflated, and it is no such file.
@@ -203,23 +219,25 @@ def _add_records(writer: ArchiveWriter, name: str, reader: ArchiveReader, member
                 f"{reader.path} has no records that can be compressed: with compression_level, a "
                 "file that is no tar is made of one that torch.save has written since torch 1.6"
             )
-        return False
+        return None
     if not writer.is_deflated and all(record.stored for record in file.records.values()):
-        return False
+        return None
     pickle_record = file.records[PICKLE]
     data = file.read(PICKLE)
     sizes = _element_sizes(data)
+    readers: list[_RecordReader] = []
     records = {pickle_record.full_name: bytes_record(pickle_record.full_name, data)}
     for group in file.opened([r for r in file.records.values() if r.name != PICKLE]):
         for record, (offset, nbytes) in zip(group.records, group.places, strict=True):
-            source = _ImageReader(group.stream, offset, nbytes)
+            source = _RecordReader(group.stream, offset, record)
+            readers.append(source)
             element_nbytes = sizes.get(record.name, 1)
             records[record.full_name] = Record(
                 record.full_name, 0, nbytes, element_nbytes, source if nbytes else None
             )
     # The first one stays the first: its folder is the root of all.
     writer.add_records(name, unguarded([records[r.full_name] for r in file.records.values()]))
-    return True
+    return readers
 
 
 # A part of a member: where it is in the stream, its size, and the size of one number in it.
@@ -320,3 +338,39 @@ class _ImageReader:
             end = self._decoded = min(self._nbytes, max(end, ahead))
         # Also below what was decoded: threads read in any order, and a later piece may come first.
         self._reader.require(self._offset + offset, end - offset)
+
+
+class _RecordReader(_ImageReader):
+    """Reads a record that is written anew, with a new checksum. So the old one is compared."""
+
+    def __init__(self, reader: StreamReader, offset: int, record: StoredRecord) -> None:
+        super().__init__(reader, offset, record.nbytes)
+        self._record = record
+        self._crcs: dict[int, tuple[int, int]] = {}  # of the pieces: size and CRC, by offset
+
+    def _decode(self, offset: int, nbytes: int) -> None:
+        super()._decode(offset, nbytes)
+        place = (self._offset + offset, nbytes)
+        [crc], _ = self._reader.fill([place], keep=True, checksums=True)
+        self._crcs[offset] = nbytes, crc
+
+    def require_checksum(self) -> None:
+        """Call it once all of the record has been read, or nothing, if it is left out.
+
+        Raises:
+            CorruptArchiveError: The checksum does not match.
+        """
+        if not self._crcs:
+            return
+        end, whole = 0, 0
+        for offset, (nbytes, crc) in sorted(self._crcs.items()):
+            assert offset == end
+            whole = _core.crc32_combine(whole, crc, nbytes) if offset else crc
+            end += nbytes
+        assert end == self._nbytes
+        if self._record.has_checksum and whole != self._record.crc:
+            path = self._reader.path
+            raise CorruptArchiveError(
+                f"{path} is damaged in record {self._record.name!r}: its checksum does not match",
+                path=str(path),
+            )

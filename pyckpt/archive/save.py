@@ -34,7 +34,9 @@ def save(
 
     Args:
         obj: Its tensors are read in place and must not change during the call.
-        compression_level: The format's level; None takes its standard one.
+        compression_level: The format's level; None takes its standard one. Torch's own file
+            (``model.pt``) is compressed only if it is given; torch.load reads it all the same, but
+            not with ``mmap=True``.
         num_threads: Worker threads; None takes the CPUs that this process may use.
         fsync: Whether to wait until the file is on the disk.
         member: The name of the member inside a tar.

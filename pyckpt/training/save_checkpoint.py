@@ -88,9 +88,10 @@ def save_checkpoint(
         state: Anything that follows the TrainingState protocol, such as Composer's State.
         filename: May contain the variables of pyckpt.training.names.VARIABLES with format specs,
             in its folders too, which are created. The suffix decides the format: ``.tar``,
-            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma``, ``.tar.zst`` and their short forms. An unknown
-            suffix after ``.tar`` is an error; any other name gets torch's own file. With DeepSpeed
-            ``.tar`` is appended unless there is such a suffix.
+            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma``, ``.tar.zst`` and their short forms; ``.pt.gz``,
+            ``.pt.bz2``, ``.pt.xz``, ``.pt.zst`` and ``.pt.lzma`` for torch's own file in one
+            compressed stream. Names of other compressed files are an error; any other name gets
+            torch's own file. With DeepSpeed ``.tar`` is appended unless the name has a tar's suffix.
         weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
         ignore_keys: What to leave out: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the dict before it is saved. In a sharded state, the tensors in it
@@ -100,7 +101,9 @@ def save_checkpoint(
             into one folder, are a checkpoint of torch.distributed.checkpoint. ``.tar`` is appended
             as with DeepSpeed. None takes the state's ``fsdp_state_dict_type`` if it has one, as
             Composer's, and else "full". Not with DeepSpeed.
-        compression_level: The format's level; None takes its standard level.
+        compression_level: The format's level; None takes its standard level. In torch's own file,
+            None compresses nothing. From 1 to 9, torch.load reads it all the same, but not with
+            ``mmap=True``.
         num_threads: Worker threads of each rank that writes; None takes an equal share of the CPUs
             that the process may use.
         fsync: Whether to wait until the disks have the files.

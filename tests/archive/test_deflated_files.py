@@ -366,6 +366,11 @@ def test_another_record_in_its_place_is_found(tmp_path: Path) -> None:
     with pytest.raises(pyckpt.CorruptArchiveError, match=r"'a' .*its checksum does not"):
         pyckpt.load(path)
     assert not pyckpt.verify(path).ok
+    # A new checksum would make it look whole.
+    for other in ("y.pt", "y.tar.gz"):
+        with pytest.raises(pyckpt.CorruptArchiveError, match="'data/0': its checksum does not"):
+            pyckpt.convert(path, tmp_path / other)
+        assert not (tmp_path / other).exists()
 
 
 def test_failed_saves_leave_the_old_file(file: Path, tmp_path: Path) -> None:
