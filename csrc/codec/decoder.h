@@ -145,6 +145,20 @@ class SequentialDecoder {
   // all checksums and lengths.
   virtual std::size_t Read(std::uint8_t* out, std::size_t nbytes) = 0;
 
+  // The size of the whole stream, as the file claims it, if ReadWhole() would give it sooner than
+  // Read() gives the rest. kUnknownNbytes if it would not, or if the file claims none.
+  virtual std::uint64_t WholeNbytes() const { return kUnknownNbytes; }
+
+  // Decodes the whole stream from its start to out, whatever Read() has given before, and compares
+  // all checksums and lengths. nbytes is WholeNbytes(), and there is room for so many bytes at out.
+  // Read() gives nothing more then. Returns false if the stream is damaged or has another size.
+  // Then Read() goes on where it was, what it has given is at out, and other bytes are unspecified.
+  virtual bool ReadWhole(std::uint8_t* out, std::size_t nbytes) {
+    (void)out;
+    (void)nbytes;
+    return false;
+  }
+
   // See StreamChecker. Known once Read() has returned fewer bytes than were wanted.
   virtual std::uint64_t used_nbytes() const = 0;
 };

@@ -12,7 +12,8 @@ void OrderedImage::Skip(std::uint64_t offset) {
   forget(skipped_nbytes_, std::min(offset, kept_.offset));
   forget(std::max(skipped_nbytes_, kept_.end()), offset);
   skipped_nbytes_ = std::max(skipped_nbytes_, offset);
-  Reach(offset);
+  // Hardly anything is skipped if the bytes ahead are kept.
+  DecodeTo(offset, kept_.offset <= nbytes_ && offset <= kept_.end() + kUnitNbytes);
 }
 
 void OrderedImage::Keep(Extent extent) {
@@ -24,7 +25,7 @@ void OrderedImage::Keep(Extent extent) {
 std::vector<Damage> OrderedImage::Finish() {
   try {
     Forget({nbytes_, kUnknownNbytes - nbytes_});
-    Reach(kUnknownNbytes);
+    DecodeTo(kUnknownNbytes, /*wanted=*/false);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kCorrupt) throw;
     return {{{nbytes_, kUnknownNbytes - nbytes_}, error.offset(), error.what()}};
@@ -32,11 +33,11 @@ std::vector<Damage> OrderedImage::Finish() {
   return {};
 }
 
-bool OrderedImage::Reach(std::uint64_t end) {
+bool OrderedImage::DecodeTo(std::uint64_t end, bool wanted) {
   if (end <= nbytes_) return true;
   if (failure_) throw Error(*failure_);
   try {
-    Decode(end);
+    Decode(end, wanted);
   } catch (const Error& error) {
     failure_ = error;
     throw;
@@ -48,8 +49,16 @@ bool OrderedImage::Reach(std::uint64_t end) {
   return end <= nbytes_;
 }
 
-void OrderedImage::Decode(std::uint64_t end) {
+void OrderedImage::Decode(std::uint64_t end, bool wanted) {
   std::uint64_t begin = nbytes_;
+  if (wanted && end - nbytes_ >= kManyNbytes) {
+    if (!wants_many_) PreferHugePages(map_->data(), map_->capacity());
+    wants_many_ = true;
+    if (!ended_ && map_.use_count() == 1 && DecodeWhole(end)) {
+      ended_ = true;
+      DropForgotten({0, nbytes_});
+    }
+  }
   while (nbytes_ < end && !ended_) {
     ended_ = !Advance();
     if (nbytes_ - begin >= kStepNbytes || nbytes_ >= end || ended_) {
@@ -70,6 +79,8 @@ std::uint8_t* OrderedImage::Room(std::size_t nbytes) {
       throw Error::Corrupt(
           "there is no room for more than " + std::to_string(nbytes_) + " decompressed bytes", 0);
     }
+    // Of the whole room, because it could not grow any more if a part of it were different.
+    if (wants_many_) PreferHugePages(map_->data(), map_->capacity());
   }
   return map_->data() + nbytes_;
 }

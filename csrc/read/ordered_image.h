@@ -40,7 +40,7 @@ class OrderedImage : public StreamImage {
   std::shared_ptr<const void> memory() const override { return map_; }
   bool counts_fill() const override { return false; }
 
-  bool Reach(std::uint64_t end) override;
+  bool Reach(std::uint64_t end) override { return DecodeTo(end, /*wanted=*/true); }
 
   Extent UnitExtent(std::size_t unit) const override {
     const std::uint64_t offset = unit * kUnitNbytes;
@@ -49,6 +49,14 @@ class OrderedImage : public StreamImage {
 
   // Decodes a little more; false at the end.
   virtual bool Advance() = 0;
+
+  // Decodes the whole stream at once to its place, if this is faster and if it has hardly more than
+  // end bytes. Called before the bytes up to end are decoded to be kept, and only while nothing is
+  // taken. Returns whether it did.
+  virtual bool DecodeWhole(std::uint64_t end) {
+    (void)end;
+    return false;
+  }
 
   // Room for nbytes more bytes. Call Grew() when they are decoded. Throws kArgument if room is
   // missing while bytes are taken, and Corrupt if the system has no more address space.
@@ -63,8 +71,13 @@ class OrderedImage : public StreamImage {
  private:
   // So many bytes are decoded before the memory of forgotten bytes is given back.
   static constexpr std::uint64_t kStepNbytes = std::uint64_t{16} << 20;
+  // If so many bytes are wanted at once, large pages and DecodeWhole() save time.
+  static constexpr std::uint64_t kManyNbytes = std::uint64_t{4} << 20;
 
-  void Decode(std::uint64_t end);
+  // Decodes up to end. wanted is whether these bytes are kept. Returns false if the stream ends
+  // before.
+  bool DecodeTo(std::uint64_t end, bool wanted);
+  void Decode(std::uint64_t end, bool wanted);
 
   std::unique_ptr<FileMap> file_;
   const Format& format_;
@@ -72,6 +85,7 @@ class OrderedImage : public StreamImage {
   std::uint64_t nbytes_ = 0;  // decoded so far
   std::uint64_t skipped_nbytes_ = 0;
   Extent kept_;
+  bool wants_many_ = false;
   bool ended_ = false;
   std::optional<Error> failure_;
 };

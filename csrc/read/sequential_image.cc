@@ -25,6 +25,16 @@ class SequentialImage final : public OrderedImage {
     return n == kUnitNbytes;
   }
 
+  bool DecodeWhole(std::uint64_t end) override {
+    const std::uint64_t nbytes = decoder_->WholeNbytes();
+    const std::uint64_t before = placed_nbytes();
+    if (nbytes < end || nbytes - end > kUnitNbytes) return false;
+    if (!decoder_->ReadWhole(Room(nbytes - before) - before, nbytes)) return false;
+    Grew(nbytes - before);
+    Poll();
+    return true;
+  }
+
  private:
   std::unique_ptr<SequentialDecoder> decoder_;
 };

@@ -34,6 +34,11 @@ struct Total {
   std::uint32_t crc = 0;
   std::uint64_t nbytes = 0;
 
+  bool Matches(Span file, std::uint64_t at) const {
+    return file.nbytes - at >= kTrailerNbytes && LoadLe32(file.data + at) == crc &&
+           LoadLe32(file.data + at + 4) == static_cast<std::uint32_t>(nbytes);
+  }
+
   void RequireTrailer(Span file, std::uint64_t at) const {
     if (file.nbytes - at < kTrailerNbytes) {
       throw Error::Corrupt("gzip: the file ends within a trailer", at);
@@ -47,14 +52,25 @@ struct Total {
   }
 };
 
+class Libdeflate {
+ public:
+  Libdeflate() : decompressor_(libdeflate_alloc_decompressor()) {
+    if (decompressor_ == nullptr) throw std::bad_alloc();
+  }
+  Libdeflate(const Libdeflate&) = delete;
+  Libdeflate& operator=(const Libdeflate&) = delete;
+  ~Libdeflate() { libdeflate_free_decompressor(decompressor_); }
+
+  libdeflate_decompressor* get() const { return decompressor_; }
+
+ private:
+  libdeflate_decompressor* decompressor_;
+};
+
 class ChunkDecoder final : public BlockDecoder {
  public:
   // trailer is where the member's trailer begins in the file.
-  explicit ChunkDecoder(std::uint64_t trailer)
-      : inflate_(libdeflate_alloc_decompressor()), trailer_(trailer) {
-    if (inflate_ == nullptr) throw std::bad_alloc();
-  }
-  ~ChunkDecoder() override { libdeflate_free_decompressor(inflate_); }
+  explicit ChunkDecoder(std::uint64_t trailer) : trailer_(trailer) {}
 
   DecodedBlock Decode(Span file, const CodeBlock& block, std::uint8_t* out,
                       std::size_t capacity) override {
@@ -76,7 +92,7 @@ class ChunkDecoder final : public BlockDecoder {
     }
     std::size_t used = 0;
     const libdeflate_result result = libdeflate_deflate_decompress_ex(
-        inflate_, code, wanted, out, block.raw_nbytes, &used, nullptr);
+        libdeflate_.get(), code, wanted, out, block.raw_nbytes, &used, nullptr);
     if (result != LIBDEFLATE_SUCCESS || used != wanted) {
       throw Error::Corrupt("gzip: a chunk does not match the chunk index", begin);
     }
@@ -90,7 +106,7 @@ class ChunkDecoder final : public BlockDecoder {
   }
 
  private:
-  libdeflate_decompressor* inflate_;
+  Libdeflate libdeflate_;
   std::uint64_t trailer_;
   Buffer code_;
   ChunkInflater inflater_;
@@ -234,7 +250,7 @@ class MemberDecoder final : public SequentialDecoder {
       total_.nbytes += got;
       done += got;
       if (inflater_.ended()) {
-        EndMember();
+        EndMember(inflater_.offset());
       } else if (got < n) {
         throw Error::Corrupt("gzip: the file ends within a member", file_.nbytes);
       }
@@ -242,10 +258,48 @@ class MemberDecoder final : public SequentialDecoder {
     return done;
   }
 
+  // Of a file of one member, the last bytes are its size.
+  std::uint64_t WholeNbytes() const override {
+    const std::uint32_t nbytes = LoadLe32(file_.data + file_.nbytes - 4);
+    const bool is_worthwhile = is_first_ && total_.nbytes <= nbytes / kWorthBeginningAgain;
+    return is_worthwhile && nbytes <= kMostWholeNbytes ? nbytes : kUnknownNbytes;
+  }
+
+  bool ReadWhole(std::uint8_t* out, std::size_t nbytes) override {
+    const std::uint64_t given = total_.nbytes;
+    const std::optional<std::uint64_t> end = InflateWhole(SkipHeader(0), out, nbytes);
+    if (end) {
+      total_ = {Crc32({out, nbytes}), nbytes};
+      if (total_.Matches(file_, *end) && !HasMagic(file_, *end + kTrailerNbytes)) {
+        EndMember(*end);
+        return true;
+      }
+    }
+    StartMember(0);
+    Read(out, given);
+    return false;
+  }
+
   std::uint64_t used_nbytes() const override { return used_nbytes_; }
 
  private:
   static constexpr std::size_t kStepNbytes = std::size_t{512} << 10;
+  // libdeflate cannot be stopped. It takes some three seconds for so many bytes.
+  static constexpr std::size_t kMostWholeNbytes = std::size_t{1} << 30;
+  // If no more than this part of the stream has to be decoded again.
+  static constexpr std::size_t kWorthBeginningAgain = 8;
+
+  // Decodes deflate from byte begin of the file on to exactly nbytes bytes. Returns where the code
+  // ends. None if it is damaged or if its size is another one.
+  std::optional<std::uint64_t> InflateWhole(std::uint64_t begin, std::uint8_t* out,
+                                            std::size_t nbytes) const {
+    const Libdeflate decompressor;
+    std::size_t used = 0;
+    const libdeflate_result result = libdeflate_deflate_decompress_ex(
+        decompressor.get(), file_.data + begin, file_.nbytes - begin, out, nbytes, &used, nullptr);
+    if (result != LIBDEFLATE_SUCCESS) return std::nullopt;
+    return begin + used;
+  }
 
   void StartMember(std::uint64_t at) {
     const std::uint64_t code = SkipHeader(at);
@@ -253,9 +307,10 @@ class MemberDecoder final : public SequentialDecoder {
     inflater_.Start(file_, code);
   }
 
-  void EndMember() {
-    const std::uint64_t at = inflater_.offset();
+  // at is where its code ends.
+  void EndMember(std::uint64_t at) {
     total_.RequireTrailer(file_, at);
+    is_first_ = false;
     const std::uint64_t next = at + kTrailerNbytes;
     ended_ = !HasMagic(file_, next);
     used_nbytes_ = next;
@@ -301,7 +356,8 @@ class MemberDecoder final : public SequentialDecoder {
 
   Span file_;
   Inflater inflater_;
-  Total total_;
+  Total total_;           // of the member that is being read
+  bool is_first_ = true;  // whether it is the first one
   bool ended_ = false;
   std::uint64_t used_nbytes_ = 0;
 };

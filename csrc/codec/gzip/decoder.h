@@ -1,5 +1,6 @@
 // gzip (RFC 1952). Archives with a chunk index (codec/gzip/chunk_index.h) are decoded chunk by
-// chunk. Any other file, with one member or many, is decoded from start to end.
+// chunk. Any other file, with one member or many, is decoded from start to end: by zlib, or by
+// libdeflate, which is faster, if the whole of one member is wanted.
 //
 // Zeros may follow the last member, as on tapes. The chunk index is part of the decoded stream: it
 // is the last block.
