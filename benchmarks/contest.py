@@ -12,14 +12,15 @@ from typing import Any
 
 from benchmarks.rivals import Writer
 
-__all__ = ["Result", "measure", "measure_reads"]
+__all__ = ["Result", "least_cpu", "measure", "measure_reads"]
 
 
 @dataclass
 class Result:
-    """The seconds of each run of one way, and the size of the file that it wrote."""
+    """The seconds of each run of one way, the CPU seconds of reads, and the written file's size."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     file_nbytes: int = 0
 
     @property
@@ -63,10 +64,21 @@ def measure_reads(readers: Mapping[str, Callable[[], Any]], *, repeat: int) -> d
     results = {name: Result() for name in readers}
     for round_ in range(-1, repeat):
         for name in list(readers) if round_ % 2 == 0 else reversed(list(readers)):
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             obj = readers[name]()
-            seconds = time.perf_counter() - start
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
             del obj
             if round_ >= 0:
                 results[name].seconds.append(seconds)
+                results[name].cpu_seconds.append(cpu_seconds)
     return results
+
+
+def least_cpu(action: Callable[[], Any], *, repeat: int) -> float:
+    """The CPU seconds, of all threads, of the run that took the fewest."""
+    seconds = []
+    for _ in range(repeat):
+        start = time.process_time()
+        action()
+        seconds.append(time.process_time() - start)
+    return min(seconds)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import pyckpt
-from benchmarks.contest import Result, measure_reads
+from benchmarks.contest import Result, least_cpu, measure_reads
 from benchmarks.equality import differences
 from benchmarks.machine import describe_machine
 from benchmarks.rivals import composers_way, extract
@@ -37,6 +37,8 @@ _LARGE = (".tar", ".tar.gz", ".tar.zst")
 TARGETS = {".tar": 20.0, ".tar.gz": 4.0, ".tar.bz2": 2.0, ".tar.lzma": 2.0, ".tar.zst": 1.5}
 VERIFY_GIGABYTES_PER_SECOND = 5.0
 ONE_TENSOR_SHARE = 0.05
+# The CPU of a load, as multiples of the CPU of the save.
+MOST_CPU_OF_SAVE = {".tar.gz": 1.3}
 
 _MEMBER = "composer_states.pt"
 _LOAD = "pyckpt.load"
@@ -69,7 +71,10 @@ class Bench:
     def run(self, state: Any, suffix: str) -> None:
         """Measures all readers on one file that pyckpt wrote."""
         path = self._folder / f"x{suffix}"
-        pyckpt.save(state, path, num_threads=self._threads, fsync=False)
+        save_cpu = least_cpu(
+            lambda: pyckpt.save(state, path, num_threads=self._threads, fsync=False),
+            repeat=self._repeat,
+        )
         key = _largest(state)
         readers: dict[str, Callable[[], Any]] = {
             _LOAD: lambda: self._load(path),
@@ -90,6 +95,7 @@ class Bench:
         nbytes = sum(tensor.nbytes for tensor in tensors_of(state))
         self._print(f"{suffix} by pyckpt", nbytes, results)
         self._judge(suffix, nbytes, results)
+        self._compare_cpu(suffix, nbytes, save_cpu, min(results[_LOAD].cpu_seconds))
         for wrong in differences(state, self._load(path)):
             self.failures.append(f"{suffix}: {wrong}")
         path.unlink()
@@ -139,6 +145,16 @@ class Bench:
             share = results[_ONE].median / results[_LOAD].median
             met = "met" if share <= ONE_TENSOR_SHARE else "missed"
             self.verdicts.append((f"{suffix}: {_ONE} of {_LOAD}", f"{share:.1%}", f"<= 5% {met}"))
+
+    def _compare_cpu(self, suffix: str, nbytes: int, save: float, load: float) -> None:
+        what = f"{suffix}: CPU of {_LOAD} against pyckpt.save"
+        per_byte = 1e9 / nbytes
+        _say(f"CPU, ns a byte: save {save * per_byte:.2f}, load {load * per_byte:.2f}")
+        target = MOST_CPU_OF_SAVE.get(suffix)
+        verdict = ""
+        if target is not None:
+            verdict = f"<= {target:g}x {'met' if load <= target * save else 'missed'}"
+        self.verdicts.append((what, f"{load / save:.2f}x", verdict))
 
     def _verdict(self, what: str, value: float, target: float, unit: str) -> None:
         met = "met" if value >= target else "missed"

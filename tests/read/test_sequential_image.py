@@ -96,7 +96,7 @@ def test_what_is_taken_stays(tmp_path: Path) -> None:
     taken = image.take((0, 1000))
     view = memoryview(taken)
     view[:3] = b"new"
-    with pytest.raises(ValueError):  # there is no room, and the bytes must not move
+    with pytest.raises(ValueError, match="bytes are taken and must stay"):
         image.require((0, len(RAW)))
     assert bytes(view[:1000]) == b"new" + RAW[3:1000]
 
@@ -147,5 +147,5 @@ def test_a_file_that_claims_less_than_it_holds(tmp_path: Path) -> None:
     assert at_once(image, claimed) == "[]"
     assert image.nbytes is None
     assert image.read((0, claimed)) == bytes(claimed)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="are not there"):
         image.read((0, claimed + 2 * MIB))
