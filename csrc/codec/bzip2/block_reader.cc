@@ -1,13 +1,12 @@
 #include "codec/bzip2/block_reader.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
+#include "base/cpu.h"
 #include "base/error.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "codec/bzip2/front_list.h"
 
 namespace pyckpt::bzip2 {
 namespace {
@@ -19,61 +18,6 @@ constexpr std::uint32_t kEqualBytes = 4;
 Error Damaged(const char* what, std::uint64_t bit) {
   return Error::Corrupt(std::string("bzip2: a block has ") + what, bit / 8);
 }
-
-// The move-to-front list. In noise all ranks are equally likely. A loop whose length depends on the
-// rank would be mispredicted each time, and a loop byte by byte would be slow. So bytes are moved
-// sixteen at a time, in one of three fixed widths.
-class FrontList {
- public:
-  explicit FrontList(const std::array<std::uint8_t, 256>& bytes) {
-    std::memcpy(lanes_.data(), bytes.data(), bytes.size());
-  }
-
-  std::uint8_t front() const { return lanes_[0][0]; }
-
-  // Moves the byte at rank (below 256) to the front and returns it.
-  std::uint8_t Take(std::uint32_t rank) {
-    if (rank < sizeof(Lane)) return TakeAmong<1>(rank);
-    if (rank < 4 * sizeof(Lane)) return TakeAmong<4>(rank);
-    return TakeAmong<kLanes>(rank);
-  }
-
- private:
-  using Lane = std::uint8_t __attribute__((vector_size(16)));
-  static constexpr std::uint32_t kLanes = 256 / sizeof(Lane);
-
-  // The byte is in the first kAmong lanes. Only these are written.
-  template <std::uint32_t kAmong>
-  std::uint8_t TakeAmong(std::uint32_t rank) {
-    constexpr Lane kPlaces = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const std::uint8_t byte = reinterpret_cast<const std::uint8_t*>(lanes_.data())[rank];
-    const Lane last = Lane{} + static_cast<std::uint8_t>(rank);
-    Lane before = Lane{} + byte;
-    for (std::uint32_t i = 0; i < kAmong; ++i) {
-      const Lane lane = lanes_[i];
-      const Lane places = kPlaces + static_cast<std::uint8_t>(i * sizeof(Lane));
-      const auto moves = reinterpret_cast<Lane>(places <= last);
-      lanes_[i] = (ShiftIn(before, lane) & moves) | (lane & ~moves);
-      before = lane;
-    }
-    return byte;
-  }
-
-  // lane moved one place back; its first byte becomes the last byte of before.
-  static Lane ShiftIn(Lane before, Lane lane) {
-#if defined(__SSE2__)
-    // Without SSSE3, compilers turn the shuffle below into code that goes byte by byte.
-    return reinterpret_cast<Lane>(
-        _mm_or_si128(_mm_slli_si128(reinterpret_cast<__m128i>(lane), 1),
-                     _mm_srli_si128(reinterpret_cast<__m128i>(before), sizeof(Lane) - 1)));
-#else
-    return __builtin_shufflevector(before, lane, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27,
-                                   28, 29, 30);
-#endif
-  }
-
-  std::array<Lane, kLanes> lanes_;
-};
 
 // Whether any two neighbours among the nine bytes from here on are equal.
 bool HasEqualNeighbours(const std::uint8_t* bytes) {
@@ -153,7 +97,8 @@ void BlockReader::ReadCode(BitReader* bits, std::uint32_t symbols, Code* code) {
   }
 }
 
-inline std::uint32_t BlockReader::NextSymbol(const Code& code, BitReader* bits) const {
+[[gnu::always_inline]] inline std::uint32_t BlockReader::NextSymbol(const Code& code,
+                                                                    BitReader* bits) const {
   bits->Refill();
   const std::uint32_t entry = code.look_up[bits->Peek(Code::kLookUpBits)];
   if (entry != 0) {
@@ -169,10 +114,9 @@ inline std::uint32_t BlockReader::NextSymbol(const Code& code, BitReader* bits) 
   throw Damaged("an unknown code", bits->bit());
 }
 
-void BlockReader::ReadSymbols(BitReader* bits, std::uint32_t end_symbol) {
-  sorted_.resize(kMostSortedNbytes);
-  counts_.fill(0);
-  FrontList list(bytes_in_use_);
+template <typename List>
+[[gnu::always_inline]] inline void BlockReader::ReadSymbolsInto(List list, std::uint32_t end_symbol,
+                                                                BitReader* bits) {
   std::uint8_t* out = sorted_.data();
   const std::uint8_t* limit = out + sorted_.size();
   std::uint32_t run = 0;
@@ -207,6 +151,26 @@ void BlockReader::ReadSymbols(BitReader* bits, std::uint32_t end_symbol) {
   }
   throw Damaged("no end", bit_);
 }
+
+void BlockReader::ReadSymbols(std::uint32_t end_symbol, BitReader* bits) {
+  sorted_.resize(kMostSortedNbytes);
+  counts_.fill(0);
+  if (UseAvx2()) {
+    ReadSymbolsAvx2(end_symbol, bits);
+  } else {
+    ReadSymbolsInto(FrontList<Lane16>(bytes_in_use_), end_symbol, bits);
+  }
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] void BlockReader::ReadSymbolsAvx2(std::uint32_t end_symbol,
+                                                          BitReader* bits) {
+  ReadSymbolsInto(FrontList<Lane32>(bytes_in_use_), end_symbol, bits);
+}
+#else
+// Never called, because UseAvx2() is false on this architecture.
+void BlockReader::ReadSymbolsAvx2(std::uint32_t, BitReader*) { std::abort(); }
+#endif
 
 void BlockReader::FindRuns() {
   runs_.clear();
@@ -248,7 +212,7 @@ void BlockReader::Read(Span file, std::uint64_t bit) {
   ReadSelectors(&bits);
   const std::uint32_t end_symbol = used + 1;
   for (std::uint32_t i = 0; i < codes_in_use_; ++i) ReadCode(&bits, end_symbol + 1, &codes_[i]);
-  ReadSymbols(&bits, end_symbol);
+  ReadSymbols(end_symbol, &bits);
   if (bits.overrun()) throw Error::Corrupt("bzip2: the file ends within a block", bit / 8);
   if (origin >= sorted_nbytes_) throw Damaged("an origin beyond its end", bit);
   end_bit_ = bits.bit();

@@ -49,7 +49,12 @@ class BlockReader {
   std::uint32_t ReadBytesInUse(BitReader* bits);
   void ReadSelectors(BitReader* bits);
   void ReadCode(BitReader* bits, std::uint32_t symbols, Code* code);
-  void ReadSymbols(BitReader* bits, std::uint32_t end_symbol);
+  // Reads the symbols up to end_symbol. Writes the bytes that they stand for to sorted_ and counts
+  // them.
+  void ReadSymbols(std::uint32_t end_symbol, BitReader* bits);
+  void ReadSymbolsAvx2(std::uint32_t end_symbol, BitReader* bits);
+  template <typename List>
+  void ReadSymbolsInto(List list, std::uint32_t end_symbol, BitReader* bits);
   void FindRuns();
   std::uint32_t NextSymbol(const Code& code, BitReader* bits) const;
 

@@ -14,7 +14,7 @@ constexpr std::uint32_t kMark = std::uint32_t{1} << 31;
 
 // Every step waits for memory, so several walks run side by side. When a walk ends, it continues
 // with the next segment that has not been started.
-constexpr std::uint32_t kWalks = 8;
+constexpr std::uint32_t kWalks = 12;
 constexpr std::uint32_t kMostSegments = 64;
 constexpr std::uint32_t kSegmentNbytes = 4096;  // about the shortest average length
 // The place of a segment in the output is known only when all segments are decoded. Until then its
