@@ -181,6 +181,8 @@ void DecodeLiterals(const Task& task) {
   static pyckpt::xz::Lzma2LiteralEncoder encoder;
   static pyckpt::xz::Lzma2LiteralDecoder decoder;
   const std::vector<std::uint8_t>& raw = task.bytes.raw;
+  constexpr std::size_t kMostNbytesHere = 20'000;  // for speed
+  if (raw.size() > kMostNbytesHere) return;
   std::vector<std::vector<std::uint8_t>> codes;
   std::vector<LiteralTask> tasks;
   std::vector<std::uint8_t> out(raw.size());

@@ -4,13 +4,19 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "base/bytes.h"
+#include "base/cpu.h"
 #include "base/error.h"
+#include "codec/xz/decoding_lane.h"
+#include "codec/xz/decoding_turns.h"
+#include "codec/xz/decoding_vectors.h"
 #include "codec/xz/literal_decoder.h"
 #include "read/open_image.h"
 #include "read/pickle_check.h"
@@ -81,47 +87,77 @@ void Read(const std::string& path, bool mapped, bool keep) {
   if (image->nbytes() <= kMostNbytes) image->Finish();
 }
 
-// One block's LZMA2 data, and a place for its bytes. There is no more slack than the decoder needs.
-struct LiteralBlock {
-  static constexpr std::size_t kSlackNbytes = pyckpt::xz::LaneFeeder::kSlackNbytes;
-
-  LiteralBlock(const std::uint8_t* data, std::size_t nbytes, std::size_t out_nbytes)
-      : code(data, data + nbytes), out(out_nbytes) {}
-
-  pyckpt::xz::LiteralTask Task() {
-    pyckpt::xz::LiteralTask task;
-    task.code = {code.data(), code.size() - kSlackNbytes};
-    task.slack_nbytes = kSlackNbytes;
-    task.out = out.data();
-    task.out_nbytes = out.size();
-    return task;
-  }
-
-  std::vector<std::uint8_t> code;
-  std::vector<std::uint8_t> out;
-};
-
 // Calls the decoder directly: blocks with such code are larger than the inputs here. Decodes the
-// input and damaged copies of it at once, in vectors, and each of them alone, without vectors.
+// input and damaged copies of it at once.
 void DecodeLiterals(const std::uint8_t* data, std::size_t nbytes) {
   constexpr std::size_t kBlocks = 20;  // more than there are lanes
   constexpr std::size_t kOutNbytes = 2000;
-  if (nbytes <= LiteralBlock::kSlackNbytes) return;
-  static pyckpt::xz::Lzma2LiteralDecoder decoder;
-  std::vector<LiteralBlock> blocks;
+  constexpr std::size_t kSlackNbytes = pyckpt::xz::LaneFeeder::kSlackNbytes;
+  if (nbytes <= kSlackNbytes) return;
+  std::vector<std::vector<std::uint8_t>> codes(kBlocks);
+  std::vector<std::vector<std::uint8_t>> outs(kBlocks);
+  std::vector<pyckpt::xz::LiteralTask> tasks(kBlocks);
   for (std::size_t k = 0; k < kBlocks; ++k) {
-    blocks.emplace_back(data, nbytes, k == 1 ? 3 : kOutNbytes);
-    if (k > 1) blocks[k].code[k * k * 7919 % nbytes] ^= static_cast<std::uint8_t>(1 << k % 8);
+    codes[k].assign(data, data + nbytes);  // no more slack than the decoder needs
+    if (k > 1) codes[k][k * k * 7919 % nbytes] ^= static_cast<std::uint8_t>(1 << k % 8);
+    outs[k].resize(k == 1 ? 3 : kOutNbytes);
+    tasks[k].code = {codes[k].data(), nbytes - kSlackNbytes};
+    tasks[k].slack_nbytes = kSlackNbytes;
+    tasks[k].out = outs[k].data();
+    tasks[k].out_nbytes = outs[k].size();
   }
-  std::vector<pyckpt::xz::LiteralTask> tasks;
-  for (LiteralBlock& block : blocks) tasks.push_back(block.Task());
+  static pyckpt::xz::Lzma2LiteralDecoder decoder;
   decoder.Decode(&tasks);
-  for (std::size_t k = 0; k < kBlocks; ++k) {
-    LiteralBlock alone(blocks[k].code.data(), nbytes, blocks[k].out.size());
-    std::vector<pyckpt::xz::LiteralTask> task = {alone.Task()};
-    decoder.Decode(&task);
-    if (task[0].decoded != tasks[k].decoded) std::abort();
-    if (task[0].decoded && alone.out != blocks[k].out) std::abort();
+}
+
+// Any kernel that decodes literals has to do the same, whatever the code is. Where the model
+// expects zeros, ones take more code than any other decisions do.
+void CompareKernels(const std::uint8_t* data, std::size_t nbytes) {
+  using pyckpt::xz::DecodingLane;
+  constexpr std::size_t kOutNbytes = 100;
+  using Outs = std::array<std::array<std::uint8_t, kOutNbytes>, pyckpt::xz::kVectorLanes>;
+  if (!pyckpt::UseAvx2() || nbytes == 0) return;
+  std::vector<std::uint8_t> code(data, data + nbytes);
+  code.resize(pyckpt::xz::CodeReach(kOutNbytes) + pyckpt::xz::kVectorLanes);
+  static std::array<DecodingLane, pyckpt::xz::kVectorLanes> vectors;
+  static std::array<DecodingLane, pyckpt::xz::kVectorLanes> turns;
+  Outs vector_outs{};
+  Outs turn_outs{};
+  for (std::size_t k = 0; k < vectors.size(); ++k) {
+    DecodingLane& lane = vectors[k];
+    lane.range = 0xFFFFFFFF;
+    lane.code = pyckpt::LoadLe32(code.data() + k);
+    lane.next = code.data() + k;
+    lane.position = data[0] + k;
+    lane.previous = data[k % nbytes];
+    lane.bits.context = k % 5;
+    lane.bits.position = (4 - k % 5) * (k & 1);
+    lane.is_literal = pyckpt::xz::kEven;
+    lane.has_match = false;
+    const std::uint16_t probability =
+        data[0] % 3 == k % 3 ? pyckpt::xz::kTarget0 : pyckpt::xz::kEven;
+    for (auto& subtree : lane.model.upper) subtree.fill(probability);
+    for (auto& subtree : lane.model.middle) subtree.fill(probability);
+    for (auto& subtree : lane.model.lower) subtree.fill(probability);
+    turns[k] = lane;
+    lane.out = k == data[0] % 20U ? nullptr : vector_outs[k].data();
+    turns[k].out = turn_outs[k].data();
+  }
+  // The first call's state is where the second one goes on.
+  for (const std::size_t n : {std::size_t{data[0] % 50U + 1}, std::size_t{50}}) {
+    pyckpt::xz::DecodeInVectors(&vectors, n);
+    for (std::size_t k = 0; k < turns.size(); ++k) {
+      DecodingLane* lane = &turns[k];
+      if (vectors[k].out == nullptr) continue;
+      pyckpt::xz::DecodeInTurn(&lane, 1, n);
+      const DecodingLane& other = vectors[k];
+      if (lane->range != other.range || lane->code != other.code || lane->next != other.next ||
+          lane->position != other.position || lane->previous != other.previous ||
+          lane->is_literal != other.is_literal || lane->has_match != other.has_match ||
+          turn_outs[k] != vector_outs[k]) {
+        std::abort();
+      }
+    }
   }
 }
 
@@ -137,6 +173,7 @@ void CheckPickle(const std::uint8_t* data, std::size_t nbytes) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbytes) {
   DecodeLiterals(data, nbytes);
+  CompareKernels(data, nbytes);
   CheckPickle(data, nbytes);
   const std::string path = PathOf(data, nbytes);
   for (const bool mapped : {false, true}) {
