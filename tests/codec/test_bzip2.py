@@ -1,6 +1,7 @@
 """Contents of .tar.bz2 archives, for any bytes, and the tools that read them."""
 
 import bz2
+import hashlib
 import os
 import random
 import subprocess
@@ -313,3 +314,35 @@ def test_every_kernel_writes_the_same(tmp_path: Path) -> None:
     for path in portable:
         suffixes = "".join(path.suffixes)
         assert path.read_bytes() == save(payload, tmp_path / f"x{suffixes}")
+
+
+READ_ALL = """
+import hashlib, sys
+from pyckpt import _core
+
+for path in sys.argv[1:]:
+    image = _core.StreamImage(path.encode(), threads=2, mapped=False, progress=None)
+    image.require((0, 1 << 60))
+    _, damages = image.fill([(0, image.nbytes)], keep=True, checksums=False)
+    assert damages + image.finish() == []
+    print(hashlib.sha256(image.read((0, image.nbytes))).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("portable", ["0", "1"])
+def test_every_kernel_reads_the_same(tmp_path: Path, portable: str) -> None:
+    """Long and short blocks of every content, as the reference encoder writes them."""
+    hashes = []
+    for number, payload in enumerate(CONTENTS.values()):
+        raw = payload[:400_000]
+        hashes.append(hashlib.sha256(raw).hexdigest())
+        (tmp_path / f"{number:02d}.bz2").write_bytes(bz2.compress(raw, 1 + 8 * (number % 2)))
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALL, *sorted(map(str, tmp_path.glob("*.bz2")))],
+        env=os.environ | {"PYCKPT_PORTABLE": portable},
+        timeout=120,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == hashes
