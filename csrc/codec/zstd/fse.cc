@@ -37,10 +37,12 @@ std::vector<std::size_t> SpreadSymbols(const FseDistribution& distribution) {
 FseDistribution NormalizedShares(const std::vector<std::size_t>& counts, int log) {
   const std::size_t size = std::size_t{1} << log;
   const std::size_t total = std::accumulate(counts.begin(), counts.end(), std::size_t{0});
+  const double scale = static_cast<double>(size) / static_cast<double>(total);
   FseDistribution distribution{log, {}};
   std::size_t used = 0;
   for (const std::size_t count : counts) {
-    const std::size_t share = count == 0 ? 0 : std::max<std::size_t>(count * size / total, 1);
+    const auto scaled = static_cast<std::size_t>(static_cast<double>(count) * scale);
+    const std::size_t share = count == 0 ? 0 : std::max<std::size_t>(scaled, 1);
     distribution.shares.push_back(static_cast<std::int16_t>(share));
     used += share;
   }
@@ -62,7 +64,7 @@ void WriteDistribution(const FseDistribution& distribution, BitWriter* writer) {
   std::uint32_t threshold = 1U << distribution.log;
   std::uint64_t nbits = static_cast<std::uint64_t>(distribution.log) + 1;
   for (std::size_t s = 0; left > 1;) {
-    const std::uint32_t value = static_cast<std::uint32_t>(shares[s] + 1);
+    const auto value = static_cast<std::uint32_t>(shares[s] + 1);
     // The lowest values take one bit less.
     const std::uint32_t shorter = 2 * threshold - 1 - left;
     if (value < shorter) {

@@ -39,6 +39,7 @@ std::vector<HuffmanCode> CodesOf(const std::vector<std::uint8_t>& lengths) {
     first = (first + count) / 2;
   }
   std::vector<HuffmanCode> codes;
+  codes.reserve(lengths.size());
   for (const std::uint8_t length : lengths) {
     codes.push_back({static_cast<std::uint16_t>(next[length]++), length});
   }
@@ -49,6 +50,7 @@ std::vector<HuffmanCode> CodesOf(const std::vector<std::uint8_t>& lengths) {
 std::vector<std::uint8_t> WeightsOf(const std::vector<std::uint8_t>& lengths) {
   const std::uint8_t longest = *std::max_element(lengths.begin(), lengths.end());
   std::vector<std::uint8_t> weights;
+  weights.reserve(lengths.size());
   for (const std::uint8_t length : lengths) {
     weights.push_back(static_cast<std::uint8_t>(longest + 1 - length));
   }
