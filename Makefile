@@ -94,10 +94,10 @@ FUZZED := $(shell grep -L pybind11 $(SOURCES))
 FUZZ_OBJECTS := $(FUZZED:%.cc=build/fuzz/%.o)
 # Encoders compare with no magic numbers that a fuzzer would have to guess. Tracing their
 # comparisons takes most of the time and finds nothing.
-FUZZ_ENCODERS := huffman literal_writer plan probe repeats runs gzip/encoder gzip/block gzip/block_code \
-    gzip/stored_blocks gzip/matches \
+FUZZ_ENCODERS := huffman literal_writer plan probe repeats runs gzip/encoder gzip/deflater gzip/block \
+    gzip/block_code gzip/stored_blocks gzip/matches \
     bzip2/encoder bzip2/block bzip2/huffman bzip2/mtf bzip2/rle bzip2/sort bzip2/suffix_array \
-    store/encoder xz/encoder xz/lanes xz/literals xz/matches \
+    store/encoder xz/encoder xz/lzma_encoder xz/lanes xz/literals xz/matches \
     zstd/encoder zstd/fse zstd/literal_code zstd/literal_frame zstd/matches zstd/sequences \
     zstd/xxh64
 $(FUZZ_ENCODERS:%=build/fuzz/csrc/codec/%.o) build/fuzz/fuzz/byte_program.o: \

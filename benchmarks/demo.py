@@ -24,12 +24,12 @@ from benchmarks.equality import differences
 from benchmarks.rivals import composers_way
 from benchmarks.states import CharacterModel, library_text, tensors_of, train
 from benchmarks.table import format_table
-from pyckpt.archive.formats import usual_suffixes
+from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from pyckpt.training.rng import rng_state
 
 __all__ = ["main"]
 
-_FORMATS = (*usual_suffixes(), "")
+_FORMATS = (*usual_suffixes(), *file_suffixes(), "")
 _FILENAME = "{run_name}/ep{epoch}-ba{batch}-rank{rank}"
 _WIDTH = 160
 _BLOCKS = 4

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ _LOAD = "pyckpt.load"
 _MAPPED = "pyckpt.load, mmap=True"
 _MAPPED_UNCHECKED = "pyckpt.load, mmap=True, verify=False"
 _ONE = "pyckpt.load, one tensor"
+_ONE_THREAD = "pyckpt.load, one thread"
 _VERIFY = "pyckpt.verify"
 _TARFILE = "tarfile, torch.load"
 _TORCH = "torch.load of a .pt"
@@ -114,23 +117,47 @@ class Bench:
         self._print(f"{suffix} by Composer's way", nbytes, results)
         path.unlink()
 
+    def run_deflated(self, state: Any) -> None:
+        """Measures the readers of a .pt with deflated records, of pyckpt and of another program."""
+        ours, foreign = self._folder / "ours.pt", self._folder / "foreign.pt"
+        pyckpt.save(state, ours, compression_level=6, num_threads=self._threads, fsync=False)
+        with zipfile.ZipFile(ours) as old, zipfile.ZipFile(foreign, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED, 1)
+        nbytes = sum(tensor.nbytes for tensor in tensors_of(state))
+        for path, who in ((ours, "pyckpt"), (foreign, "zipfile")):
+            readers: dict[str, Callable[[], Any]] = {
+                _LOAD: partial(self._load, path),
+                _ONE_THREAD: partial(pyckpt.load, path, weights_only=False, num_threads=1),
+                _VERIFY: partial(pyckpt.verify, path, num_threads=self._threads),
+                _TORCH: partial(torch.load, path, weights_only=False),
+            }
+            results = measure_reads(readers, repeat=self._repeat)
+            self._print(f"deflated .pt by {who}", nbytes, results, base=_TORCH)
+            for way in (_ONE_THREAD, _LOAD):
+                ratio = results[_TORCH].median / results[way].median
+                self._verdict(f"deflated .pt by {who}: {way} against torch.load", ratio, 1.0, "x")
+            path.unlink()
+
     def _load(self, path: Path, **options: Any) -> Any:
         return pyckpt.load(path, weights_only=False, num_threads=self._threads, **options)
 
-    def _print(self, title: str, nbytes: int, results: Mapping[str, Result]) -> None:
+    def _print(
+        self, title: str, nbytes: int, results: Mapping[str, Result], base: str = _TARFILE
+    ) -> None:
         _say(f"\n{title}, {nbytes:,} bytes of tensors; {self._repeat} runs each\n")
-        base = results[_TARFILE].median
+        unit = results[base].median
         rows = [
             (
                 name,
                 f"{result.median:.4f}",
                 f"{min(result.seconds):.4f}",
                 f"{nbytes / result.median / 1e6:.0f}",
-                f"{base / result.median:.1f}x",
+                f"{unit / result.median:.1f}x",
             )
             for name, result in results.items()
         ]
-        _say(format_table(("", "median s", "fastest", "MB/s", "of tarfile"), rows))
+        _say(format_table(("", "median s", "fastest", "MB/s", f"of {base}"), rows))
 
     def _judge(self, suffix: str, nbytes: int, results: Mapping[str, Result]) -> None:
         way = _MAPPED_UNCHECKED if suffix == ".tar" else _LOAD
@@ -187,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bench.run(small, suffix)
         for suffix in options.formats:
             bench.run_foreign(small, suffix)
+        bench.run_deflated(small)
     _say("\nRatios of medians, and what pyckpt means to reach on two cores\n")
     _say(format_table(("", "measured", "target"), bench.verdicts))
     for failure in bench.failures:

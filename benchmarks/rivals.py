@@ -27,6 +27,10 @@ _TARFILE_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tar.bz2": "w:bz2", ".tar.lzm
 # Python's tarfile knows zstd since 3.14 only, so GNU tar takes its place.
 _ZSTD = ".tar.zst"
 _ZSTD_COMMAND = "zstd -1 -T2"
+_COMMANDS = {
+    **{".pt.gz": "gzip", ".pt.bz2": "bzip2", ".pt.xz": "xz", ".pt.lzma": "lzma"},
+    ".pt.zst": "zstd",
+}
 _MEMBER = "composer_states.pt"
 _PIECE_NBYTES = 8 << 20
 
@@ -36,11 +40,20 @@ def composers_way(state: Any, path: Path, fsync: bool) -> None:
 
     Composer takes the system's temporary folder; here it lies on the target's file system, so that
     all files of a comparison go to the same disk. tarfile's levels are its defaults, as there:
-    gzip 9, bzip2 9, xz 6. For .tar.zst, GNU tar runs zstd -1 -T2. A name without a tar's suffix
-    gets torch.save's own file.
+    gzip 9, bzip2 9, xz 6. For .tar.zst, GNU tar runs zstd -1 -T2. A name without a tar's suffix gets
+    torch.save's own file, through a command that compresses if the name asks for one.
     """
+    command = next((c for suffix, c in _COMMANDS.items() if path.name.endswith(suffix)), None)
     mode = next((m for suffix, m in _TARFILE_MODES.items() if path.name.endswith(suffix)), None)
-    if mode is None and not path.name.endswith(_ZSTD):
+    if command is not None:
+        with path.open("wb") as file:
+            compressing = subprocess.Popen([command], stdin=subprocess.PIPE, stdout=file)
+            assert compressing.stdin is not None
+            with compressing.stdin as pipe:
+                torch.save(state, pipe)
+            if compressing.wait() != 0:
+                raise OSError(f"{command} failed")
+    elif mode is None and not path.name.endswith(_ZSTD):
         with path.open("wb") as file:
             torch.save(state, file)
     else:

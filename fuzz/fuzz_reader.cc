@@ -18,6 +18,7 @@
 #include "codec/xz/decoding_turns.h"
 #include "codec/xz/decoding_vectors.h"
 #include "codec/xz/literal_decoder.h"
+#include "read/inflated_image.h"
 #include "read/open_image.h"
 #include "read/pickle_check.h"
 #include "read/stream_image.h"
@@ -49,29 +50,43 @@ bool IsZip(StreamImage* image, Extent extent) {
   return start[0] == 'P' && start[1] == 'K' && start[2] == 3 && start[3] == 4;
 }
 
-// What load and verify do with a torch file.
-void ReadZip(StreamImage* image, Extent extent, bool keep) {
-  if (extent.nbytes > kMostNbytes) return;
-  const std::vector<pyckpt::ZipEntry> entries = pyckpt::ReadZipDirectory(image, extent);
-  const std::vector<Extent> places = pyckpt::LocateZipData(image, entries);
-  std::vector<Extent> stored;
-  for (std::size_t i = 0; i < places.size(); ++i) {
-    if (entries[i].stored) stored.push_back(places[i]);
-  }
-  const pyckpt::FillResult result = image->Fill(stored, keep, /*checksums=*/true);
+void ReadRecords(StreamImage* image, const std::vector<Extent>& places, bool keep) {
+  const pyckpt::FillResult result = image->Fill(places, keep, /*checksums=*/true);
   if (!keep || !result.damages.empty()) return;
-  for (const Extent& place : stored) {
+  for (const Extent& place : places) {
     const std::shared_ptr<std::uint8_t> bytes = image->Take(place);
     volatile std::uint8_t last = place.nbytes == 0 ? 0 : bytes.get()[place.nbytes - 1];
     (void)last;
   }
 }
 
-void ReadTar(StreamImage* image, bool keep) {
-  pyckpt::TarReader tar(image);
+// What load and verify do with a torch file.
+void ReadZip(const std::shared_ptr<StreamImage>& image, Extent extent, bool keep) {
+  if (extent.nbytes > kMostNbytes) return;
+  const std::vector<pyckpt::ZipEntry> entries = pyckpt::ReadZipDirectory(image.get(), extent);
+  const std::vector<Extent> places = pyckpt::LocateZipData(image.get(), entries);
+  std::vector<Extent> stored;
+  std::vector<Extent> code;
+  std::vector<pyckpt::ZipEntry> deflated;
+  std::uint64_t deflated_nbytes = 0;
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    if (entries[i].stored) stored.push_back(places[i]);
+    if (!entries[i].deflated) continue;
+    deflated_nbytes += entries[i].nbytes;
+    deflated.push_back(entries[i]);
+    code.push_back(places[i]);
+  }
+  ReadRecords(image.get(), stored, keep);
+  if (deflated_nbytes > kMostNbytes) return;
+  const auto inflated = pyckpt::NewInflatedImage(image, deflated, code);
+  ReadRecords(inflated.get(), pyckpt::PlaceInflated(deflated), keep);
+}
+
+void ReadTar(const std::shared_ptr<StreamImage>& image, bool keep) {
+  pyckpt::TarReader tar(image.get());
   pyckpt::TarMember member;
   for (int i = 0; i < kMostMembers && tar.Next(&member); ++i) {
-    if (IsZip(image, member.data)) ReadZip(image, member.data, keep);
+    if (IsZip(image.get(), member.data)) ReadZip(image, member.data, keep);
   }
 }
 
@@ -80,9 +95,9 @@ void Read(const std::string& path, bool mapped, bool keep) {
   options.mapped = mapped;
   const std::shared_ptr<StreamImage> image = pyckpt::OpenImage(path, options);
   if (IsZip(image.get(), {0, 4})) {
-    if (image->nbytes() <= kMostNbytes) ReadZip(image.get(), {0, image->nbytes()}, keep);
+    if (image->nbytes() <= kMostNbytes) ReadZip(image, {0, image->nbytes()}, keep);
   } else {
-    ReadTar(image.get(), keep);
+    ReadTar(image, keep);
   }
   if (image->nbytes() <= kMostNbytes) image->Finish();
 }

@@ -24,8 +24,12 @@ CORPUS = Path(__file__).parent / "corpus"
 def main() -> None:
     """Replaces the corpus."""
     state = {"t": torch.arange(40.0), "u": torch.zeros(3, dtype=torch.bfloat16), "n": 1}
-    for suffix in [".pt", *usual_suffixes()]:
+    for suffix in [".pt", ".pt.gz", *usual_suffixes()]:
         pyckpt.save(state, CORPUS / f"pyckpt{suffix}", fsync=False)
+    # Long enough for a chunk index.
+    state["zeros"] = torch.zeros(270_000)
+    pyckpt.save(state, CORPUS / "deflated.pt", compression_level=6, fsync=False)
+    del state["zeros"]
     buffer = io.BytesIO()
     torch.save(state, buffer)
     for name, mode in [("pax", tarfile.PAX_FORMAT), ("gnu", tarfile.GNU_FORMAT)]:

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("convert", _convert, "write an archive in another format, in bounded memory")
     add("source")
     add("archive", help="its suffix decides the format")
-    add("--level", type=int, help="compression level of the format")
+    add("--level", type=int, help="of the format; it compresses torch's own file (model.pt) too")
 
     add = command("bench", _bench, "time every format on this machine")
     add("--nbytes", type=int, default=100_000_000, help="of float32 noise (default: %(default)s)")

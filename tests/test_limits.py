@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,18 @@ def large_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run(worker, env={**os.environ, "LD_PRELOAD": preload})
     yield folder
     shutil.rmtree(folder)
+
+
+def test_deflated_records_beyond_32_bits(large_files: Path) -> None:
+    path = large_files / "deflated" / "x.pt"
+    with zipfile.ZipFile(path) as names:
+        large = names.getinfo("archive/data/0")
+        assert large.file_size == (4 << 30) + 1
+        assert large.compress_size < 16 * MIB
+    report = pyckpt.verify(path)
+    assert report.ok, report.problems
+    assert torch.equal(pyckpt.load(path, keys="1")[1], torch.arange(5))
+    run(["7z", "t", str(path)])
 
 
 def number(data: bytes, at: int, nbytes: int) -> int:

@@ -51,7 +51,14 @@ CASES: dict[str, Callable[[], list[torch.Tensor]]] = {
 }
 
 
+def deflated(path: Path) -> None:
+    """A record that is long, and whose code is not."""
+    path.parent.mkdir(parents=True)
+    pyckpt.save([zeros(4 * GIB + 1), torch.arange(5)], path, compression_level=1, fsync=False)
+
+
 def main() -> None:
+    deflated(FOLDER / "deflated" / "x.pt")
     for name, make in CASES.items():
         obj = make()
         by_torch(obj, FOLDER / name / "torch")
