@@ -40,8 +40,8 @@ def composers_way(state: Any, path: Path, fsync: bool) -> None:
 
     Composer takes the system's temporary folder; here it lies on the target's file system, so that
     all files of a comparison go to the same disk. tarfile's levels are its defaults, as there:
-    gzip 9, bzip2 9, xz 6. For .tar.zst, GNU tar runs zstd -1 -T2. A name without a tar's suffix gets
-    torch.save's own file, through a command that compresses if the name asks for one.
+    gzip 9, bzip2 9, xz 6. For .tar.zst, GNU tar runs zstd -1 -T2. A name without a tar's suffix
+    gets torch.save's own file, through a command that compresses if the name asks for one.
     """
     command = next((c for suffix, c in _COMMANDS.items() if path.name.endswith(suffix)), None)
     mode = next((m for suffix, m in _TARFILE_MODES.items() if path.name.endswith(suffix)), None)

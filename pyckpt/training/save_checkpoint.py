@@ -88,10 +88,11 @@ def save_checkpoint(
         state: Anything that follows the TrainingState protocol, such as Composer's State.
         filename: May contain the variables of pyckpt.training.names.VARIABLES with format specs,
             in its folders too, which are created. The suffix decides the format: ``.tar``,
-            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma``, ``.tar.zst`` and their short forms; ``.pt.gz``,
-            ``.pt.bz2``, ``.pt.xz``, ``.pt.zst`` and ``.pt.lzma`` for torch's own file in one
-            compressed stream. Names of other compressed files are an error; any other name gets
-            torch's own file. With DeepSpeed ``.tar`` is appended unless the name has a tar's suffix.
+            ``.tar.gz``, ``.tar.bz2``, ``.tar.lzma``, ``.tar.zst`` and their short forms;
+            ``.pt.gz``, ``.pt.bz2``, ``.pt.xz``, ``.pt.zst`` and ``.pt.lzma`` for torch's own file
+            in one compressed stream. Names of other compressed files are an error; any other name
+            gets torch's own file. With DeepSpeed ``.tar`` is appended unless the name has a tar's
+            suffix.
         weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
         ignore_keys: What to leave out: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the dict before it is saved. In a sharded state, the tensors in it
