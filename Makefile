@@ -104,6 +104,7 @@ $(FUZZ_ENCODERS:%=build/fuzz/csrc/codec/%.o) build/fuzz/fuzz/byte_program.o: \
     FUZZ_FLAGS += -fno-sanitize-coverage=trace-cmp
 
 build/fuzz/fuzz_codecs: build/fuzz/fuzz/byte_program.o build/fuzz/fuzz/portable_twin.o
+$(FUZZERS): build/fuzz/fuzz/chunks_in_turn.o
 $(FUZZERS): build/fuzz/fuzz_%: build/fuzz/fuzz/fuzz_%.o $(FUZZ_OBJECTS)
 	clang++ -fsanitize=fuzzer,address,undefined $^ -lz -llzma -ldeflate -lzstd -lpthread -o $@
 

@@ -14,10 +14,13 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "base/crc32.h"
 #include "base/error.h"
 #include "byte_program.h"
+#include "chunks_in_turn.h"
 #include "codec/formats.h"
 #include "codec/xz/literal_decoder.h"
 #include "codec/xz/literals.h"
@@ -72,8 +75,13 @@ Task TaskOf(Span input) {
   return task;
 }
 
+struct Stream {
+  std::string file;
+  std::vector<pyckpt::CodeBlock> chunks;
+};
+
 // What the pipeline does, one chunk after another.
-std::string WriteStream(const Task& task) {
+Stream WriteStream(const Task& task) {
   const std::vector<std::uint8_t>& raw = task.bytes.raw;
   pyckpt::StreamPlan plan;
   std::size_t at = 0;
@@ -84,7 +92,9 @@ std::string WriteStream(const Task& task) {
   const Codec& codec = *task.format->codec;
   const std::unique_ptr<pyckpt::ChunkEncoder> encoder = codec.NewEncoder(task.level);
   const std::unique_ptr<pyckpt::StreamJoiner> joiner = codec.NewJoiner();
-  std::string out = joiner->Begin();
+  Stream stream;
+  std::string& out = stream.file;
+  out = joiner->Begin();
   pyckpt::Chunk chunk;
   const std::unique_ptr<pyckpt::EncodedChunk> code = codec.NewChunk();
   for (std::size_t offset = 0; offset < raw.size(); offset += task.chunk_nbytes) {
@@ -99,8 +109,10 @@ std::string WriteStream(const Task& task) {
       nbytes += span.nbytes;
     }
     Require(nbytes == code->nbytes);
+    stream.chunks.push_back({8 * (out.size() - nbytes), 8 * nbytes, offset, chunk.nbytes});
   }
-  return out + joiner->End();
+  out += joiner->End();
+  return stream;
 }
 
 // ---- Readers ----------------------------------------------------------------
@@ -228,7 +240,27 @@ void ReadDamaged(std::string stream, std::size_t at, const Task& task) {
   }
 }
 
+// Of the file as it is, and with a bit changed in one of its chunks.
+void ReadInTurn(const Stream& stream) {
+  if (stream.chunks.empty()) return;
+  const pyckpt::CodeBlock& last = stream.chunks.back();
+  const std::size_t end = (last.code_bit + last.code_nbits) / 8;
+  pyckpt::fuzz::CheckChunksInTurn({pyckpt::AsSpan(stream.file).data, end}, stream.chunks);
+  const std::size_t begin = stream.chunks.front().code_bit / 8;
+  std::string broken = stream.file.substr(0, end);
+  const std::size_t bit = pyckpt::Crc32(pyckpt::AsSpan(stream.file)) % (8 * (end - begin));
+  broken[begin + bit / 8] = static_cast<char>(broken[begin + bit / 8] ^ 1 << bit % 8);
+  pyckpt::fuzz::CheckChunksInTurn(pyckpt::AsSpan(broken), stream.chunks);
+}
+
 // ---- The test ---------------------------------------------------------------
+
+// What the twin does too.
+std::string WriteAndReadInTurn(const Task& task) {
+  Stream stream = WriteStream(task);
+  if (std::string(task.format->name) == "tar.gz") ReadInTurn(stream);
+  return std::move(stream.file);
+}
 
 // Made by LLVMFuzzerInitialize().
 std::unique_ptr<PortableTwin> twin;
@@ -237,13 +269,13 @@ std::unique_ptr<PortableTwin> twin;
 
 extern "C" int LLVMFuzzerInitialize(int* /*argc*/, char*** /*argv*/) {
   twin = std::make_unique<PortableTwin>(
-      [](const std::string& input) { return WriteStream(TaskOf(pyckpt::AsSpan(input))); });
+      [](const std::string& input) { return WriteAndReadInTurn(TaskOf(pyckpt::AsSpan(input))); });
   return 0;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbytes) {
   const Task task = TaskOf({data, nbytes});
-  const std::string stream = WriteStream(task);
+  const std::string stream = WriteAndReadInTurn(task);
   const Span file = pyckpt::AsSpan(stream);
   const std::string name = task.format->name;
   if (name == "tar.gz") {

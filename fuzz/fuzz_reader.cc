@@ -14,6 +14,7 @@
 #include "base/bytes.h"
 #include "base/cpu.h"
 #include "base/error.h"
+#include "chunks_in_turn.h"
 #include "codec/xz/decoding_lane.h"
 #include "codec/xz/decoding_turns.h"
 #include "codec/xz/decoding_vectors.h"
@@ -176,6 +177,21 @@ void CompareKernels(const std::uint8_t* data, std::size_t nbytes) {
   }
 }
 
+// Takes the bytes as chunks of equal lengths. Calls the decoder directly, since no file that small
+// has several.
+void InflateInTurn(const std::uint8_t* data, std::size_t nbytes) {
+  constexpr std::size_t kMostChunks = 8;
+  constexpr std::uint64_t kRawNbytes = 300;
+  if (nbytes == 0) return;
+  const std::size_t count = 1 + data[0] % kMostChunks;
+  const std::size_t code_nbytes = (nbytes - 1) / count;
+  std::vector<pyckpt::CodeBlock> chunks;
+  for (std::size_t i = 0; i < count; ++i) {
+    chunks.push_back({8 * (1 + i * code_nbytes), 8 * code_nbytes, 0, data[0] * kRawNbytes});
+  }
+  pyckpt::fuzz::CheckChunksInTurn({data, nbytes}, chunks);
+}
+
 void CheckPickle(const std::uint8_t* data, std::size_t nbytes) {
   const std::vector<std::uint8_t> pickle(data, data + nbytes);  // no slack behind it
   try {
@@ -189,6 +205,7 @@ void CheckPickle(const std::uint8_t* data, std::size_t nbytes) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t nbytes) {
   DecodeLiterals(data, nbytes);
   CompareKernels(data, nbytes);
+  InflateInTurn(data, nbytes);
   CheckPickle(data, nbytes);
   const std::string path = PathOf(data, nbytes);
   for (const bool mapped : {false, true}) {

@@ -11,6 +11,7 @@ import io
 import lzma
 import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -61,6 +62,11 @@ def main() -> None:
     ]
     (CORPUS / "foreign.zst").write_bytes(frames[0])
     (CORPUS / "two.zst").write_bytes(b"P*M\x18\x02\0\0\0ab" + frames[1] + frames[2])
+    # What fuzz_reader takes as six chunks of 1,500 bytes: blocks of literals, or with few matches.
+    for name, strategy in [("literals", zlib.Z_HUFFMAN_ONLY), ("runs", zlib.Z_RLE)]:
+        encoder = zlib.compressobj(6, zlib.DEFLATED, -15, 9, strategy)
+        code = encoder.compress(floats[:1300] + bytes(200)) + encoder.flush(zlib.Z_FULL_FLUSH)
+        (CORPUS / f"{name}.deflate").write_bytes(b"\5" + 6 * code)
     (CORPUS / "foreign.lzma").write_bytes(lzma.compress(raw, format=lzma.FORMAT_ALONE))
 
 

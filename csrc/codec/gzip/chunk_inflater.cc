@@ -40,7 +40,8 @@ void CopyFromBefore(std::size_t distance, std::size_t nbytes, std::size_t room, 
   constexpr std::size_t kWord = 8;
   constexpr std::size_t kStep = 16;
   if (room < nbytes + kStep) {
-    for (std::size_t i = 0; i < nbytes; ++i) out[i] = out[i - distance];
+    const std::uint8_t* from = out - distance;
+    for (std::size_t i = 0; i < nbytes; ++i) out[i] = from[i];
     return;
   }
   std::uint8_t* const end = out + nbytes;
