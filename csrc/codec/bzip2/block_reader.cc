@@ -19,6 +19,18 @@ Error Damaged(const char* what, std::uint64_t bit) {
   return Error::Corrupt(std::string("bzip2: a block has ") + what, bit / 8);
 }
 
+using CodeLengths = std::array<std::uint8_t, 258>;
+
+// Whether most ranks of a code are near the front. A symbol of n bits has a probability of 2^-n.
+// Symbols that the block lacks have 0 bits: all ranks of a small alphabet are near.
+bool IsNear(const CodeLengths& lengths) {
+  constexpr unsigned kMostBits = 20;
+  constexpr std::uint32_t kOne = 1U << kMostBits;
+  std::uint32_t near = 0;
+  for (std::uint32_t rank = 1; rank < kNear; ++rank) near += kOne >> lengths[rank + 1];
+  return near > kOne / 5 * 3;
+}
+
 // Whether any two neighbours among the nine bytes from here on are equal.
 bool HasEqualNeighbours(const std::uint8_t* bytes) {
   constexpr std::uint64_t kLow = 0x0101010101010101;
@@ -60,7 +72,7 @@ void BlockReader::ReadSelectors(BitReader* bits) {
 }
 
 void BlockReader::ReadCode(BitReader* bits, std::uint32_t symbols, Code* code) {
-  std::array<std::uint8_t, 258> lengths{};
+  CodeLengths lengths{};
   std::array<std::uint32_t, Code::kMostBits + 1> counts{};
   auto length = static_cast<std::uint32_t>(bits->Read(5));
   for (std::uint32_t symbol = 0; symbol < symbols; ++symbol) {
@@ -86,6 +98,7 @@ void BlockReader::ReadCode(BitReader* bits, std::uint32_t symbols, Code* code) {
     if (first > std::uint32_t{1} << n) throw Damaged("more codes than their lengths allow", bit_);
     code->end[n] = first;
   }
+  code->near = IsNear(lengths);
   code->look_up.fill(0);
   for (std::uint32_t symbol = 0; symbol < symbols; ++symbol) {
     const std::uint32_t n = lengths[symbol];
@@ -144,7 +157,7 @@ template <typename List>
         return;
       }
       if (out == limit) throw Damaged("too many bytes", bit_);
-      const std::uint8_t byte = list.Take(symbol - 1);
+      const std::uint8_t byte = list.Take(symbol - 1, code.near);
       *out++ = byte;
       ++counts_[byte];
     }

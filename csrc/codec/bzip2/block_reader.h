@@ -44,6 +44,7 @@ class BlockReader {
     std::array<std::uint32_t, kMostBits + 1> end;  // one more than the last code of each length
     std::array<std::uint32_t, kMostBits + 1> first_place;  // index in symbols, minus the first code
     std::array<std::uint16_t, 258> symbols;                // in the order of their codes
+    bool near;                                             // see FrontList::Take()
   };
 
   std::uint32_t ReadBytesInUse(BitReader* bits);

@@ -14,6 +14,8 @@
 
 namespace pyckpt::bzip2 {
 
+inline constexpr std::uint32_t kNear = 32;
+
 using AllBytes = std::array<std::uint8_t, 256>;
 
 // As many signed bytes as one register holds.
@@ -22,7 +24,7 @@ using Lane32 = std::int8_t __attribute__((vector_size(32)));
 
 // In noise all ranks are equally likely. A loop whose length depends on the rank would be
 // mispredicted each time, and a loop byte by byte would be slow. So bytes are moved a lane at a
-// time, in one of three fixed widths, or always in all lanes if these are few.
+// time, in one of a few fixed widths.
 template <typename Lane>
 class FrontList {
  public:
@@ -32,10 +34,11 @@ class FrontList {
 
   std::uint8_t front() const { return byte_at(0); }
 
-  // Moves the byte at rank (below 256) to the front and returns it.
-  [[gnu::always_inline]] std::uint8_t Take(std::uint32_t rank) {
+  // Moves the byte at rank (below 256) to the front and returns it. near says whether most ranks
+  // are below kNear; it only matters for speed.
+  [[gnu::always_inline]] std::uint8_t Take(std::uint32_t rank, bool near) {
     const std::uint8_t byte = byte_at(rank);
-    if (kHasWidths && rank < sizeof(Lane)) {
+    if ((near || kHasWidths) && rank < sizeof(Lane)) {
       MoveAmong<1>(rank, byte, Indexes());
     } else if (kHasWidths && rank < 4 * sizeof(Lane)) {
       MoveAmong<4>(rank, byte, Indexes());
@@ -47,7 +50,8 @@ class FrontList {
 
  private:
   static constexpr std::size_t kLanes = 256 / sizeof(Lane);
-  // To move a few lanes too many costs less than to be mispredicted.
+  // To move a few lanes too many costs less than to be mispredicted. So if there are only a few,
+  // all of them are moved, unless near ranks are expected.
   static constexpr bool kHasWidths = kLanes > 8;
   using Indexes = std::make_index_sequence<sizeof(Lane)>;
 

@@ -138,7 +138,7 @@ DecodedBlock XzBlockDecoder::Decode(Span file, const CodeBlock& block, std::uint
   tasks[0].block = block;
   tasks[0].out = out;
   DecodeInTurn(file, &tasks);
-  if (tasks[0].damage) throw *tasks[0].damage;
+  if (tasks[0].damage) throw Error(*tasks[0].damage);
   return tasks[0].decoded;
 }
 
