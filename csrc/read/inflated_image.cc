@@ -121,8 +121,7 @@ class InflatedImage final : public StreamImage {
   void AddRecord(const std::vector<DeflatedChunk>& chunks, Extent place, Extent code) {
     nbytes_ = place.end();
     if (place.nbytes == 0) return;
-    for (std::size_t i = 0; i < chunks.size(); ++i) {
-      const auto [raw_nbytes, code_nbytes] = chunks[i];
+    for (const auto& [raw_nbytes, code_nbytes] : chunks) {
       units_.push_back({{place.offset, raw_nbytes}, {code.offset, code_nbytes}, false});
       place.offset += raw_nbytes;
       code.offset += code_nbytes;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <string_view>
 #include <utility>
 
 #include "base/crc32.h"
@@ -15,7 +16,7 @@ namespace pyckpt {
 namespace {
 
 // A block of deflate without data, marked as the last one (RFC 1951, section 3.2.6).
-constexpr char kLastBlock[] = {'\3', '\0'};
+constexpr std::string_view kLastBlock("\3\0", 2);
 constexpr std::size_t kSpareNbytes = std::size_t{64} << 10;
 
 // The bytes of one record in a chunk.
@@ -130,9 +131,9 @@ class ZipJoiner final : public TypedJoiner<ZipChunk> {
     chunks_.push_back({part.raw_nbytes, part.code_nbytes});
     record.code_nbytes += part.code_nbytes;
     if (raw_nbytes_ != record.nbytes) return;
-    out->append(kLastBlock, sizeof kLastBlock);
-    record.code_nbytes += sizeof kLastBlock;
-    chunks_.back().code_nbytes += sizeof kLastBlock;
+    out->append(kLastBlock);
+    record.code_nbytes += kLastBlock.size();
+    chunks_.back().code_nbytes += kLastBlock.size();
     record.chunk_index = EncodeZipChunkIndex(chunks_);
     out->append(ZipDescriptor(record, crcs_.back()));
     end_offset_ = record.end_offset();

@@ -6,6 +6,7 @@ if its ending says so (``.pt.gz``), and else torch's own zip file.
 
 from __future__ import annotations
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -41,6 +42,7 @@ _COMPRESSED = (
     *(".lzo", ".br", ".7z", ".z", ".sz", ".zip", ".rar", ".lrz", ".age", ".gpg"),
     *(".tbz", ".tb2", ".tz2", ".tlz", ".tlzma", ".taz", ".tz", ".tzo"),
 )
+_DEFLATED = re.compile(b"PK\3\4....\x08\0", re.DOTALL)  # a zip's first header
 _START_NBYTES = 64  # enough to recognize every format
 
 
@@ -126,7 +128,7 @@ def _refuse_compressed(name: str) -> None:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the first bytes of the file are those of a compressed format.
+    """Whether the file begins like one of a compressed format, or like a zip with deflated records.
 
     Raises:
         OSError: The file cannot be read.
@@ -134,7 +136,8 @@ def is_compressed(path: Path) -> bool:
     if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe could take forever
         return False
     with path.open("rb") as file:
-        return _core.compression_of(file.read(_START_NBYTES)) != ""
+        start = file.read(_START_NBYTES)
+    return _core.compression_of(start) != "" or _DEFLATED.match(start) is not None
 
 
 def match_suffix(name: str, suffixes: list[str]) -> str | None:

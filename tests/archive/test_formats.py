@@ -15,6 +15,7 @@ from pyckpt.archive.formats import (
     archive_format,
     file_format,
     file_suffixes,
+    is_compressed,
     match_suffix,
     tar_suffixes,
 )
@@ -103,6 +104,17 @@ def test_names_of_one_compressed_file(name: str, compression: str) -> None:
     assert found.row is not None
     assert (found.is_tar, found.row.compression) == (False, compression)
     assert archive_format(Path(name)) is None
+
+
+def test_what_one_rank_should_decompress_for_all(tmp_path: Path) -> None:
+    for name, level, expected in [
+        ("x.pt", None, False),
+        ("x.tar", None, False),
+        ("deflated.pt", 6, True),
+        *((f"x{suffix}", None, True) for suffix in (*file_suffixes(), *tar_suffixes()[1:])),
+    ]:
+        pyckpt.save([1], tmp_path / name, compression_level=level)
+        assert is_compressed(tmp_path / name) == expected
 
 
 def test_a_refusal_lists_what_there_is(tmp_path: Path) -> None:

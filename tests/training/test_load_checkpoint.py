@@ -268,6 +268,17 @@ def test_two_ranks_go_on_as_if_they_had_never_stopped(tmp_path: Path, suffix: st
     assert read == str(path) or not Path(read).parent.exists()
 
 
+def test_two_ranks_share_deflated_records(tmp_path: Path) -> None:
+    run_ranks("resume_worker.py", "save", tmp_path, tmp_path / "x.pt")
+    path = tmp_path / "deflated.pt"
+    pyckpt.convert(tmp_path / "x.pt", path, compression_level=6)
+    run_ranks("resume_worker.py", "load", tmp_path, path)
+    resumed = reports(tmp_path, "load")
+    assert [r["losses"] for r in resumed] == [r["losses"] for r in reports(tmp_path, "save")]
+    assert resumed[0]["read"] == [str(path)]
+    assert resumed[1]["read"] != [str(path)]
+
+
 def test_without_room_to_hand_on_every_rank_decompresses(tmp_path: Path) -> None:
     path = tmp_path / "x.tar.gz"
     for mode in ("save", "load-no-room"):
