@@ -10,6 +10,8 @@
 #include "base/error.h"
 #include "base/file_map.h"
 #include "codec/decoder.h"
+#include "codec/gzip/chunk_inflater.h"
+#include "codec/gzip/format.h"
 #include "codec/gzip/raw_inflater.h"
 #include "container/zip_chunk_index.h"
 
@@ -74,18 +76,12 @@ class InflatedImage final : public StreamImage {
 
   Extent UnitExtent(std::size_t unit) const override { return units_[unit].raw; }
 
+  std::size_t most_in_turn() const override { return gzip::ChunkInflater::kMostInTurn; }
+
   Loader NewLoader() override {
-    const auto inflater = std::make_shared<gzip::RawInflater>();
-    const auto buffer = std::make_shared<Buffer>();
-    return [this, inflater, buffer](std::vector<LoadedUnit>* units, bool keep) {
-      for (LoadedUnit& loaded : *units) {
-        try {
-          Load(inflater.get(), buffer.get(), &loaded, keep);
-        } catch (const Error& error) {
-          if (error.kind() != ErrorKind::kCorrupt) throw;
-          loaded.damage = error;
-        }
-      }
+    const auto worker = std::make_shared<Worker>();
+    return [this, worker](std::vector<LoadedUnit>* units, bool keep) {
+      Load(worker.get(), units, keep);
     };
   }
 
@@ -98,24 +94,89 @@ class InflatedImage final : public StreamImage {
     bool is_last;  // of its record
   };
 
-  void Load(gzip::RawInflater* inflater, Buffer* buffer, LoadedUnit* loaded, bool keep) {
-    const Unit& unit = units_[loaded->unit];
-    std::uint8_t* place = base() + unit.raw.offset;
-    if (present_[loaded->unit] == 0) {
-      const Span code = Code(unit.code);
-      if (!keep && unit.raw.nbytes > kMostBlockNbytes) {
-        loaded->crc = inflater->Crc(code, unit.code.offset, unit.raw.nbytes);
-        return;
+  struct Worker {
+    gzip::ChunkInflater chunks;
+    gzip::RawInflater one;
+    Buffer buffer;
+  };
+
+  void Load(Worker* worker, std::vector<LoadedUnit>* units, bool keep) {
+    std::vector<LoadedUnit*> missing;
+    std::uint64_t missing_nbytes = 0;
+    for (LoadedUnit& loaded : *units) {
+      const Extent& raw = units_[loaded.unit].raw;
+      loaded.raw = base() + raw.offset;
+      if (present_[loaded.unit] != 0) continue;
+      if (!keep && raw.nbytes > kMostBlockNbytes) {
+        CheckLarge(worker, &loaded);
+        continue;
       }
-      if (!keep) place = buffer->Reserve(unit.raw.nbytes);
-      if (unit.is_last) {
-        inflater->InflateStream(code, unit.code.offset, place, unit.raw.nbytes);
-      } else {
-        inflater->InflateChunk(code, unit.code.offset, place, unit.raw.nbytes);
-      }
-      if (keep) present_[loaded->unit] = 1;
+      missing.push_back(&loaded);
+      missing_nbytes += raw.nbytes;
     }
-    loaded->raw = place;
+    std::uint8_t* checked = keep ? nullptr : worker->buffer.Reserve(missing_nbytes);
+    for (LoadedUnit* loaded : missing) {
+      if (keep) continue;
+      loaded->raw = checked;
+      checked += units_[loaded->unit].raw.nbytes;
+    }
+    Inflate(worker, missing);
+    for (LoadedUnit* loaded : missing) {
+      if (keep && !loaded->damage) present_[loaded->unit] = 1;
+    }
+  }
+
+  // Chunks of our own are decoded in turn, and what that leaves over one after another.
+  void Inflate(Worker* worker, const std::vector<LoadedUnit*>& missing) {
+    std::vector<BlockTask> tasks;
+    std::vector<LoadedUnit*> in_turn;
+    for (LoadedUnit* loaded : missing) {
+      const Span code = OwnCode(units_[loaded->unit]);
+      if (missing.size() < 2 || code.nbytes == 0) {
+        InflateAlone(worker, loaded);
+        continue;
+      }
+      BlockTask& task = tasks.emplace_back();
+      task.block.code_bit = static_cast<std::uint64_t>(code.data - Code().data) * 8;
+      task.block.code_nbits = code.nbytes * 8;
+      task.block.raw_nbytes = units_[loaded->unit].raw.nbytes;
+      task.out = const_cast<std::uint8_t*>(loaded->raw);
+      in_turn.push_back(loaded);
+    }
+    const std::vector<BlockTask*> left = worker->chunks.Inflate(Code(), &tasks);
+    for (std::size_t i = 0; i < tasks.size(); ++i) in_turn[i]->crc = tasks[i].decoded.check;
+    for (const BlockTask* task : left) {
+      LoadedUnit* loaded = in_turn[static_cast<std::size_t>(task - tasks.data())];
+      loaded->crc.reset();
+      InflateAlone(worker, loaded);
+    }
+  }
+
+  void InflateAlone(Worker* worker, LoadedUnit* loaded) const {
+    const Unit& unit = units_[loaded->unit];
+    auto* out = const_cast<std::uint8_t*>(loaded->raw);
+    NoteResult(unit.is_last ? worker->one.InflateStream(CodeOf(unit), out, unit.raw.nbytes)
+                            : worker->one.InflateChunk(CodeOf(unit), out, unit.raw.nbytes),
+               loaded);
+  }
+
+  void CheckLarge(Worker* worker, LoadedUnit* loaded) const {
+    const Unit& unit = units_[loaded->unit];
+    std::uint32_t crc = 0;
+    const gzip::Inflated result = worker->one.InflateToCrc(CodeOf(unit), unit.raw.nbytes, &crc);
+    loaded->raw = nullptr;
+    loaded->crc = crc;
+    NoteResult(result, loaded);
+  }
+
+  void NoteResult(gzip::Inflated result, LoadedUnit* loaded) const {
+    if (result == gzip::Inflated::kWhole) return;
+    loaded->raw = nullptr;
+    loaded->damage =
+        Error::Corrupt(result == gzip::Inflated::kDamaged
+                           ? "its compressed data is damaged"
+                           : "its compressed data has another size than the directory says",
+                       units_[loaded->unit].code.offset);
   }
 
   void AddRecord(const std::vector<DeflatedChunk>& chunks, Extent place, Extent code) {
@@ -129,10 +190,23 @@ class InflatedImage final : public StreamImage {
     units_.back().is_last = true;
   }
 
-  Span Code(Extent extent) const {
-    const std::uint8_t* bytes =
-        mapping_ ? mapping_->bytes().data + extent.offset : zip_->Bytes(extent);
-    return {bytes, extent.nbytes};
+  // The zip file, as far as it is in memory.
+  Span Code() const {
+    if (mapping_) return mapping_->bytes();
+    return {zip_->Address(0), static_cast<std::size_t>(zip_->placed_nbytes())};
+  }
+
+  Span CodeOf(const Unit& unit) const { return {Code().data + unit.code.offset, unit.code.nbytes}; }
+
+  // The code without a last block, if it is a chunk of ours. Else empty.
+  Span OwnCode(const Unit& unit) const {
+    constexpr std::size_t kEndNbytes = gzip::kShortestLastBlock.size();
+    const Span code = CodeOf(unit);
+    if (!unit.is_last) return code;
+    const bool is_own = code.nbytes > kEndNbytes &&
+                        std::equal(gzip::kShortestLastBlock.begin(), gzip::kShortestLastBlock.end(),
+                                   code.data + code.nbytes - kEndNbytes);
+    return {code.data, is_own ? code.nbytes - kEndNbytes : 0};
   }
 
   std::shared_ptr<StreamImage> zip_;

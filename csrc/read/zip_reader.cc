@@ -6,7 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "codec/gzip/raw_inflater.h"
+#include "codec/gzip/format.h"
 #include "container/zip_chunk_index.h"
 
 namespace pyckpt {

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string_view>
 #include <utility>
 
 #include "base/crc32.h"
 #include "codec/chunk.h"
 #include "codec/gzip/deflater.h"
+#include "codec/gzip/format.h"
 #include "codec/typed_codec.h"
 #include "container/zip_chunk_index.h"
 #include "container/zip_format.h"
@@ -15,8 +15,6 @@
 namespace pyckpt {
 namespace {
 
-// A block of deflate without data, marked as the last one (RFC 1951, section 3.2.6).
-constexpr std::string_view kLastBlock("\3\0", 2);
 constexpr std::size_t kSpareNbytes = std::size_t{64} << 10;
 
 // The bytes of one record in a chunk.
@@ -131,9 +129,9 @@ class ZipJoiner final : public TypedJoiner<ZipChunk> {
     chunks_.push_back({part.raw_nbytes, part.code_nbytes});
     record.code_nbytes += part.code_nbytes;
     if (raw_nbytes_ != record.nbytes) return;
-    out->append(kLastBlock);
-    record.code_nbytes += kLastBlock.size();
-    chunks_.back().code_nbytes += kLastBlock.size();
+    out->append(gzip::kShortestLastBlock.begin(), gzip::kShortestLastBlock.end());
+    record.code_nbytes += gzip::kShortestLastBlock.size();
+    chunks_.back().code_nbytes += gzip::kShortestLastBlock.size();
     record.chunk_index = EncodeZipChunkIndex(chunks_);
     out->append(ZipDescriptor(record, crcs_.back()));
     end_offset_ = record.end_offset();

@@ -1,11 +1,7 @@
 #include "codec/gzip/decoder.h"
 
-#include <libdeflate.h>
-
 #include <algorithm>
 #include <array>
-#include <cstring>
-#include <new>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -14,7 +10,9 @@
 #include "base/error.h"
 #include "codec/gzip/chunk_index.h"
 #include "codec/gzip/chunk_inflater.h"
+#include "codec/gzip/format.h"
 #include "codec/gzip/inflater.h"
+#include "codec/gzip/libdeflate.h"
 #include "codec/gzip/member.h"
 #include "codec/gzip/raw_inflater.h"
 
@@ -25,9 +23,6 @@ bool HasMagic(Span file, std::uint64_t at) {
   return file.nbytes - at >= 3 && file.data[at] == 0x1F && file.data[at + 1] == 0x8B &&
          file.data[at + 2] == 8;
 }
-
-// An empty stored block, marked as the last one (RFC 1951, section 3.2.4).
-constexpr std::array<std::uint8_t, kStoredHeaderNbytes> kEmptyLastBlock = {1, 0, 0, 0xFF, 0xFF};
 
 // The CRC-32 and the length of the part of a member that is decoded so far.
 struct Total {
@@ -52,21 +47,6 @@ struct Total {
   }
 };
 
-class Libdeflate {
- public:
-  Libdeflate() : decompressor_(libdeflate_alloc_decompressor()) {
-    if (decompressor_ == nullptr) throw std::bad_alloc();
-  }
-  Libdeflate(const Libdeflate&) = delete;
-  Libdeflate& operator=(const Libdeflate&) = delete;
-  ~Libdeflate() { libdeflate_free_decompressor(decompressor_); }
-
-  libdeflate_decompressor* get() const { return decompressor_; }
-
- private:
-  libdeflate_decompressor* decompressor_;
-};
-
 class ChunkDecoder final : public BlockDecoder {
  public:
   // trailer is where the member's trailer begins in the file.
@@ -78,22 +58,12 @@ class ChunkDecoder final : public BlockDecoder {
       throw Error(ErrorKind::kArgument, "gzip: a chunk needs more room");
     }
     const std::uint64_t begin = block.code_bit / 8;
-    const std::size_t code_nbytes = block.code_nbits / 8;
-    const std::uint64_t end = begin + code_nbytes;
-    const std::uint8_t* code = file.data + begin;
-    std::size_t wanted = code_nbytes;
-    if (end != trailer_) {
-      // libdeflate needs a complete stream, so an empty last block is appended.
-      wanted += kEmptyLastBlock.size();
-      std::uint8_t* copy = code_.Reserve(wanted);
-      std::memcpy(copy, code, code_nbytes);
-      std::memcpy(copy + code_nbytes, kEmptyLastBlock.data(), kEmptyLastBlock.size());
-      code = copy;
-    }
-    std::size_t used = 0;
-    const libdeflate_result result = libdeflate_deflate_decompress_ex(
-        libdeflate_.get(), code, wanted, out, block.raw_nbytes, &used, nullptr);
-    if (result != LIBDEFLATE_SUCCESS || used != wanted) {
+    const Span code{file.data + begin, block.code_nbits / 8};
+    const std::uint64_t end = begin + code.nbytes;
+    const Inflated result = end == trailer_
+                                ? raw_inflater_.InflateStream(code, out, block.raw_nbytes)
+                                : raw_inflater_.InflateChunk(code, out, block.raw_nbytes);
+    if (result != Inflated::kWhole) {
       throw Error::Corrupt("gzip: a chunk does not match the chunk index", begin);
     }
     const std::size_t nbytes = block.raw_nbytes;
@@ -106,9 +76,8 @@ class ChunkDecoder final : public BlockDecoder {
   }
 
  private:
-  Libdeflate libdeflate_;
   std::uint64_t trailer_;
-  Buffer code_;
+  RawInflater raw_inflater_;
   ChunkInflater inflater_;
 };
 

@@ -17,6 +17,14 @@ inline constexpr int kLongest = 15;  // in bits, of codes
 inline constexpr std::size_t kShortestMatch = 3;
 inline constexpr std::size_t kLongestMatch = 258;
 
+// Deflate cannot expand more than this: a match of 258 bytes takes at least two bits.
+inline constexpr std::uint64_t kMostExpansion = 1032;
+
+// An empty stored block, marked as the last one (section 3.2.4).
+inline constexpr std::array<std::uint8_t, 5> kEmptyLastBlock = {1, 0, 0, 0xFF, 0xFF};
+// The same as a block of fixed codes (section 3.2.6). It is the shortest end of a stream.
+inline constexpr std::array<std::uint8_t, 2> kShortestLastBlock = {3, 0};
+
 // The order in which a dynamic block gives the lengths of the code-length code
 // (RFC 1951, section 3.2.7).
 inline constexpr std::array<std::size_t, 19> kLengthCodeOrder = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,

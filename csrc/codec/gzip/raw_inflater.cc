@@ -1,78 +1,56 @@
 #include "codec/gzip/raw_inflater.h"
 
-#include <libdeflate.h>
-
 #include <algorithm>
-#include <array>
 #include <cstring>
-#include <new>
 
 #include "base/crc32.h"
 #include "base/error.h"
+#include "codec/gzip/format.h"
 
 namespace pyckpt::gzip {
-namespace {
 
-// An empty stored block, marked as the last one (RFC 1951, section 3.2.4).
-constexpr std::array<std::uint8_t, 5> kEmptyLastBlock = {1, 0, 0, 0xFF, 0xFF};
-constexpr std::size_t kStepNbytes = std::size_t{512} << 10;
-
-[[noreturn]] void WrongSize(std::uint64_t offset) {
-  throw Error::Corrupt("its compressed data has another size than the directory says", offset);
-}
-
-}  // namespace
-
-RawInflater::RawInflater() : inflate_(libdeflate_alloc_decompressor()) {
-  if (inflate_ == nullptr) throw std::bad_alloc();
-}
-
-RawInflater::~RawInflater() { libdeflate_free_decompressor(inflate_); }
-
-void RawInflater::InflateStream(Span code, std::uint64_t offset, std::uint8_t* out,
-                                std::size_t nbytes) {
+Inflated RawInflater::InflateStream(Span code, std::uint8_t* out, std::size_t nbytes) {
   std::size_t used = 0;
-  switch (libdeflate_deflate_decompress_ex(inflate_, code.data, code.nbytes, out, nbytes, &used,
-                                           nullptr)) {
+  switch (libdeflate_deflate_decompress_ex(libdeflate_.get(), code.data, code.nbytes, out, nbytes,
+                                           &used, nullptr)) {
     case LIBDEFLATE_SUCCESS:
-      if (used != code.nbytes) WrongSize(offset);
-      return;
+      return used == code.nbytes ? Inflated::kWhole : Inflated::kOfOtherSize;
     case LIBDEFLATE_BAD_DATA:
-      throw Error::Corrupt("its compressed data is damaged", offset);
+      return Inflated::kDamaged;
     default:
-      WrongSize(offset);
+      return Inflated::kOfOtherSize;
   }
 }
 
-void RawInflater::InflateChunk(Span code, std::uint64_t offset, std::uint8_t* out,
-                               std::size_t nbytes) {
+Inflated RawInflater::InflateChunk(Span code, std::uint8_t* out, std::size_t nbytes) {
   // libdeflate needs a complete stream.
   const std::size_t whole = code.nbytes + kEmptyLastBlock.size();
   std::uint8_t* copy = buffer_.Reserve(whole);
   std::memcpy(copy, code.data, code.nbytes);
   std::memcpy(copy + code.nbytes, kEmptyLastBlock.data(), kEmptyLastBlock.size());
-  InflateStream({copy, whole}, offset, out, nbytes);
+  return InflateStream({copy, whole}, out, nbytes);
 }
 
-std::uint32_t RawInflater::Crc(Span code, std::uint64_t offset, std::uint64_t nbytes) {
+Inflated RawInflater::InflateToCrc(Span code, std::uint64_t nbytes, std::uint32_t* crc) {
+  constexpr std::size_t kStepNbytes = std::size_t{512} << 10;
   std::uint8_t* out = buffer_.Reserve(kStepNbytes);
-  std::uint32_t crc = 0;
+  *crc = 0;
   try {
     inflater_.Start(code, 0);
     for (std::uint64_t left = nbytes; left != 0;) {
       const std::size_t wanted = std::min<std::uint64_t>(left, kStepNbytes);
       const std::size_t n = inflater_.Inflate(out, wanted);
-      crc = Crc32({out, n}, crc);
-      if (n < wanted) WrongSize(offset);
+      *crc = Crc32({out, n}, *crc);
+      if (n < wanted) return Inflated::kOfOtherSize;
       left -= n;
     }
-    if (inflater_.Inflate(out, 1) != 0) WrongSize(offset);
+    if (inflater_.Inflate(out, 1) != 0) return Inflated::kOfOtherSize;
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kCorrupt) throw;
-    throw Error::Corrupt(error.what(), offset);
+    return Inflated::kDamaged;
   }
-  if (!inflater_.ended() || inflater_.offset() != code.nbytes) WrongSize(offset);
-  return crc;
+  const bool is_whole = inflater_.ended() && inflater_.offset() == code.nbytes;
+  return is_whole ? Inflated::kWhole : Inflated::kOfOtherSize;
 }
 
 }  // namespace pyckpt::gzip

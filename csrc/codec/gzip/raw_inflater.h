@@ -7,33 +7,30 @@
 
 #include "base/bytes.h"
 #include "codec/gzip/inflater.h"
-
-struct libdeflate_decompressor;
+#include "codec/gzip/libdeflate.h"
 
 namespace pyckpt::gzip {
 
-// Deflate cannot expand more than this: a match of 258 bytes takes at least two bits.
-inline constexpr std::uint64_t kMostExpansion = 1032;
+enum class Inflated {
+  kWhole,
+  kDamaged,
+  kOfOtherSize,
+};
 
-// Each worker has one. Memory: 100 kB, and a copy of the code of one chunk. Errors are Corrupt,
-// with an offset in the file.
+// Each worker has one. Memory: 100 kB, and a copy of the code of one chunk.
 class RawInflater {
  public:
-  RawInflater();
-  RawInflater(const RawInflater&) = delete;
-  RawInflater& operator=(const RawInflater&) = delete;
-  ~RawInflater();
+  // Decodes code to the nbytes bytes at out. It must be a whole stream, or a chunk that another one
+  // follows (deflater.h).
+  Inflated InflateStream(Span code, std::uint8_t* out, std::size_t nbytes);
+  Inflated InflateChunk(Span code, std::uint8_t* out, std::size_t nbytes);
 
-  // Decodes code, which begins at byte offset of the file, to the nbytes bytes at out. It must be a
-  // whole stream, or a chunk that another one follows (deflater.h).
-  void InflateStream(Span code, std::uint64_t offset, std::uint8_t* out, std::size_t nbytes);
-  void InflateChunk(Span code, std::uint64_t offset, std::uint8_t* out, std::size_t nbytes);
-
-  // The CRC-32 of the nbytes bytes of a whole stream, which are not kept. Takes twice as long.
-  std::uint32_t Crc(Span code, std::uint64_t offset, std::uint64_t nbytes);
+  // Sets crc to the CRC-32 of the nbytes bytes of a whole stream, which are not kept. Takes twice
+  // as long.
+  Inflated InflateToCrc(Span code, std::uint64_t nbytes, std::uint32_t* crc);
 
  private:
-  libdeflate_decompressor* inflate_;
+  Libdeflate libdeflate_;
   Inflater inflater_;
   Buffer buffer_;
 };
