@@ -29,8 +29,8 @@ from benchmarks.table import format_table
 __all__ = ["main"]
 
 CHUNK_NBYTES = {".tar": 4 << 20, ".tar.gz": 1 << 20}
-SEGMENT_NBYTES = 4 << 20
-SEGMENTS = 4
+SEGMENT_NBYTES = 2 << 20
+SEGMENTS = 8
 SLOTS_A_THREAD = 2
 
 
@@ -113,7 +113,7 @@ class Stages:
 def stages_of(folder: Path, suffix: str, nbytes: int, repeat: int, device: float) -> Stages:
     """The stages as one thread takes them here, and a device of so many bytes a second."""
     chunk = CHUNK_NBYTES[suffix]
-    source, segments = torch.ones(16, SEGMENT_NBYTES), torch.empty(SEGMENTS, SEGMENT_NBYTES)
+    source, segments = torch.ones(32, SEGMENT_NBYTES), torch.empty(SEGMENTS, SEGMENT_NBYTES)
 
     def copy() -> None:
         for n, piece in enumerate(source):

@@ -65,7 +65,8 @@ class WriteOptions:
         compression_level: The format's level, or None for its standard level. What a level does
             depends on the format: see docs/format.md.
         num_threads: Worker threads, 1 to 4096, or None for :func:`default_threads`.
-        fsync: Whether the save waits until the file and its name are on the disk.
+        fsync: Whether the save waits until the file and its name are on the disk. The file does not
+            stay in the page cache then.
         progress: See pyckpt.progress.
 
     Raises:

@@ -18,6 +18,10 @@ namespace {
 
 #if defined(__x86_64__)
 
+// GCC warns that attributes of a vector type are ignored when it is a template argument. Here that
+// is harmless.
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
 // Carry-less multiplication folds bytes onto bytes that come later: the two have the same checksum
 // together. V. Gopal et al., "Fast CRC computation for generic polynomials using PCLMULQDQ".
 
@@ -45,7 +49,7 @@ constexpr int kFoldedBits = 8 * static_cast<int>(kFoldedNbytes);
   constexpr std::uint64_t kLow = FoldingConstant(kFoldedBits + 32);
   constexpr std::uint64_t kHigh = FoldingConstant(kFoldedBits - 32);
   const __m256i by = _mm256_set_epi64x(kHigh, kLow, kHigh, kLow);
-  __m256i folded[kVectors];
+  std::array<__m256i, kVectors> folded;
   for (std::size_t i = 0; i < kVectors; ++i) folded[i] = Load(bytes + i * sizeof(__m256i));
   // The checksum so far counts as if it were in the first bytes.
   folded[0] = _mm256_xor_si256(
@@ -59,7 +63,7 @@ constexpr int kFoldedBits = 8 * static_cast<int>(kFoldedNbytes);
     }
   }
   std::array<std::uint8_t, kFoldedNbytes> last;
-  std::memcpy(last.data(), folded, kFoldedNbytes);
+  std::memcpy(last.data(), folded.data(), kFoldedNbytes);
   return libdeflate_crc32(~std::uint32_t{0}, last.data(), last.size());
 }
 

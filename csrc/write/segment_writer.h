@@ -31,9 +31,9 @@ namespace pyckpt {
 
 class SegmentWriter {
  public:
-  static constexpr std::size_t kSegmentNbytes = std::size_t{4} << 20;
-  static constexpr std::size_t kSegments = 4;
-  static constexpr std::size_t kWriters = 2;
+  static constexpr std::size_t kSegmentNbytes = std::size_t{2} << 20;
+  static constexpr std::size_t kSegments = 8;
+  static constexpr std::size_t kWriters = 4;
   // Segments lie at such addresses.
   static constexpr std::size_t kMemoryAlignment = 4096;
 

@@ -66,7 +66,7 @@ PLANS = {
 
 FILES = {"small .tar": SMALL, "small .tar.gz": SMALL, "large .tar": LARGE}
 # Bytes that a full disk has: none, parts of a block, and of segments.
-DISKS = [0, 1, 511, 4097, 4 << 20, (4 << 20) + 1, 9_999_999, 30_000_000]
+DISKS = [0, 1, 511, 4097, 2 << 20, (2 << 20) + 1, 9_999_999, 30_000_000]
 BLOCK = 4096
 
 
