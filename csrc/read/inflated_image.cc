@@ -76,7 +76,8 @@ class InflatedImage final : public StreamImage {
 
   Extent UnitExtent(std::size_t unit) const override { return units_[unit].raw; }
 
-  std::size_t most_in_turn() const override { return gzip::ChunkInflater::kMostInTurn; }
+  // Chunks are of different sizes here, so there are some to begin as others end.
+  std::size_t most_in_turn() const override { return 4 * gzip::ChunkInflater::kMostInTurn; }
 
   Loader NewLoader() override {
     const auto worker = std::make_shared<Worker>();

@@ -18,6 +18,8 @@ namespace {
 // In raw bytes. It bounds the buffer of a thread that only checks.
 constexpr std::uint64_t kMostInTurnNbytes = std::uint64_t{16} << 20;
 
+constexpr std::uint64_t kPageNbytes = 4096;
+
 }  // namespace
 
 std::shared_ptr<AnonymousMap> StreamImage::NewMap(std::uint64_t nbytes) {
@@ -141,7 +143,9 @@ void StreamImage::Expect(const std::vector<Extent>& extents) {
       continue;
     }
     const std::uint64_t begin = UnitExtent(UnitAt(extent.offset)).offset;
-    runs.Add({begin, UnitExtent(UnitAt(extent.end() - 1)).end() - begin});
+    // Up to the end of a page: padding between neighbours does not part them.
+    const std::uint64_t end = UnitExtent(UnitAt(extent.end() - 1)).end();
+    runs.Add({begin, end + PaddingTo(end, kPageNbytes) - begin});
   }
   for (const Extent& run : runs.Inside({0, placed})) ExpectUnits(run);
 }
