@@ -1,6 +1,6 @@
 """Reads parts of tensors that lie in a stream, and decodes no more than they span.
 
-Memory: a batch of decoded bytes, and the blocks at its ends. A batch has at most 8 MiB for each
+Memory: a batch of decoded bytes, and the blocks at its ends. A batch has at most 16 MiB for each
 thread, or 64 MiB if that is more. Two slices that interleave, as columns of one matrix do, are read
 together, and the bytes between them are held once.
 """
@@ -19,8 +19,8 @@ from pyckpt.stream import Damage, StreamReader, describe
 
 __all__ = ["CheckedRecord", "TensorSlice", "part_of", "read_slices"]
 
-_PIECE_NBYTES = 8 << 20
-_FEWEST_IN_A_BATCH = 8
+_PIECE_NBYTES = 16 << 20
+_FEWEST_IN_A_BATCH = 4
 _MOST_NAMED = 5
 # Types that are copied in place of others of their size, so that every bit stays.
 _BITS = {
