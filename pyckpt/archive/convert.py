@@ -149,7 +149,8 @@ def _add_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
         reader = ArchiveReader(path)
         contents = reader.contents(0)
         if not reader.image.compression and contents is not Contents.OTHER:
-            writer.add_segments(name, _segments(reader, _parts(reader, reader.whole())))
+            parts, _ = _parts(reader, reader.whole())
+            writer.add_segments(name, _segments(reader, parts))
             return True
     writer.add_file(name, path)
     return False
@@ -161,11 +162,12 @@ def _add_members(
     """Adds all members. Returns the records that are written anew."""
     if not reader.is_tar:
         whole = reader.whole()
-        rewritten = _add_records(writer, STATES_MEMBER, reader, whole)
-        if rewritten is None:
-            writer.add_segments(STATES_MEMBER, _segments(reader, _parts(reader, whole)))
-        return rewritten or []
-    index, parts = _read_headers(reader)
+        parts, has_deflated = _parts(reader, whole)
+        if has_deflated or writer.is_deflated:
+            return _add_records(writer, STATES_MEMBER, reader, whole)
+        writer.add_segments(STATES_MEMBER, _segments(reader, parts))
+        return []
+    index, found = _read_headers(reader)
     files = index.files(reader.path)
     wanted = {file.offset: file for file in files.values()}
     if single and len(wanted) != 1:
@@ -176,7 +178,7 @@ def _add_members(
         for folder in index.folders(reader.path):
             writer.add_directory(folder)
     reader.forget_all_but(wanted.values())
-    all_rewritten = []
+    rewritten: list[_RecordReader] = []
     for name, file in files.items():
         # Bytes can be read only once, because their memory is then given back. So a second name of
         # the same data gets a second reader.
@@ -190,22 +192,18 @@ def _add_members(
             # The directory of its records is at its end, so all of it is kept.
             source = ArchiveReader(reader.path, num_threads=reader.num_threads)
             file = source.find(name)
-        is_passed_once = source.is_ordered and not writer.is_deflated
-        rewritten = None if is_passed_once else _add_records(writer, name, source, file)
-        if rewritten is None:
-            writer.add_segments(name, _segments(source, parts[file.offset]))
+        parts, has_deflated = found[file.offset]
+        if has_deflated or writer.is_deflated:
+            rewritten += _add_records(writer, name, source, file)
         else:
-            all_rewritten += rewritten
-    return all_rewritten
+            writer.add_segments(name, _segments(source, parts))
+    return rewritten
 
 
 def _add_records(
     writer: ArchiveWriter, name: str, reader: ArchiveReader, member: Member
-) -> list[_RecordReader] | None:
-    """Adds a file of torch.save by its records, if they are deflated, or will be.
-
-    Returns:
-        The records; None if the file's bytes need no change.
+) -> list[_RecordReader]:
+    """Adds a file of torch.save by its records, which are deflated, or will be. Returns these.
 
     Raises:
         OptionError: Records are to be deflated, and it is no such file.
@@ -213,15 +211,11 @@ def _add_records(
     file = None
     if reader.contents(member.offset) is Contents.TORCH_ZIP:
         file = TorchFile(reader, member.offset, member.nbytes)
-    if file is None or not file.holds_object or file.others:
-        if writer.is_deflated:
-            raise OptionError(
-                f"{reader.path} has no records that can be compressed: with compression_level, a "
-                "file that is no tar is made of one that torch.save has written since torch 1.6"
-            )
-        return None
-    if not writer.is_deflated and all(record.stored for record in file.records.values()):
-        return None
+    if file is None or not _can_be_rewritten(file):
+        raise OptionError(
+            f"{reader.path} has no records that can be compressed: with compression_level, a "
+            "file that is no tar is made of one that torch.save has written since torch 1.6"
+        )
     pickle_record = file.records[PICKLE]
     data = file.read(PICKLE)
     sizes = _element_sizes(data)
@@ -244,24 +238,31 @@ def _add_records(
 _Part = tuple[int, int, int]
 
 
-def _read_headers(reader: ArchiveReader) -> tuple[MemberIndex, dict[int, list[_Part]]]:
-    """Which members count, and the parts of each file, by where its data begins."""
+def _can_be_rewritten(file: TorchFile) -> bool:
+    return file.holds_object and not file.others
+
+
+def _read_headers(reader: ArchiveReader) -> tuple[MemberIndex, dict[int, tuple[list[_Part], bool]]]:
+    """Which members count, and what _parts() tells of each file, by where its data begins."""
     # A stream of unknown size is decoded twice: once for its headers, once for its contents.
     headers = ArchiveReader(reader.path) if reader.is_ordered else reader
-    index, parts = MemberIndex(), {}
+    index, found = MemberIndex(), {}
     for member in headers.members():
         index.add(member)
         if member.type == FILE:
-            parts[member.offset] = _parts(headers, member)
-    return index, parts
+            found[member.offset] = _parts(headers, member)
+    return index, found
 
 
-def _parts(reader: ArchiveReader, member: Member) -> list[_Part]:
-    """A member's bytes, cut where the element size changes."""
+def _parts(reader: ArchiveReader, member: Member) -> tuple[list[_Part], bool]:
+    """A member's bytes, cut where the element size changes, and whether records are deflated.
+
+    In a stream of unknown size, records do not say that they are: their directory is at the end.
+    """
     if reader.contents(member.offset) is not Contents.TORCH_ZIP:
-        return [(member.offset, member.nbytes, 1)]
+        return [(member.offset, member.nbytes, 1)], False
     if reader.is_ordered and reader.is_tar:
-        return [(member.offset, member.nbytes, _usual_element_nbytes(reader, member))]
+        return [(member.offset, member.nbytes, _usual_element_nbytes(reader, member))], False
     file = TorchFile(reader, member.offset, member.nbytes)
     sizes = _element_sizes(file.read("data.pkl")) if file.holds_object else {}
     records = [record for record in file.records.values() if record.stored]
@@ -273,7 +274,8 @@ def _parts(reader: ArchiveReader, member: Member) -> list[_Part]:
             parts += [(at, offset - at, 1), (offset, nbytes, element_nbytes)]
             at = offset + nbytes
     parts.append((at, member.end - at, 1))
-    return [part for part in parts if part[1]]
+    has_deflated = _can_be_rewritten(file) and len(records) != len(file.records)
+    return [part for part in parts if part[1]], has_deflated
 
 
 def _element_sizes(data: bytes) -> dict[str, int]:

@@ -26,7 +26,7 @@ from pyckpt.torch_format.weights_unpickler import WeightsUnpickler
 
 def unpickled(data: bytes) -> Any:
     def no_storage(saved_id: Any) -> Any:
-        raise AssertionError(saved_id)
+        raise pickle.UnpicklingError(f"no storage {saved_id!r}")
 
     return WeightsUnpickler(data, no_storage).run()
 
