@@ -39,14 +39,18 @@ class Reader:
         ctypes.memmove(address, self.data[offset : offset + nbytes], nbytes)
 
 
-def writer(path: Path, threads: int, *, durable: bool = False) -> _core.ArchiveWriter:
-    row = FORMATS.get(path.suffix if path.suffix == ".tar" else ".tar" + path.suffix)
+def writer(
+    path: Path, threads: int, *, durable: bool = False, deflated: bool = False
+) -> _core.ArchiveWriter:
+    suffix = path.suffix if path.suffix == ".tar" else ".tar" + path.suffix
+    row = None if deflated else FORMATS[suffix]
     levels = None if row is None else row.levels
     return _core.ArchiveWriter(
         os.fsencode(path),
         row,
         tar=row is not None,
-        level=0 if levels is None else levels.lowest,
+        deflated=deflated,
+        level=1 if deflated else 0 if levels is None else levels.lowest,
         threads=threads,
         durable=durable,
         mtime=0,
@@ -87,6 +91,26 @@ def test_the_file_is_the_same_whoever_comes_first(tmp_path: Path, suffix: str) -
         assert archive_of_torch.testzip() is None
         for n, nbytes in enumerate(sizes):
             assert archive_of_torch.read(f"archive/data/{n}") == Reader(nbytes).data[:nbytes]
+
+
+def test_deflated_records_are_the_same_whoever_comes_first(tmp_path: Path) -> None:
+    """Headers are made between the codes, as their sizes become known."""
+    sizes = [10, 0, 700_000, 5_000_000, *[20_000] * 100, 0, 3_000_000, *[7] * 1000, 0]
+    written = []
+    for threads in THREADS:
+        path = tmp_path / f"x{threads}.pt"
+        archive = writer(path, threads, deflated=True)
+        archive.add_deflated_torch_file(
+            [(f"archive/{n}", 0, nbytes, 1, Reader(nbytes, late)) for n, nbytes in enumerate(sizes)]
+        )
+        archive.write(None)
+        archive.commit(False)
+        written.append(path.read_bytes())
+    assert [one == written[0] for one in written] == [True] * len(THREADS)
+    with zipfile.ZipFile(path) as archive_of_torch:
+        assert archive_of_torch.testzip() is None
+        for n, nbytes in enumerate(sizes):
+            assert archive_of_torch.read(f"archive/{n}") == Reader(nbytes).data[:nbytes]
 
 
 class Blocked:
