@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <new>
 #include <random>
 #include <utility>
 
@@ -90,9 +91,13 @@ FileSink::FileSink(std::string target, bool durable, std::uint64_t most_nbytes)
 void FileSink::StartSegments() {
   const std::size_t alignment = StartDirectIo(fd_, SegmentWriter::kMemoryAlignment);
   if (alignment == 0) return;
-  direct_ = true;
-  segments_ = std::make_unique<SegmentWriter>(
-      alignment, [this](std::uint64_t offset, Span segment) { Write(offset, {segment}); });
+  try {
+    segments_ = std::make_unique<SegmentWriter>(
+        alignment, [this](std::uint64_t offset, Span segment) { Write(offset, {segment}); });
+    direct_ = true;
+  } catch (const std::bad_alloc&) {  // the spans need no memory
+    StopDirectIo(fd_);
+  }
 }
 
 FileSink::~FileSink() {
@@ -155,9 +160,10 @@ ssize_t FileSink::WriteSome(const iovec* parts, int count, std::uint64_t offset)
     const ssize_t written = Retry([&] { return pwritev(fd_, parts, count, at); });
     if (written != -1 || errno != EINVAL) return written;
     // The file system does not take direct writes after all, or none at this offset: the write
-    // before was cut short.
-    direct_ = false;
+    // before was cut short. direct_ comes last: a thread that finds it false writes through the
+    // page cache, which fails as long as the file is direct.
     StopDirectIo(fd_);
+    direct_ = false;
   }
 #if defined(PYCKPT_RWF_DONTCACHE)
   if (durable_ && drop_pages_) {

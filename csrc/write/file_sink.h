@@ -14,8 +14,8 @@
 // read. A durable one goes past it, so that a checkpoint does not push what the training reads out
 // of memory:
 //   - from aligned segments with O_DIRECT. write/segment_writer.h says how much memory they take;
-//   - if the file is small or the file system does not take that, from the spans, with pages that
-//     the kernel drops once they are on disk (RWF_DONTCACHE, Linux 6.14);
+//   - if the file is small, the file system does not take that, or memory lacks, from the spans,
+//     with pages that the kernel drops once they are on disk (RWF_DONTCACHE, Linux 6.14);
 //   - else from the spans, with pages that Seal drops.
 #ifndef PYCKPT_WRITE_FILE_SINK_H_
 #define PYCKPT_WRITE_FILE_SINK_H_

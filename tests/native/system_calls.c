@@ -3,8 +3,10 @@
  * calls_begin("fsync@1=5 pwritev@2=short") forgets what was noted and sets a plan. Each item names a
  * call, which of its calls from now on (* for all), and what happens: an errno; "short", which
  * writes half of the first piece; or "odd", which writes at least 1001 bytes and says 1001.
- * "disk@1000=full" stands for a disk that has 1000 bytes. calls_noted() returns "name(detail)" of
- * each call, by spaces. pwritev2 counts as pwritev, and "dontcache" is noted in front of it.
+ * "disk@1000=full" stands for a disk that has 1000 bytes. "cache@*=only" stands for a file system that
+ * lets files become direct and refuses all writes to them; they take long to become ordinary again.
+ * calls_noted() returns "name(detail)" of each call, by spaces. pwritev2 counts as pwritev, and
+ * "dontcache" is noted in front of it. Only mappings of 16 MiB are noted.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,12 +17,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 enum { kShort = -1, kOdd = -2, kLongest = 1 << 20, kBlock = 4096, kOddNbytes = 1001 };
-enum { kDioAlign = 0x2000 /* STATX_DIOALIGN */ };
+enum { kDioAlign = 0x2000 /* STATX_DIOALIGN */, kSegmentsNbytes = 16 << 20 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static char noted[kLongest];
@@ -88,6 +92,8 @@ static long disk_nbytes(void) {
   return item == NULL ? -1 : atol(item + 5);
 }
 
+static int is_cache_only(void) { return strstr(plan, "cache@*=only") != NULL; }
+
 static ssize_t write_vector(int fd, const struct iovec* pieces, int count, off64_t offset,
                             int flags) {
   ssize_t (*real)(int, const struct iovec*, int, off64_t, int) =
@@ -96,6 +102,10 @@ static ssize_t write_vector(int fd, const struct iovec* pieces, int count, off64
   /* A direct write ends at a block. */
   const size_t block = fcntl(fd, F_GETFL) & O_DIRECT ? kBlock : 1;
   struct iovec first = pieces[0];
+  if (is_cache_only() && block > 1) {
+    errno = EINVAL;
+    return -1;
+  }
   if (planned > 0) {
     errno = planned;
     return -1;
@@ -147,6 +157,7 @@ int statx(int fd, const char* path, int flags, unsigned mask, struct statx* out)
 
 static int control_file(const char* name, int fd, int command, void* argument) {
   if (command == F_SETFL && ((long)argument & O_DIRECT)) FAIL_AS_PLANNED("fcntl-direct", 0);
+  if (command == F_SETFL && is_cache_only() && !((long)argument & O_DIRECT)) usleep(50000);
   return ((int (*)(int, int, ...))dlsym(RTLD_NEXT, name))(fd, command, argument);
 }
 
@@ -164,6 +175,26 @@ int fcntl64(int fd, int command, ...) {
   void* argument = va_arg(rest, void*);
   va_end(rest);
   return control_file("fcntl64", fd, command, argument);
+}
+
+static void* map(void* address, size_t nbytes, int protection, int flags, int fd, off64_t offset) {
+  if (nbytes == kSegmentsNbytes) {
+    const int planned = note("mmap", (long)nbytes);
+    if (planned > 0) {
+      errno = planned;
+      return MAP_FAILED;
+    }
+  }
+  /* Not by dlsym, which may need memory itself. */
+  return (void*)syscall(SYS_mmap, address, nbytes, protection, flags, fd, offset);
+}
+
+void* mmap(void* address, size_t nbytes, int protection, int flags, int fd, off_t offset) {
+  return map(address, nbytes, protection, flags, fd, offset);
+}
+
+void* mmap64(void* address, size_t nbytes, int protection, int flags, int fd, off64_t offset) {
+  return map(address, nbytes, protection, flags, fd, offset);
 }
 
 int posix_fadvise(int fd, off_t offset, off_t nbytes, int advice) {

@@ -38,6 +38,8 @@ PLANS = {
     "odd writes": " ".join(f"pwritev@{n}=odd" for n in range(2, 9)),
     "no direct files": f"fcntl-direct@*={errno.EINVAL}",
     "no direct writes": f"pwritev@1={errno.EINVAL}",
+    "no direct write ever": "cache@*=only",
+    "no memory for segments": f"mmap@*={errno.ENOMEM} open-unnamed@*={errno.EOPNOTSUPP}",
     "no alignment told": f"statx-direct@*={errno.ENOSYS}",
     "pages cannot be dropped": f"fcntl-direct@*={errno.EINVAL} dontcache@*={errno.EOPNOTSUPP}",
     "old system": f"fcntl-direct@*={errno.EINVAL} dontcache@*={errno.ENOSYS} "
