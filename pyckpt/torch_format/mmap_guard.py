@@ -22,7 +22,7 @@ __all__ = ["guarded", "unguarded"]
 _GUARD = "data/mmap_guard"
 _PICKLE = "data.pkl"
 _STORAGES = "data/"
-_PROTO = 0x80
+_PROTO = b"\x80"
 # What promises torch that the places of records follow from their sizes.
 _PROMISES = {".format_version": b"1", ".storage_alignment": b"64"}
 _LEAST_NBYTES = 64 << 10
@@ -59,21 +59,26 @@ def guarded(records: Sequence[Record]) -> list[Record]:
 
 def unguarded(records: Sequence[Record]) -> list[Record]:
     """The records of a file that will not be deflated: as they were before ``guarded``."""
-    kept = []
-    for record in records:
-        root, _, name = record.name.partition("/")
-        found = _PATTERN.match(data := record.bytes(), 2) if name == _PICKLE else None
-        if found is not None:
-            kept.append(bytes_record(record.name, data[:2] + data[found.end() :]))
-            if _in_order(records):
-                kept += [bytes_record(f"{root}/{one}", value) for one, value in _PROMISES.items()]
-        elif name != _GUARD:
-            kept.append(record)
-    return kept
+    pickle = next(record for record in records if _inner(record) == _PICKLE)
+    data = pickle.bytes()
+    found = _PATTERN.match(data, _start(data))
+    if found is None:
+        return list(records)
+    root = pickle.name.partition("/")[0]
+    plain = [bytes_record(pickle.name, data[: found.start()] + data[found.end() :])]
+    if _in_order(records):
+        plain += [bytes_record(f"{root}/{one}", value) for one, value in _PROMISES.items()]
+    kept = [record for record in records if _inner(record) != _GUARD]
+    return [one for record in kept for one in (plain if record is pickle else [record])]
 
 
 def _inner(record: Record) -> str:
     return record.name.partition("/")[2]
+
+
+def _start(pickle: bytes) -> int:
+    """Where the guard is: behind the number of the protocol, which protocol 1 does not have."""
+    return 2 if pickle[:1] == _PROTO else 0
 
 
 def _in_order(records: Sequence[Record]) -> bool:
@@ -85,5 +90,5 @@ def _in_order(records: Sequence[Record]) -> bool:
 def _with_guard(record: Record, nbytes: int) -> Record:
     data = record.bytes()
     number = nbytes.to_bytes(4, "little")
-    at = 2 if data[0] == _PROTO else 0
+    at = _start(data)
     return bytes_record(record.name, data[:at] + _OPCODES % (number, number) + data[at:])

@@ -284,6 +284,20 @@ def test_conversions(file: Path, tmp_path: Path, suffix: str) -> None:
         assert_equal(torch.load(extracted, mmap=True), mixed_state())
 
 
+@pytest.mark.parametrize("protocol", [1, 2, 4])
+def test_pickles_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    deflated, back = tmp_path / "deflated.pt", tmp_path / "back.pt"
+    torch.save(mixed_state(), tmp_path / "x.pt", pickle_protocol=protocol)
+    pyckpt.convert(tmp_path / "x.pt", deflated, compression_level=6)
+    pyckpt.convert(deflated, deflated, compression_level=1)
+    assert_equal(torch.load(deflated, weights_only=False), mixed_state())
+    with pytest.raises(RuntimeError, match="not resizable"):
+        torch.load(deflated, mmap=True, weights_only=False)
+    pyckpt.convert(deflated, back)
+    assert_equal(torch.load(back, weights_only=False), mixed_state())
+    assert pyckpt.verify(back).ok
+
+
 def test_what_has_no_records_is_not_deflated(tmp_path: Path) -> None:
     torch.save([1], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "x.txt").write_text("text")
