@@ -29,6 +29,16 @@ def test_every_ending_of_other_files_is_named(name: str, suffix: str) -> None:
     assert f"| `{suffix}` |" in (ROOT / name).read_text()
 
 
+@pytest.mark.parametrize(
+    ("compression", "levels"),
+    {row.compression: row.levels for row in (*_core.formats(), *_core.file_formats())}.items(),
+)
+def test_levels_are_named(compression: str, levels: _core.Levels | None) -> None:
+    if levels is not None:
+        row = f"| {compression} | {levels.lowest} to {levels.highest} | {levels.standard} |"
+        assert row in (ROOT / "docs" / "format.md").read_text()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())

@@ -73,9 +73,9 @@ class ArchiveInfo:
 def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> ArchiveInfo:
     """Lists members, records and tensors of a file of pyckpt, Composer or torch.save.
 
-    Nothing is unpickled, so files from untrusted sources are safe to list. Of ``.tar``, of
-    ``.tar.gz`` by pyckpt and of xz with several blocks, only the blocks with headers and pickles
-    are decoded. Other formats are decoded completely.
+    Nothing is unpickled, so files from untrusted sources are safe to list. Of files that are not
+    compressed, of gzip by pyckpt, of xz and zstd with several blocks or frames, and of deflated
+    records, only what holds headers and pickles is decoded. Other formats are decoded completely.
 
     Raises:
         CorruptArchiveError: The decoded part is damaged; ``verify`` gives the details.

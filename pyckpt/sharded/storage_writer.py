@@ -74,7 +74,7 @@ class StorageWriter(LocalFolder, storage.StorageWriter):
 
     Args:
         path: The folder, which is created. ``checkpoint_id=`` of ``dcp.save`` replaces it.
-        compression: None, or the end of a tar's suffix: ``"gz"``, ``"bz2"``, ``"xz"``.
+        compression: None, or the end of a tar's suffix: ``"gz"``, ``"bz2"``, ``"xz"``, ``"zst"``.
         compression_level: The format's level; None takes its standard one.
         num_threads: Worker threads of each rank; None takes an equal share of the CPUs for each
             rank on the machine.
