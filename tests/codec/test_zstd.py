@@ -336,6 +336,18 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
         read(two[:-1], tmp_path)
 
 
+@pytest.mark.parametrize("lost", [1, 9, 16])
+def test_a_file_that_ends_within_its_table(tmp_path: Path, lost: int) -> None:
+    """All data is there, but the file is not whole, and zstd says so too."""
+    whole = save(PIECES[0], tmp_path / "x.tar.zst")
+    (tmp_path / "x.tar.zst").write_bytes(whole[:-lost])
+    done = subprocess.run(["zstd", "-t", tmp_path / "x.tar.zst"], capture_output=True)
+    assert done.returncode != 0
+    with pytest.raises(_core.CorruptError, match="ends within a frame"):
+        read(whole[:-lost], tmp_path)
+    assert not pyckpt.verify(tmp_path / "x.tar.zst").ok
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     parts=st.lists(

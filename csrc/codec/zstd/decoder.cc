@@ -65,7 +65,7 @@ class FrameDecoder final : public BlockDecoder {
         ZSTD_decompressDCtx(context_.get(), out, block.raw_nbytes, file.data + begin, code_nbytes),
         begin);
     if (nbytes != block.raw_nbytes) {
-      throw Error::Corrupt("zstd: a frame does not match the seek table", begin);
+      throw Error::Corrupt("zstd: a frame has another size than the file says", begin);
     }
     return {nbytes, block.code_bit + block.code_nbits, 0};
   }
@@ -123,7 +123,7 @@ class StreamDecoder final : public SequentialDecoder {
       const std::size_t wanted =
           RequireDecoded(ZSTD_decompressStream(context_.get(), &to, &in_), in_.pos);
       if (wanted == 0) {
-        ended_ = !HasMagic(file_, SkipFrames(file_, in_.pos));
+        ended_ = !FrameBegins(file_, SkipFrames(file_, in_.pos));
       } else if (all_given && to.pos == done) {
         throw Error::Corrupt("zstd: the file ends within a frame", file_.nbytes);
       }

@@ -2,7 +2,6 @@
 
 #include <zstd.h>
 
-#include <algorithm>
 #include <optional>
 
 #include "codec/zstd/format.h"
@@ -51,7 +50,7 @@ std::optional<Frames> FromTable(const std::vector<FrameSizes>& table) {
 
 Frames Walk(Span file) {
   Frames frames;
-  while (HasMagic(file, frames.used_nbytes) || IsSkipped(file, frames.used_nbytes)) {
+  while (FrameBegins(file, frames.used_nbytes)) {
     const std::uint8_t* at = file.data + frames.used_nbytes;
     const std::size_t left = file.nbytes - frames.used_nbytes;
     const unsigned long long raw_nbytes = ZSTD_getFrameContentSize(at, left);
@@ -74,11 +73,15 @@ bool HasMagic(Span file, std::uint64_t at) {
 
 std::uint64_t SkipFrames(Span file, std::uint64_t at) {
   while (IsSkipped(file, at)) {
-    const std::uint64_t left = file.nbytes - at - kSkippableHeaderNbytes;
-    at += kSkippableHeaderNbytes + std::min<std::uint64_t>(LoadLe32(file.data + at + 4), left);
+    const std::uint64_t nbytes =
+        kSkippableHeaderNbytes + std::uint64_t{LoadLe32(file.data + at + 4)};
+    if (nbytes > file.nbytes - at) break;
+    at += nbytes;
   }
   return at;
 }
+
+bool FrameBegins(Span file, std::uint64_t at) { return HasMagic(file, at) || IsSkipped(file, at); }
 
 Frames FindFrames(Span file) {
   std::optional<Frames> frames;

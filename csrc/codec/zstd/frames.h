@@ -10,9 +10,12 @@
 
 namespace pyckpt::zstd {
 
-// Where the first frame begins that is not skipped. None of the file's bytes are zstd's if this is
-// not a frame's beginning.
+// Where the first frame begins that is not skipped, or one within which the file ends. None of the
+// file's bytes from at on are zstd's if this is not a frame's beginning.
 std::uint64_t SkipFrames(Span file, std::uint64_t at);
+
+// Whether a frame begins there, skipped or not.
+bool FrameBegins(Span file, std::uint64_t at);
 
 // Whether a frame that is not skipped begins there.
 bool HasMagic(Span file, std::uint64_t at);
