@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pyckpt
+from pyckpt import _core
 from pyckpt.archive.formats import file_suffixes
 from tests.states import assert_equal
 
@@ -137,6 +139,21 @@ def test_a_wrong_index_member_is_no_harm(
     except pyckpt.CorruptArchiveError:
         return
     assert_equal(loaded, state())
+
+
+@pytest.mark.parametrize("at", [10, 11, 14, 15], ids=["field", "field", "subfield", "subfield"])
+def test_sizes_of_the_index_member_are_compared(
+    files: dict[str, Path], tmp_path: Path, at: int
+) -> None:
+    """gzip goes by the size of the field. If that is wrong, the file is damaged for us too."""
+    damaged = bytearray(files[".pt.gz"].read_bytes())
+    damaged[damaged.rindex(b"\x1f\x8b\x08\4\0\0\0\0\0\3") + at] ^= 1
+    path = tmp_path / "x.gz"
+    path.write_bytes(damaged)
+    image = _core.StreamImage(os.fsencode(path), threads=1, mapped=False, progress=None)
+    assert image.nbytes is None  # the index is not used
+    done = subprocess.run(["gzip", "-t", path], capture_output=True)
+    assert (done.returncode == 0) == pyckpt.verify(path).ok == (at >= 14)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

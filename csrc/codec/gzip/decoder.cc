@@ -19,6 +19,8 @@
 namespace pyckpt::gzip {
 namespace {
 
+std::size_t LoadLe16(const std::uint8_t* p) { return p[0] | std::size_t{p[1]} << 8; }
+
 bool HasMagic(Span file, std::uint64_t at) {
   return file.nbytes - at >= 3 && file.data[at] == 0x1F && file.data[at + 1] == 0x8B &&
          file.data[at + 2] == 8;
@@ -145,7 +147,9 @@ std::optional<FoundIndex> FindIndexMember(Span file) {
   const std::uint64_t member = index_end - index->nbytes - kBeforeIndex;
   const std::uint8_t* field = file.data + member + kHeaderNbytes;
   if (!HasMagic(file, member) || file.data[member + 3] != kExtraFlag ||
+      LoadLe16(field) != kSubfieldNbytes + index->nbytes ||
       !std::equal(kSubfieldId.begin(), kSubfieldId.end(), field + 2) ||
+      LoadLe16(field + 4) != index->nbytes ||
       !std::equal(kEmptyLastBlock.begin(), kEmptyLastBlock.end(), file.data + index_end) ||
       !IsZero(file, index_end + kStoredHeaderNbytes)) {
     return std::nullopt;
@@ -306,7 +310,7 @@ class MemberDecoder final : public SequentialDecoder {
     if ((flags & kReserved) != 0) throw Error::Corrupt("gzip: unknown header flags", begin + 3);
     if ((flags & kExtra) != 0) {
       skip(2);
-      skip(file_.data[at - 2] | std::uint64_t{file_.data[at - 1]} << 8);
+      skip(LoadLe16(file_.data + at - 2));
     }
     for (const unsigned text : {kName, kComment}) {
       if ((flags & text) == 0) continue;
@@ -316,7 +320,7 @@ class MemberDecoder final : public SequentialDecoder {
     if ((flags & kCrc) != 0) {
       const std::uint32_t crc = Crc32({file_.data + begin, static_cast<std::size_t>(at - begin)});
       skip(2);
-      if ((file_.data[at - 2] | unsigned{file_.data[at - 1]} << 8) != (crc & 0xFFFF)) {
+      if (LoadLe16(file_.data + at - 2) != (crc & 0xFFFF)) {
         throw Error::Corrupt("gzip: a header's checksum does not match", at - 2);
       }
     }
