@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
 
 namespace pyckpt {
 namespace {
@@ -131,6 +132,12 @@ std::vector<std::uint8_t> HuffmanTree::Lengths(int max_length) const {
 }
 
 // Codes of the same length are consecutive, in the order of their symbols.
+std::uint64_t CodedNbits(const std::vector<std::uint64_t>& frequencies,
+                         const std::vector<std::uint8_t>& lengths) {
+  return std::inner_product(frequencies.begin(), frequencies.end(), lengths.begin(),
+                            std::uint64_t{0});
+}
+
 std::vector<HuffmanCode> CanonicalCodes(const std::vector<std::uint8_t>& lengths) {
   std::array<std::uint32_t, kLongest + 2> next{};
   for (const std::uint8_t length : lengths) {

@@ -27,6 +27,10 @@ class HuffmanTree {
   std::vector<std::size_t> count_of_length_;  // how many codes have each length, without a limit
 };
 
+// How many bits symbols of these frequencies take with codes of these lengths.
+std::uint64_t CodedNbits(const std::vector<std::uint64_t>& frequencies,
+                         const std::vector<std::uint8_t>& lengths);
+
 // One code. Its bits are in the order in which deflate writes them: the first bit is the lowest.
 struct HuffmanCode {
   std::uint16_t bits = 0;

@@ -120,4 +120,14 @@ const std::vector<Repeat>& RepeatFinder::Find(Span bytes) {
   return repeats_;
 }
 
+const std::vector<Repeat>& RepeatFinder::FindInRuns(const std::vector<Run>& runs) {
+  in_runs_.clear();
+  for (const Run& run : runs) {
+    for (const Repeat& repeat : Find(run.bytes)) {
+      in_runs_.push_back({run.begin + repeat.begin, run.begin + repeat.end, repeat.distance});
+    }
+  }
+  return in_runs_;
+}
+
 }  // namespace pyckpt

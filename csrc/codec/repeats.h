@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "codec/runs.h"
 
 namespace pyckpt {
 
@@ -37,6 +38,10 @@ class RepeatFinder {
   // MiB only.
   const std::vector<Repeat>& Find(Span bytes);
 
+  // The same for each of the runs of a chunk, with offsets in the chunk. No repeat lies in two
+  // runs.
+  const std::vector<Repeat>& FindInRuns(const std::vector<Run>& runs);
+
  private:
   // Adds the longest repeat with this distance that contains byte at. False if it is too short.
   bool Take(Span bytes, std::size_t at, std::size_t distance);
@@ -52,6 +57,7 @@ class RepeatFinder {
   // high bits are a tag: a part of the hash that tells apart words with the same slot.
   std::array<std::uint32_t, std::size_t{1} << kSlotBits> places_{};
   std::vector<Repeat> repeats_;
+  std::vector<Repeat> in_runs_;
 };
 
 // Splits the bytes from begin to end: calls literals(begin, end) and match(begin, end, distance) in

@@ -11,12 +11,6 @@ namespace {
 
 constexpr int kLongestLengthsCode = 7;  // in bits, of the code for the code lengths
 
-std::uint64_t Cost(const std::vector<std::uint64_t>& frequencies,
-                   const std::vector<std::uint8_t>& lengths) {
-  return std::inner_product(frequencies.begin(), frequencies.end(), lengths.begin(),
-                            std::uint64_t{0});
-}
-
 // Code lengths for literals, end of block and match lengths. If almost all symbols are literals,
 // the tree is made of them and of one leaf that stands for all other symbols. Then the limit of
 // kShortCode applies only to literals, which are what the fast loop writes. Usually the limit costs
@@ -33,8 +27,8 @@ std::vector<std::uint8_t> LiteralLengths(const std::vector<std::uint64_t>& frequ
   }
   const HuffmanTree tree(tops);
   std::vector<std::uint8_t> lengths = tree.Lengths(kShortCode);
-  const std::uint64_t least = Cost(tops, tree.Lengths(kLongestCode));
-  if (Cost(tops, lengths) > least + least / kNextToNothing) {
+  const std::uint64_t least = CodedNbits(tops, tree.Lengths(kLongestCode));
+  if (CodedNbits(tops, lengths) > least + least / kNextToNothing) {
     return HuffmanTree(frequencies).Lengths(kLongestCode);
   }
   const int stem = lengths.back();

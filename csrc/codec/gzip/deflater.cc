@@ -36,33 +36,24 @@ std::size_t Deflater::Write(const Chunk& chunk, std::size_t used, Buffer* out) {
 
 std::size_t Deflater::WriteCoded(const std::vector<Run>& runs, std::size_t nbytes, std::size_t used,
                                  Buffer* out) {
-  FindRepeats(runs);
+  const std::vector<Repeat>& repeats = finder_.FindInRuns(runs);
   const std::size_t bound = DynamicBlocksBound(nbytes, MostBlocks(runs)) + BitWriter::kSlackNbytes;
   BitWriter writer(out->Reserve(used + bound) + used);
   std::size_t next = 0;
-  for (const BlockPlan& block : PlanBlocks(runs, repeats_, SizesAt(level_))) {
-    while (next < repeats_.size() && repeats_[next].end <= block.begin) ++next;
+  for (const BlockPlan& block : PlanBlocks(runs, repeats, SizesAt(level_))) {
+    while (next < repeats.size() && repeats[next].end <= block.begin) ++next;
     if (block.kind == BlockKind::kStored) {
       WriteStored(runs, block.begin, block.end, &writer);
       continue;
     }
-    const BlockCode code(block, repeats_, next);
+    const BlockCode code(block, repeats, next);
     if (block.kind == BlockKind::kLiterals ||
         !matches_.Write(gatherer_.Joined(block.begin, block.end), code.nbits() / 8, &writer)) {
-      blocks_.Write(runs, block, code, repeats_, &next, &writer);
+      blocks_.Write(runs, block, code, repeats, &next, &writer);
     }
   }
   const std::uint8_t* end = writer.aligned() ? writer.Align() : WriteEmptyBlock(&writer);
   return static_cast<std::size_t>(end - out->data());
-}
-
-void Deflater::FindRepeats(const std::vector<Run>& runs) {
-  repeats_.clear();
-  for (const Run& run : runs) {
-    for (const Repeat& repeat : finder_.Find(run.bytes)) {
-      repeats_.push_back({run.begin + repeat.begin, run.begin + repeat.end, repeat.distance});
-    }
-  }
 }
 
 }  // namespace pyckpt::gzip

@@ -29,7 +29,6 @@ class Deflater {
  private:
   std::size_t WriteCoded(const std::vector<Run>& runs, std::size_t nbytes, std::size_t used,
                          Buffer* out);
-  void FindRepeats(const std::vector<Run>& runs);
 
   // The longest distance of a match.
   static constexpr std::size_t kWindowNbytes = std::size_t{32} << 10;
@@ -37,7 +36,6 @@ class Deflater {
   int level_;
   Gatherer gatherer_;
   RepeatFinder finder_{kWindowNbytes};
-  std::vector<Repeat> repeats_;
   BlockWriter blocks_;
   MatchWriter matches_;
 };

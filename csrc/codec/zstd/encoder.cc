@@ -28,8 +28,8 @@ class ZstdEncoder final : public TypedEncoder<ZstdChunk> {
     out->raw_nbytes = chunk.nbytes;
     out->frames.clear();
     const std::vector<Run>& runs = gatherer_.Gather(chunk, kInPlaceNbytes);
-    FindRepeats(runs);
-    const std::vector<BlockPlan> plan = PlanBlocks(runs, repeats_, BlockSizes::kCoarse);
+    const std::vector<Repeat>& repeats = finder_.FindInRuns(runs);
+    const std::vector<BlockPlan> plan = PlanBlocks(runs, repeats, BlockSizes::kCoarse);
     std::uint8_t* at =
         out->buffer.Reserve(LiteralFrameWriter::Bound(chunk.nbytes, MostBlocks(runs)));
     bool is_open = false;
@@ -46,7 +46,7 @@ class ZstdEncoder final : public TypedEncoder<ZstdChunk> {
         continue;
       }
       if (!is_open) {
-        frame_.Begin(runs, repeats_, block.begin, at);
+        frame_.Begin(runs, repeats, block.begin, at);
         frame_begin_ = block.begin;
         is_open = true;
       }
@@ -59,15 +59,6 @@ class ZstdEncoder final : public TypedEncoder<ZstdChunk> {
  private:
   // Smaller pieces of a chunk are copied together.
   static constexpr std::size_t kInPlaceNbytes = std::size_t{32} << 10;
-
-  void FindRepeats(const std::vector<Run>& runs) {
-    repeats_.clear();
-    for (const Run& run : runs) {
-      for (const Repeat& repeat : finder_.Find(run.bytes)) {
-        repeats_.push_back({run.begin + repeat.begin, run.begin + repeat.end, repeat.distance});
-      }
-    }
-  }
 
   // The block as libzstd's frame. Empty if literals are expected to be as short, or if the plan
   // expects no matches. Valid until the next call.
@@ -91,7 +82,6 @@ class ZstdEncoder final : public TypedEncoder<ZstdChunk> {
 
   Gatherer gatherer_;
   RepeatFinder finder_{kChunkNbytes};
-  std::vector<Repeat> repeats_;
   LiteralFrameWriter frame_;
   std::size_t frame_begin_ = 0;
   MatchCompressor matches_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
 
 #include "codec/bit_writer.h"
 #include "codec/literal_writer.h"
@@ -12,20 +11,14 @@
 namespace pyckpt::zstd {
 namespace {
 
-std::uint64_t Cost(const std::vector<std::uint64_t>& frequencies,
-                   const std::vector<std::uint8_t>& lengths) {
-  return std::inner_product(frequencies.begin(), frequencies.end(), lengths.begin(),
-                            std::uint64_t{0});
-}
-
 // Short codes are written faster. They are taken where they cost next to nothing.
 std::vector<std::uint8_t> Lengths(const std::vector<std::uint64_t>& frequencies) {
   constexpr std::uint64_t kNextToNothing = 2048;
   const HuffmanTree tree(frequencies);
   std::vector<std::uint8_t> best = tree.Lengths(kLongestLiteralCode);
   std::vector<std::uint8_t> fast = tree.Lengths(kShortCode);
-  const std::uint64_t least = Cost(frequencies, best);
-  return Cost(frequencies, fast) > least + least / kNextToNothing ? best : fast;
+  const std::uint64_t least = CodedNbits(frequencies, best);
+  return CodedNbits(frequencies, fast) > least + least / kNextToNothing ? best : fast;
 }
 
 // The longest codes come first, equally long ones in the order of their symbols.
@@ -101,7 +94,7 @@ LiteralCode::LiteralCode(const BlockPlan& plan) {
   const std::vector<std::uint8_t> lengths = Lengths(frequencies);
   codes_ = CodesOf(lengths);
   description_ = Describe(WeightsOf(lengths));
-  nbytes_ = Cost(frequencies, lengths) / 8 + description_.size();
+  nbytes_ = CodedNbits(frequencies, lengths) / 8 + description_.size();
 }
 
 }  // namespace pyckpt::zstd
