@@ -42,7 +42,7 @@ struct CodeBlock {
 struct DecodedBlock {
   std::size_t raw_nbytes = 0;
   std::uint64_t end_bit = 0;  // where its code ends in the file
-  std::uint32_t check = 0;    // the format's own CRC of the raw bytes; unused for xz
+  std::uint32_t check = 0;    // the format's own CRC of the raw bytes; unused for xz and zstd
 };
 
 // One of several blocks that are decoded by one call.

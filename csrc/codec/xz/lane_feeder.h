@@ -27,8 +27,8 @@ class LaneFeeder {
  public:
   static constexpr std::size_t kSlackNbytes = CodeReach(1);
 
-  // Prepares lane for task. Both must stay valid. If there is
-  // nothing to decode, because no chunk is coded or something is wrong, the block is finished.
+  // Prepares lane for task. Both must stay valid. If there is nothing to decode, because no chunk
+  // is coded or something is wrong, the block is finished.
   void Begin(LiteralTask* task, DecodingLane* lane);
 
   // How many bytes a kernel may decode next. At least 1, unless the lane is idle.
