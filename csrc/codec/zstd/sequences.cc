@@ -9,8 +9,6 @@
 namespace pyckpt::zstd {
 namespace {
 
-constexpr std::size_t kMostSequenceNbytes = 16;  // three codes, and 52 bits behind them
-
 // A symbol, and the bits that follow it.
 struct Coded {
   std::size_t symbol;
@@ -85,11 +83,6 @@ const FseTable& DistanceTable() {
 }
 
 }  // namespace
-
-std::size_t SequencesBound(std::size_t sequences) {
-  constexpr std::size_t kFixedNbytes = 8;
-  return kFixedNbytes + kMostSequenceNbytes * sequences + BitWriter::kSlackNbytes;
-}
 
 std::uint8_t* WriteSequences(const std::vector<Sequence>& sequences, std::uint8_t* out) {
   const std::size_t n = sequences.size();

@@ -16,11 +16,9 @@ struct Sequence {
   std::size_t distance;
 };
 
-// How many bytes WriteSequences() writes at most, and touches beyond them.
-std::size_t SequencesBound(std::size_t sequences);
-
 // Writes the section with the codes that every decoder knows. There are few sequences, so codes of
-// their own would not pay. Returns the end.
+// their own would not pay. Returns the end. The section has at most 8 bytes, and 9 for each
+// sequence; BitWriter::kSlackNbytes more may be overwritten.
 std::uint8_t* WriteSequences(const std::vector<Sequence>& sequences, std::uint8_t* out);
 
 }  // namespace pyckpt::zstd
