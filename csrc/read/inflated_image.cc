@@ -57,12 +57,15 @@ class InflatedImage final : public StreamImage {
     PreferHugePages(base() + extent.offset, extent.nbytes);
   }
 
-  void Prepare(Extent extent) override {
+  void Prepare(const std::vector<Extent>& extents) override {
     if (mapping_) return;
     std::vector<Extent> code;
-    for (std::size_t i = UnitAt(extent.offset); i < units_.size(); ++i) {
-      if (units_[i].raw.offset >= extent.end()) break;
-      code.push_back(units_[i].code);
+    for (const Extent& extent : extents) {
+      if (extent.nbytes == 0) continue;
+      for (std::size_t i = UnitAt(extent.offset); i < units_.size(); ++i) {
+        if (units_[i].raw.offset >= extent.end()) break;
+        code.push_back(units_[i].code);
+      }
     }
     zip_->RequireAll(code);
   }
@@ -226,7 +229,7 @@ std::vector<Extent> PlaceInflated(const std::vector<ZipEntry>& entries) {
   std::uint64_t end = 0;
   for (const ZipEntry& entry : entries) {
     const std::uint64_t offset = end + PaddingTo(end, kAlignment);
-    if (offset < end || entry.nbytes > SIZE_MAX / 4 - offset) {
+    if (offset > SIZE_MAX / 4 || entry.nbytes > SIZE_MAX / 4 - offset) {
       throw Error::Corrupt("its records claim more bytes than there is room for",
                            entry.header_offset);
     }

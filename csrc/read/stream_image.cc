@@ -52,6 +52,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
     std::uint32_t crc;
   };
   if (keep) Expect(extents);
+  const bool prepared = IsPrepared(extents);
   FillResult result;
   result.crcs.resize(extents.size());
   std::vector<Part> pieces;
@@ -63,7 +64,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
         result.damages.push_back({extents[i], 0, "the file ends too early"});
         continue;
       }
-      Prepare(extents[i]);
+      if (!prepared) Prepare({extents[i]});
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kCorrupt) throw;
       result.damages.push_back({extents[i], error.offset(), error.what()});
@@ -133,6 +134,17 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   std::sort(result.damages.begin(), result.damages.end(),
             [](const Damage& a, const Damage& b) { return a.extent.offset < b.extent.offset; });
   return result;
+}
+
+// Damage is left to be found with the extent that it belongs to.
+bool StreamImage::IsPrepared(const std::vector<Extent>& extents) {
+  try {
+    Prepare(extents);
+    return true;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kCorrupt) throw;
+    return false;
+  }
 }
 
 void StreamImage::Expect(const std::vector<Extent>& extents) {

@@ -158,8 +158,8 @@ class StreamImage {
   virtual std::shared_ptr<const void> memory() const = 0;
   // Whether the stream has at least end bytes. A stream of unknown size is decoded up to end.
   virtual bool Reach(std::uint64_t end) { return end <= nbytes(); }
-  // Called by the thread that uses the image, before loaders bring the extent.
-  virtual void Prepare(Extent extent) { (void)extent; }
+  // Called by the thread that uses the image, before loaders bring the extents.
+  virtual void Prepare(const std::vector<Extent>& extents) { (void)extents; }
   // Called before all bytes of the extent, which consists of whole units, are brought to their
   // places.
   virtual void ExpectUnits(Extent extent) { (void)extent; }
@@ -190,6 +190,8 @@ class StreamImage {
   // [k + 1]. A group has at most most_in_turn() units, and one unit or at most 16 MiB.
   std::vector<std::size_t> Groups(std::size_t count,
                                   const std::function<std::uint64_t(std::size_t)>& nbytes_of) const;
+
+  bool IsPrepared(const std::vector<Extent>& extents);
 
   ReadOptions options_;
   ExtentSet forgotten_;
