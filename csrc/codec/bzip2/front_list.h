@@ -71,7 +71,8 @@ class FrontList {
 #pragma GCC unroll 16
     for (std::size_t i = 0; i < kAmong; ++i) {
       constexpr Lane kPlaces = {static_cast<std::int8_t>(kIndexes + kFront)...};
-      const Lane places = kPlaces + static_cast<std::int8_t>(i * sizeof(Lane));
+      // The same as their sum, which overflows in half of the lanes.
+      const Lane places = kPlaces ^ static_cast<std::int8_t>(i * sizeof(Lane));
       const Lane lane = lanes_[i];
       // The lane moved one place back. Its first byte becomes the last byte of the one before.
       Lane moved{};
