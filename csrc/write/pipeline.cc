@@ -145,20 +145,25 @@ class Pipeline {
     encoder->Encode(slot->chunk, slot->code.get());
     lock->lock();
     slot->encoded = true;
-    PlaceAll();
+    if (!placing_) PlaceAll(lock);
   }
 
   // Gives all chunks that are next their places in the file. They are joined: each was read, and so
-  // was each in front of it.
-  void PlaceAll() {
-    for (; joined_ > 0 && unplaced_.front()->encoded; --joined_) {
+  // was each in front of it. Some joiners are slow, so others go on meanwhile.
+  void PlaceAll(Lock* lock) {
+    placing_ = true;
+    while (joined_ > 0 && unplaced_.front()->encoded && !error_) {
       Slot* slot = unplaced_.front();
-      unplaced_.pop_front();
+      Unlock(lock);
       joiner_->Append(slot->code.get());
+      lock->lock();
+      unplaced_.pop_front();
+      --joined_;
       slot->file_offset = file_offset_;
       file_offset_ += slot->code->nbytes;
       to_write_.push_back(slot);
     }
+    placing_ = false;
   }
 
   // Chunks leave to_write_ in the order of the file, as the sink wants them.
@@ -219,6 +224,7 @@ class Pipeline {
   std::vector<Slot*> free_;     // the last one was used last: its memory is there, and in a cache
   std::deque<Slot*> unplaced_;  // chunks that are taken and have no place yet, in order
   std::size_t joined_ = 0;      // so many of them, from the first, are joined
+  bool placing_ = false;        // a worker is in PlaceAll, also while it has given up the lock
   std::uint64_t next_chunk_ = 0;
   std::uint64_t written_ = 0;
   std::deque<Slot*> to_encode_;  // joined chunks that had to wait for that

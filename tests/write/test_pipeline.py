@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+import pyckpt
 from pyckpt import _core
 
 pytestmark = pytest.mark.timeout(120)
@@ -152,6 +154,17 @@ def test_a_late_chunk_holds_up_no_other(tmp_path: Path, suffix: str, threads: in
     archive.write(None)
     archive.commit(False)
     assert begun_at_the_end == [2 * threads - 1]
+
+
+def test_a_slow_joiner_holds_up_no_poll(tmp_path: Path) -> None:
+    """All that takes time in .pt.lzma is the joiner's, and progress comes from polls."""
+    seen = set()
+    path = tmp_path / "x.pt.lzma"
+    weights = torch.randn(1_300_000)
+    pyckpt.save(weights, path, num_threads=8, progress=lambda done, _: seen.add(done))
+    assert torch.equal(pyckpt.load(path), weights)
+    [row] = [row for row in _core.file_formats() if row.compression == "lzma"]
+    assert len(seen) > weights.nbytes / row.chunk_nbytes / 2
 
 
 class Failure(Exception):
