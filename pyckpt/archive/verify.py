@@ -28,7 +28,7 @@ __all__ = ["Problem", "Report", "verify", "verify_and_index"]
 
 _PIECE_NBYTES = 1 << 20
 _MOST_INDEX_NBYTES = 64 << 20
-_TORCH_SUFFIXES = (".pt", ".pth")
+_PROMISE_A_TORCH_FILE = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _verify_tar(reader: ArchiveReader, report: Report, index: MemberIndex) -> No
                 (_verify_torch_file if is_zip else _verify_legacy_file)(reader, member, report)
             except CorruptArchiveError as error:
                 report.problems.append(_broken_file(reader, member, error))
-        elif member.type == FILE and name.endswith(_TORCH_SUFFIXES):
+        elif member.type == FILE and name.endswith(_PROMISE_A_TORCH_FILE):
             report.problems.append(
                 Problem("it is not a file of torch.save", name, offset=member.offset)
             )
@@ -190,7 +190,7 @@ def _verify_names(path: Path, index: MemberIndex, report: Report) -> None:
     """What is named like a file of torch.save must be a file, or a link to one."""
     for member in index:
         is_folder = member.type == FOLDER and member.path != STATES_MEMBER
-        if member.path.endswith(_TORCH_SUFFIXES) and not is_folder:
+        if member.path.endswith(_PROMISE_A_TORCH_FILE) and not is_folder:
             try:
                 index.file(member.path, path)
             except (CorruptArchiveError, OptionError):
@@ -241,7 +241,7 @@ def _report_records(
 
 def _is_of_torch(file: TorchFile, member: Member) -> bool:
     """Whether it should be a file of torch.save. A tar may hold other zip files too."""
-    return not member.name or member.name.endswith(_TORCH_SUFFIXES) or PICKLE in file.records
+    return not member.name or member.name.endswith(_PROMISE_A_TORCH_FILE) or PICKLE in file.records
 
 
 def _verify_legacy_file(reader: ArchiveReader, member: Member, report: Report) -> None:

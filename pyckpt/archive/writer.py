@@ -82,7 +82,7 @@ class ArchiveWriter:
         self._options: dict[str, Any] = {
             "tar": kind.is_tar,
             "deflated": _deflates(kind, options.compression_level),
-            "level": _level(kind, options.compression_level),
+            "level": _level(path, kind, options.compression_level),
             "threads": options.threads(writers_on_node),
             "durable": options.fsync,
             "mtime": int(time.time()),
@@ -304,20 +304,20 @@ def _deflates(kind: FileFormat, level: int | None) -> bool:
     return not kind.is_tar and kind.row is None and level not in (None, 0)
 
 
-def _level(kind: FileFormat, level: int | None) -> int:
+def _level(path: Path, kind: FileFormat, level: int | None) -> int:
     row = kind.row
     if not kind.is_tar and row is None and level is not None:
         row = deflate_format()
     levels = None if row is None else row.levels
     if row is None or levels is None:
         if level is not None:
-            raise OptionError("compression_level is given, but the file's format has no levels")
+            raise OptionError(f"compression_level is {level}, but {path.name!r} is not compressed")
         return 0
     if level is None:
         return levels.standard
     if not levels.lowest <= level <= levels.highest:
         raise OptionError(
             f"compression_level of {row.compression} is {levels.lowest} to {levels.highest}, "
-            f"not {level}"
+            f"not {level}, for {path.name!r}"
         )
     return level
