@@ -220,11 +220,13 @@ void DecodeLiterals(const Task& task) {
 }
 
 // Every block of xz has its own check. So damage is found where it is, and the other blocks, which
-// are decoded in the same call, are right.
+// are decoded in the same call, are right. A stream of one block is decoded from start to end. Its
+// check is compared only when all of it is read, by Finish().
 void ReadDamaged(std::string stream, std::size_t at, const Task& task) {
   stream[at % stream.size()] ^= 0x20;
   const std::vector<std::uint8_t>& raw = task.bytes.raw;
   try {
+    if (!task.format->decompressor->OpenBlocks(pyckpt::AsSpan(stream))) return;
     const auto image = pyckpt::OpenImage(PathOf(pyckpt::AsSpan(stream)), {});
     pyckpt::FillResult result = image->Fill({{0, raw.size()}}, /*keep=*/true, /*checksums=*/false);
     std::uint64_t offset = 0;
