@@ -7,12 +7,8 @@ void BlockDecoder::DecodeInTurn(Span file, std::vector<BlockTask>* tasks) {
 }
 
 void BlockDecoder::DecodeTask(Span file, BlockTask* task) {
-  try {
-    task->decoded = Decode(file, task->block, task->out, task->block.raw_nbytes);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kCorrupt) throw;
-    task->damage = error;
-  }
+  Succeeds(task,
+           [&] { task->decoded = Decode(file, task->block, task->out, task->block.raw_nbytes); });
 }
 
 }  // namespace pyckpt

@@ -55,6 +55,19 @@ struct BlockTask {
   std::optional<Error> damage;  // of kCorrupt
 };
 
+// Calls function. If it throws Corrupt, notes that as the task's damage and returns false.
+template <typename Function>
+bool Succeeds(BlockTask* task, const Function& function) {
+  try {
+    function();
+    return true;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kCorrupt) throw;
+    task->damage = error;
+    return false;
+  }
+}
+
 // Each worker has one and is its only user. Keeps its memory between blocks.
 class BlockDecoder {
  public:

@@ -114,19 +114,6 @@ void DecodeWithLiblzma(Span file, Header* header, std::uint8_t* out, Coder* code
   }
 }
 
-// Calls function. If it throws Corrupt, notes that as the task's damage and returns false.
-template <typename Function>
-bool Succeeds(BlockTask* task, const Function& function) {
-  try {
-    function();
-    return true;
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kCorrupt) throw;
-    task->damage = error;
-    return false;
-  }
-}
-
 }  // namespace
 
 DecodedBlock XzBlockDecoder::Decode(Span file, const CodeBlock& block, std::uint8_t* out,
