@@ -122,19 +122,15 @@ class BlockImage final : public StreamImage {
 
   void Load(BlockDecoder* decoder, Buffer* buffer, std::vector<LoadedUnit>* units, bool keep) {
     std::vector<LoadedUnit*> missing;
-    std::uint64_t missing_nbytes = 0;
     for (LoadedUnit& loaded : *units) {
       loaded.raw = base() + stream_->blocks()[loaded.unit].raw_offset;
-      if (present_[loaded.unit] == kHere) continue;
-      missing.push_back(&loaded);
-      missing_nbytes += stream_->blocks()[loaded.unit].raw_nbytes;
+      if (present_[loaded.unit] != kHere) missing.push_back(&loaded);
     }
-    std::uint8_t* checked = keep ? nullptr : buffer->Reserve(missing_nbytes);
+    SetAddresses(missing, keep, buffer);
     std::vector<BlockTask> tasks(missing.size());
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       tasks[i].block = stream_->blocks()[missing[i]->unit];
-      tasks[i].out = keep ? base() + tasks[i].block.raw_offset : checked;
-      if (!keep) checked += tasks[i].block.raw_nbytes;
+      tasks[i].out = missing[i]->raw;
     }
     decoder->DecodeInTurn(file_->bytes(), &tasks);
     for (std::size_t i = 0; i < tasks.size(); ++i) Note(tasks[i], keep, missing[i]);

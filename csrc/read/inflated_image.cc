@@ -106,7 +106,6 @@ class InflatedImage final : public StreamImage {
 
   void Load(Worker* worker, std::vector<LoadedUnit>* units, bool keep) {
     std::vector<LoadedUnit*> missing;
-    std::uint64_t missing_nbytes = 0;
     for (LoadedUnit& loaded : *units) {
       const Extent& raw = units_[loaded.unit].raw;
       loaded.raw = base() + raw.offset;
@@ -116,14 +115,8 @@ class InflatedImage final : public StreamImage {
         continue;
       }
       missing.push_back(&loaded);
-      missing_nbytes += raw.nbytes;
     }
-    std::uint8_t* checked = keep ? nullptr : worker->buffer.Reserve(missing_nbytes);
-    for (LoadedUnit* loaded : missing) {
-      if (keep) continue;
-      loaded->raw = checked;
-      checked += units_[loaded->unit].raw.nbytes;
-    }
+    SetAddresses(missing, keep, &worker->buffer);
     Inflate(worker, missing);
     for (LoadedUnit* loaded : missing) {
       if (keep && !loaded->damage) present_[loaded->unit] = 1;
@@ -144,7 +137,7 @@ class InflatedImage final : public StreamImage {
       task.block.code_bit = static_cast<std::uint64_t>(code.data - Code().data) * 8;
       task.block.code_nbits = code.nbytes * 8;
       task.block.raw_nbytes = units_[loaded->unit].raw.nbytes;
-      task.out = const_cast<std::uint8_t*>(loaded->raw);
+      task.out = loaded->raw;
       in_turn.push_back(loaded);
     }
     const std::vector<BlockTask*> left = worker->chunks.Inflate(Code(), &tasks);
@@ -158,7 +151,7 @@ class InflatedImage final : public StreamImage {
 
   void InflateAlone(Worker* worker, LoadedUnit* loaded) const {
     const Unit& unit = units_[loaded->unit];
-    auto* out = const_cast<std::uint8_t*>(loaded->raw);
+    std::uint8_t* out = loaded->raw;
     NoteResult(unit.is_last ? worker->one.InflateStream(CodeOf(unit), out, unit.raw.nbytes)
                             : worker->one.InflateChunk(CodeOf(unit), out, unit.raw.nbytes),
                loaded);

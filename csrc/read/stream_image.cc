@@ -239,6 +239,18 @@ Extent StreamImage::UnitExtent(std::size_t unit) const {
   return {offset, std::min(kUnitNbytes, nbytes() - offset)};
 }
 
+void StreamImage::SetAddresses(const std::vector<LoadedUnit*>& units, bool keep,
+                               Buffer* buffer) const {
+  std::uint64_t nbytes = 0;
+  for (const LoadedUnit* loaded : units) nbytes += UnitExtent(loaded->unit).nbytes;
+  std::uint8_t* checked = keep ? nullptr : buffer->Reserve(nbytes);
+  for (LoadedUnit* loaded : units) {
+    const Extent place = UnitExtent(loaded->unit);
+    loaded->raw = keep ? base() + place.offset : checked;
+    if (!keep) checked += place.nbytes;
+  }
+}
+
 StreamImage::Loader StreamImage::NewLoader() {
   return [this](std::vector<LoadedUnit>* units, bool /*keep*/) {
     for (LoadedUnit& loaded : *units) loaded.raw = base() + UnitExtent(loaded.unit).offset;

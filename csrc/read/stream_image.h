@@ -136,14 +136,17 @@ class StreamImage {
   // A unit in memory, or what is wrong with it.
   struct LoadedUnit {
     std::size_t unit = 0;
-    const std::uint8_t* raw = nullptr;  // null if it is damaged, or too large for a buffer
-    std::optional<std::uint32_t> crc;   // of the whole unit, if it is known anyway
+    std::uint8_t* raw = nullptr;       // null if it is damaged, or too large for a buffer
+    std::optional<std::uint32_t> crc;  // of the whole unit, if it is known anyway
     std::optional<Error> damage;
   };
   // Brings units into memory and sets their addresses: their places, or without keep possibly a
   // buffer that is valid until the next call. A unit that is too large for a buffer has a CRC-32
   // instead. Each thread has its own loader.
   using Loader = std::function<void(std::vector<LoadedUnit>* units, bool keep)>;
+  // Sets where a loader brings units: to their places, or without keep to buffer, one after
+  // another.
+  void SetAddresses(const std::vector<LoadedUnit*>& units, bool keep, Buffer* buffer) const;
 
   // The size of a unit, unless units are the file's blocks.
   static constexpr std::uint64_t kUnitNbytes = std::uint64_t{1} << 20;

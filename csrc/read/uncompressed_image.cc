@@ -60,7 +60,7 @@ class ReadImage final : public StreamImage {
   }
 
  private:
-  const std::uint8_t* Load(std::size_t unit, bool keep, Buffer* buffer) {
+  std::uint8_t* Load(std::size_t unit, bool keep, Buffer* buffer) {
     const Extent extent = UnitExtent(unit);
     std::uint8_t* place = base() + extent.offset;
     if (present_[unit] != 0) return place;
