@@ -11,10 +11,10 @@ CHECK_PACKAGES := clang-format clang-tidy
 SOURCES := $(sort $(shell find csrc -name '*.cc'))
 HEADERS := $(sort $(shell find csrc -name '*.h'))
 
-.PHONY: help demo test test-versions test-nvme test-asan test-tsan fuzz check bench bundle clean
+.PHONY: help demo test test-frameworks test-versions test-nvme test-asan test-tsan fuzz check bench bundle clean
 
 help:
-	@echo "make demo | test | test-versions | test-nvme | test-asan | test-tsan | fuzz | check"
+	@echo "make demo | test | test-frameworks | test-versions | test-nvme | test-asan | test-tsan | fuzz | check"
 	@echo "make bench | bundle | clean"
 
 demo: .venv/installed
@@ -22,6 +22,16 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The real frameworks, each in an environment of its own: their requirements exclude each other.
+FRAMEWORKS ?= $(sort $(patsubst tests/integrations/%/requirements.txt,%,\
+    $(wildcard tests/integrations/*/requirements.txt)))
+
+test-frameworks: $(FRAMEWORKS:%=.venv-%/installed)
+	set -e; for name in $(FRAMEWORKS); do \
+	    PYCKPT_FRAMEWORK=$$name PATH="$(CURDIR)/.venv-$$name/bin:$(CURDIR)/$(BIN):$$PATH" \
+	        .venv-$$name/bin/python -m pytest -n 2 --dist loadgroup tests/integrations/$$name; \
+	done
 
 # The oldest and the newest Python, torch and NumPy that pyproject.toml allows, as far as they are
 # here. Not part of `make test`: PyPI's torch for Linux brings CUDA, some 5 GB for each version.
@@ -121,7 +131,7 @@ bundle: .venv/bin/python
 	PYTHON=$(CURDIR)/$(BIN)/python scripts/bundle
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-* build dist
 
 # Debian may lack python3-venv: then apt-get installs it.
 .venv/bin/python:
@@ -148,6 +158,10 @@ clean:
 	$(PIP) "deepspeed>=0.14" backports.zstd hypothesis pytest pytest-timeout pytest-xdist coolname "importlib-metadata<9" \
 	    packaging pillow "psutil<8" py-cpuinfo "pyyaml<7" "requests<3" "tqdm<5"
 	$(PIP) --no-deps -r tests/requirements-composer.txt
+	touch $@
+
+.venv-%/installed: tests/integrations/%/requirements.txt | .venv/installed-test
+	scripts/framework-environment .venv-$* $<
 	touch $@
 
 .venv/installed-check: .venv/installed
