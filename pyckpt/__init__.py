@@ -18,10 +18,12 @@ from pyckpt.errors import (
     StateMismatchError,
     TornSaveError,
 )
+from pyckpt.staging.pending_saves import PendingSave
 from pyckpt.state import RestorableState, State, Timestamp, TrainingState
+from pyckpt.training.async_save import async_save
 from pyckpt.training.async_save_checkpoint import async_save_checkpoint
 from pyckpt.training.load_checkpoint import load_checkpoint
-from pyckpt.training.pending_saves import PendingSave
+from pyckpt.training.removal import remove
 from pyckpt.training.save_checkpoint import save_checkpoint
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Timestamp",
     "TornSaveError",
     "TrainingState",
+    "async_save",
     "async_save_checkpoint",
     "convert",
     "extract",
@@ -50,6 +53,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "pack",
+    "remove",
     "save",
     "save_checkpoint",
     "verify",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,12 +15,17 @@ from pyckpt.progress import ProgressHook
 
 __all__ = [
     "BackgroundOptions",
+    "Stage",
+    "WhenBusy",
     "WriteOptions",
     "available_cpus",
     "default_threads",
     "whole_number",
     "whole_threads",
 ]
+
+Stage = Literal["copy", "lazy"] | None
+WhenBusy = Literal["wait", "raise"]
 
 _MOST_THREADS = 4096  # each has a stack and buffers, also if it finds no work
 _HIGHEST_NICE = 19
@@ -101,15 +107,26 @@ class BackgroundOptions(WriteOptions):
     Attributes:
         num_threads: As in WriteOptions, but None takes half as many, at least one.
         nice: How much the threads' priority is lowered, 0 to 19: see nice(2).
+        stage: How the state is kept while training goes on; None leaves the choice to pyckpt.
+        max_pending: How many saves may be under way, this one included.
+        when_busy: What to do if that many are under way already.
 
     Raises:
         OptionError: A value is out of range or of the wrong type.
     """
 
     nice: int = 10
+    stage: Stage = None
+    max_pending: int = 1
+    when_busy: WhenBusy = "wait"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stage not in (None, "copy", "lazy"):
+            raise OptionError(f"stage must be 'copy', 'lazy' or None, not {self.stage!r}")
+        if self.when_busy not in ("wait", "raise"):
+            raise OptionError(f"when_busy must be 'wait' or 'raise', not {self.when_busy!r}")
+        object.__setattr__(self, "max_pending", whole_number("max_pending", self.max_pending, 1))
         object.__setattr__(self, "nice", whole_number("nice", self.nice, 0, _HIGHEST_NICE))
 
     def threads(self, writers_on_node: int = 1) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pyckpt.archive.formats import STATES_MEMBER
@@ -12,8 +15,9 @@ from pyckpt.interrupts import is_interrupt
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
+from pyckpt.staging.pending_saves import wait_for_file
 
-__all__ = ["save"]
+__all__ = ["check_member", "save", "saving"]
 
 
 def save(
@@ -48,13 +52,20 @@ def save(
             (FilenameError, OptionError). A previous file is unchanged.
     """
     options = WriteOptions(compression_level, num_threads, fsync, progress)
-    _check_member(member)
+    check_member(member)
     path = local_path(path)
+    wait_for_file(path)  # an asynchronous save that is under way would replace this newer file
+    with saving(path), ArchiveWriter(path, options) as writer:
+        writer.add_object(member, obj)
+        writer.write()
+        writer.commit()
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Makes errors of a save CheckpointErrors that name the file, except Ctrl-C and the like."""
     try:
-        with ArchiveWriter(path, options) as writer:
-            writer.add_object(member, obj)
-            writer.write()
-            writer.commit()
+        yield
     except CheckpointError:
         raise
     except Exception as error:
@@ -67,7 +78,12 @@ def save(
         ) from error
 
 
-def _check_member(member: str) -> None:
+def check_member(member: str) -> None:
+    """Checks the name of a member.
+
+    Raises:
+        OptionError: It would lead out of the archive, or is no name.
+    """
     parts = member.split("/")
     if not member or "\0" in member or any(part in ("", ".", "..") for part in parts):
         raise OptionError(f"member {member!r} is not a relative path without '.', '..' or NUL")

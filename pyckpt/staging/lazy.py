@@ -83,6 +83,8 @@ def is_lazy_safe(state: TrainingState) -> bool:
     if getattr(state, "algorithms", None):
         return False
     optimizers = list(_optimizers(state))
+    if any(one in _distrusted for one in optimizers if isinstance(one, torch.optim.Optimizer)):
+        return False
     if not optimizers or not all(_is_hooked(one) and _only_steps(one) for one in optimizers):
         return False
     if any(getattr(module, "max_norm", None) is not None for module in state.model.modules()):
@@ -92,15 +94,16 @@ def is_lazy_safe(state: TrainingState) -> bool:
 
 
 def distrust(state: TrainingState) -> None:
-    """Makes ``is_lazy_safe`` false for the model of ``state`` from now on.
+    """Makes ``is_lazy_safe`` false for the model and the optimizers of ``state`` from now on.
 
-    Call it when a save was torn: something but the optimizers changes the model.
+    Call it when a save was torn: something but the optimizers changes what they train.
     """
-    if isinstance(state.model, torch.nn.Module):
-        _distrusted.add(state.model)
+    for one in (state.model, *_optimizers(state)):
+        if isinstance(one, torch.nn.Module | torch.optim.Optimizer):
+            _distrusted.add(one)
 
 
-_distrusted: WeakSet[torch.nn.Module] = WeakSet()
+_distrusted: WeakSet[torch.nn.Module | torch.optim.Optimizer] = WeakSet()
 
 
 class LiveRecords:

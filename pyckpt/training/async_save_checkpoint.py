@@ -1,46 +1,26 @@
-"""async_save_checkpoint: saves while training goes on.
+"""async_save_checkpoint: saves a training state while training goes on.
 
-    training thread   collect ─▶ stage ─▶ return ─▶ forward, backward, step ...
-                                   │                               │ lazy: copies what is unread
-    background thread              └─▶ write ─▶ commit ─▶ result ◀─┘
-
-Each save has a background thread. These threads write one after another. They are not daemons, also
-if training runs in one, so the interpreter waits for them. A save that begins when the interpreter
-ends already, or when the system has no more threads, is written before the call returns. With
-several ranks, the training thread and the background thread have a channel each.
+With several ranks, the calling thread and the background thread have a channel each.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import threading
-from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any
 
-from pyckpt.errors import OptionError, TornSaveError
+from pyckpt.errors import OptionError
 from pyckpt.key_paths import IgnoreKeys
-from pyckpt.options import BackgroundOptions, WriteOptions, default_threads, whole_number
-from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
-from pyckpt.staging.buffers import BufferPool
-from pyckpt.staging.copies import Copies
-from pyckpt.staging.latch import Latch
-from pyckpt.staging.lazy import LiveRecords, check_lazy, distrust, is_lazy_safe
+from pyckpt.options import BackgroundOptions, Stage, WhenBusy, WriteOptions, whole_number
+from pyckpt.ranks.exchange import begin_together, together
+from pyckpt.staging.lazy import check_lazy, is_lazy_safe
+from pyckpt.staging.pending_saves import PendingSave, check_may_begin, wait_for_room
 from pyckpt.state import TrainingState
-from pyckpt.training import pending_saves
-from pyckpt.training.pending_saves import PendingSave, check_room, raise_uncollected, wait_for_room
+from pyckpt.training.background import BackgroundSave
 from pyckpt.training.save_checkpoint import Save, StateDictType
 
 __all__ = ["async_save_checkpoint"]
-
-_LOGGER = logging.getLogger("pyckpt")
-
-_pool = BufferPool()
-_last_write: Latch | None = None  # set when the latest save has been written
 
 
 def async_save_checkpoint(
@@ -53,12 +33,12 @@ def async_save_checkpoint(
     compression_level: int | None = None,
     num_threads: int | None = None,
     fsync: bool = True,
-    stage: Literal["copy", "lazy"] | None = None,
+    stage: Stage = None,
     nice: int = 10,
     max_pending: int = 1,
-    when_busy: Literal["wait", "raise"] = "wait",
+    when_busy: WhenBusy = "wait",
     process_group: Any = None,
-) -> PendingSave:
+) -> PendingSave[list[Path]]:
     """Starts to save the training state as it is now, and returns while the file is written.
 
     It saves the same contents to the same file as ``save_checkpoint``, and handles failed ranks in
@@ -99,205 +79,34 @@ def async_save_checkpoint(
             later errors. SaveInProgressError: see ``when_busy``. Also the error of an earlier save
             that has not been collected; then this save does not begin.
     """
-    global _last_write
     if when_busy == "wait":
         with suppress(OptionError):  # is raised below, on all ranks
-            wait_for_room(_checked(max_pending))
+            wait_for_room(whole_number("max_pending", max_pending, 1))
     training, background = begin_together("async_save_checkpoint", 2, process_group)
 
     def make_options() -> WriteOptions:
-        raise_uncollected()
-        if stage not in (None, "copy", "lazy"):
-            raise OptionError(f"stage must be 'copy', 'lazy' or None, not {stage!r}")
-        if when_busy not in ("wait", "raise"):
-            raise OptionError(f"when_busy must be 'wait' or 'raise', not {when_busy!r}")
-        check_room(_checked(max_pending))
+        options = BackgroundOptions(
+            compression_level,
+            num_threads,
+            fsync,
+            nice=nice,
+            stage=stage,
+            max_pending=max_pending,
+            when_busy=when_busy,
+        )
+        check_may_begin(options.max_pending)
         if stage == "lazy":
             check_lazy(state)
-        return BackgroundOptions(compression_level, num_threads, fsync, nice=nice)
+        return options
 
     save = Save(state, filename, weights_only, ignore_keys, state_dict_type)
-    staging = _Staging()
-    pending = PendingSave(staging.staged, staging.stage, staging.progress, staging.give_up)
-    begun: Future[bool] = Future()
-    written = Latch()
-    run = partial(_run, begun, pending, save, staging, background, _last_write, written, nice=nice)
-    thread = threading.Thread(target=run, name="pyckpt-save", daemon=False)
-    in_background = False
+    work = BackgroundSave(save, partial(save.write, background), nice)
     try:
         save.collect(make_options, training)
         lazy = stage == "lazy" or (stage is None and is_lazy_safe(state))
-
-        def begin() -> None:
-            staging.begin(save, state, lazy, chosen=stage is not None)
-            nonlocal in_background
-            in_background = _start(thread)
-
-        together("staging the state", begin, training)
-        pending_saves.begin(pending)
-        _last_write = written
-        begun.set_result(True)
+        kept = state if lazy else None
+        together("staging the state", lambda: work.begin(kept, chosen=stage is not None), training)
+        return work.start()
     except BaseException:
-        # Ctrl-C may come at any time. Once begun is set, the thread does everything else.
-        if not begun.done():
-            pending_saves.forget(pending)
-            written.set()
-            begun.set_result(False)
-            staging.close()
-            save.close()
+        work.drop()
         raise
-    if not in_background:
-        run(nice=0)
-    return pending
-
-
-def _checked(max_pending: int) -> int:
-    return whole_number("max_pending", max_pending, 1)
-
-
-class _Staging:
-    """What this rank keeps of the state as it was at the call.
-
-    Attributes:
-        staged: Set when the state may be changed in any way.
-    """
-
-    def __init__(self) -> None:
-        self.staged = Latch()
-        self._chosen = True
-        self._state: TrainingState | None = None
-        self._save: Save | None = None
-        self._kept: Copies | LiveRecords | None = None
-
-    def begin(self, save: Save, state: TrainingState, lazy: bool, *, chosen: bool) -> None:
-        """Copies what has to be copied now. ``chosen``: whether the caller chose the way."""
-        self._chosen = chosen
-        self._state = state
-        self._save = save
-        records = save.state_records()
-        if not records:
-            self.staged.set()
-            save.replace_state_records([])
-            return
-        threads = default_threads(current_ranks().local_world_size)
-        if lazy:
-            self._kept = LiveRecords(records, state, _pool, threads, self.staged, frozen=chosen)
-        else:
-            self._kept = Copies(records, _pool, threads)
-            self._kept.hold_back()
-            if self._kept.is_complete:
-                self.staged.set()
-        save.replace_state_records(self._kept.records)
-
-    def progress(self) -> tuple[int, int]:
-        """Bytes written and in total; see PendingSave.progress."""
-        return (0, 0) if self._save is None else self._save.progress
-
-    def stage(self) -> None:
-        """Copies what has not been copied. Any thread."""
-        if isinstance(self._kept, LiveRecords):
-            self._kept.stage()
-        self.wait()
-
-    def wait(self) -> None:
-        """Waits for copies that are being made. The background thread calls it before it reads."""
-        kept = self._kept
-        if kept is not None:
-            kept.wait()
-        if not isinstance(kept, LiveRecords):
-            self.staged.set()
-
-    def settle(self) -> None:
-        """Raises TornSaveError or the error of a copy. For the background thread, at the end."""
-        if isinstance(self._kept, LiveRecords):
-            self._kept.settle()
-
-    def give_up(self) -> None:
-        """Lets the write fail soon."""
-        if self._save is not None:
-            self._save.give_up()
-
-    def distrust(self) -> bool:
-        """After a TornSaveError: whether the way to stage was the default one.
-
-        It is not used for this model again.
-        """
-        if self._chosen or self._state is None:
-            return False
-        distrust(self._state)
-        _LOGGER.warning("the state of this model is copied from now on (stage='copy')")
-        return True
-
-    def close(self) -> None:
-        """Gives the copies' memory back."""
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
-        self._state = None
-
-
-def _start(thread: threading.Thread) -> bool:
-    """Starts a thread, if the system has one more, and the interpreter is not about to end."""
-    if not threading.main_thread().is_alive():
-        return False
-    try:
-        thread.start()
-    except RuntimeError:  # no more threads
-        return False
-    return True
-
-
-def _run(
-    begun: Future[bool],
-    pending: PendingSave,
-    save: Save,
-    staging: _Staging,
-    channel: Channel,
-    earlier: Latch | None,
-    written: Latch,
-    *,
-    nice: int,
-) -> None:
-    if not begun.result():
-        return
-    outcome: list[Path] | BaseException
-    raise_later = True
-    try:
-        with closing(save), closing(staging):
-            # The threads that this one starts inherit its priority.
-            _lower_priority(nice)
-            # So ``staged`` is set even while an earlier save is being written. An error is raised
-            # again by save.write, which tells all ranks.
-            with suppress(Exception):
-                staging.wait()
-            if earlier is not None:
-                earlier.wait()
-            try:
-                outcome = save.write(channel, staging.wait, staging.settle)
-            except TornSaveError:
-                raise_later = not staging.distrust()
-                raise
-    except BaseException as error:
-        outcome = error
-    written.set()
-    pending_saves.finish(pending, outcome, staging.progress(), raise_later=raise_later)
-
-
-def _lower_priority(nice: int) -> None:
-    """Lowers the priority of the calling thread, if the system has priorities of threads."""
-    if nice and sys.platform == "linux":
-        thread = threading.get_native_id()
-        with suppress(OSError):  # not permitted: training is slower, the save is still right
-            os.setpriority(
-                os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice)
-            )
-
-
-def _forget() -> None:
-    """A forked process has neither the threads nor their buffers."""
-    global _pool, _last_write
-    _pool = BufferPool()
-    _last_write = None
-
-
-os.register_at_fork(after_in_child=_forget)

@@ -27,6 +27,7 @@ from pyckpt.ranks.exchange import (
     together,
 )
 from pyckpt.ranks.file_identity import file_identity
+from pyckpt.staging.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.state import (
     TrainingState,
     check_is_state,
@@ -38,7 +39,6 @@ from pyckpt.torch_format.records import Record
 from pyckpt.training.agreement import Description
 from pyckpt.training.named_state import keeping_shards, with_names, with_positions
 from pyckpt.training.names import check_one_set, render, values
-from pyckpt.training.pending_saves import raise_uncollected, wait_for_room
 from pyckpt.training.per_rank import add_parts, chosen_parts, pack_part
 from pyckpt.training.refused_types import warn_of_refused
 from pyckpt.training.rng import rng_state
@@ -219,6 +219,11 @@ class Save:
         self._is_sharded = False  # whether every rank writes its shards
         self._description: Description | None = None
         self._samples: WeightSamples | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The file that this rank writes, if it writes one."""
+        return None if self._writer is None else self._writer.path
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -21,10 +21,11 @@ from torch import nn
 
 import pyckpt
 from pyckpt.archive.formats import archive_format, file_suffixes, usual_suffixes
+from pyckpt.staging import pending_saves
 from pyckpt.staging.buffers import BufferPool
 from pyckpt.staging.copies import Copies
 from pyckpt.staging.latch import Latch
-from pyckpt.training import async_save_checkpoint, pending_saves
+from pyckpt.training import background
 from pyckpt.training.save_checkpoint import Save
 from tests.launch import TIMEOUT_SECONDS, WORKERS, private_mounts, run_ranks, torchrun
 
@@ -74,7 +75,7 @@ def training(request: pytest.FixtureRequest) -> Training:
 def _nothing_is_left_behind() -> Iterator[None]:
     yield
     pending_saves.raise_uncollected()
-    pending_saves.check_room(1)
+    pending_saves.check_may_begin(1)
 
 
 def logged(caplog: pytest.LogCaptureFixture, count: int) -> None:
@@ -90,7 +91,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._opened = Latch()
-        monkeypatch.setattr(async_save_checkpoint, "_last_write", self._opened)
+        monkeypatch.setattr(background, "_last_work", self._opened)
 
     def open(self) -> None:
         self._opened.set()
@@ -380,8 +381,8 @@ def test_ctrl_c_at_the_last_moment_of_the_call_leaves_nothing(
 ) -> None:
     begin = pending_saves.begin
 
-    def interrupted(pending: pyckpt.PendingSave) -> None:
-        begin(pending)
+    def interrupted(pending: pyckpt.PendingSave[Any], path: Path | None) -> None:
+        begin(pending, path)
         raise KeyboardInterrupt
 
     threads = threading.active_count()
@@ -483,7 +484,7 @@ def test_copies_use_the_same_memory_again(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = BufferPool()
-    monkeypatch.setattr(async_save_checkpoint, "_pool", pool)
+    monkeypatch.setattr(background, "_pool", pool)
     buffers = set()
     for _ in range(3):
         pyckpt.async_save_checkpoint(training.state, tmp_path / "x", stage="copy").result()

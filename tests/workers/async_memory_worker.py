@@ -15,7 +15,7 @@ from torch import nn
 
 import pyckpt
 from pyckpt.staging.buffers import BufferPool
-from pyckpt.training import async_save_checkpoint
+from pyckpt.training import background
 
 FILENAME = sys.argv[1]
 WIDTH = 3072
@@ -35,7 +35,7 @@ class Training:
 
     def save(self, stage: str, *, times: int = 1, step: bool = True) -> None:
         """Starts ``times`` saves. With ``step`` the optimizer steps before any is written."""
-        gate = async_save_checkpoint._last_write = threading.Event()
+        gate = background._last_work = threading.Event()
         options = {"stage": stage, "max_pending": times, "num_threads": 1, "fsync": False}
         saves = [
             pyckpt.async_save_checkpoint(self.state, FILENAME, **options) for _ in range(times)
@@ -69,7 +69,7 @@ def main() -> None:
         "two copies": lambda: training.save("copy", times=2),
     }
     for name, case in cases.items():
-        async_save_checkpoint._pool = BufferPool()
+        background._pool = BufferPool()
         found[name] = growth_nbytes(case)
         found[f"{name} again"] = growth_nbytes(case)
     print(json.dumps(found))

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import nn
 
 import pyckpt
-from pyckpt.staging import lazy
-from pyckpt.training import async_save_checkpoint, pending_saves
+from pyckpt.staging import lazy, pending_saves
+from pyckpt.training import background
 
 SCENARIO, OUT, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 ZERO = int(sys.argv[4]) if len(sys.argv) > 4 else None
@@ -102,7 +102,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._opened = threading.Event()
-        async_save_checkpoint._last_write = self._opened
+        background._last_work = self._opened
 
     def open(self) -> None:
         self._opened.set()

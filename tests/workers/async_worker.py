@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyckpt
-from pyckpt.training import async_save_checkpoint
+from pyckpt.training import background
 
 SCENARIO, STAGE, FILENAME = sys.argv[1:]
 
@@ -38,7 +38,7 @@ def fork() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.ones(1, 100)).sum().backward()
     state = pyckpt.State(model, optimizer)
-    earlier = async_save_checkpoint._last_write = threading.Event()
+    earlier = background._last_work = threading.Event()
     pending = pyckpt.async_save_checkpoint(state, FILENAME, stage=STAGE)
     print("unfinished", flush=True)
     child = os.fork()

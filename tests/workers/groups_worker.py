@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import pyckpt
 from pyckpt.ranks.exchange import begin_together
 from pyckpt.staging.latch import Latch
-from pyckpt.training import async_save_checkpoint
+from pyckpt.training import background
 
 OUT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -158,7 +158,7 @@ class Groups:
         state = self.state(seed=self.first)
         name = FOLDER / f"failing-async-{self.first}.tar"
         earlier = Latch()  # acts as an earlier save, for which this one waits
-        async_save_checkpoint._last_write = earlier
+        background._last_work = earlier
         pending = pyckpt.async_save_checkpoint(state, name, process_group=self.pair)
         if self.rank == 2:
             name.mkdir()

@@ -18,8 +18,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import pyckpt
-from pyckpt.staging import buffers, latch, lazy
-from pyckpt.training import pending_saves
+from pyckpt.staging import buffers, latch, lazy, pending_saves
 
 SCENARIO, FOLDER = sys.argv[1], Path(sys.argv[2])
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pyckpt.errors import CheckpointError, SaveInProgressError
 from pyckpt.staging.latch import Latch
@@ -20,26 +21,34 @@ from pyckpt.staging.latch import Latch
 __all__ = [
     "PendingSave",
     "begin",
-    "check_room",
+    "check_may_begin",
     "finish",
     "forget",
+    "is_torn_unnoticed",
     "raise_uncollected",
+    "under_way",
+    "wait_for_file",
     "wait_for_room",
 ]
 
 _LOGGER = logging.getLogger("pyckpt")
 
+T = TypeVar("T")
+
 # Guards the lists. A signal handler may wait for a save in a thread that is just changing them:
 # while it waits, a Condition gives its lock back altogether.
 _changed = threading.Condition()
-_running: list[PendingSave] = []
-_uncollected: list[PendingSave] = []  # failed, and nobody has asked for the result yet
+_running: list[PendingSave[Any]] = []
+_uncollected: list[PendingSave[Any]] = []  # failed, and nobody has asked for the result yet
 
 
-class PendingSave(Future[list[Path]]):
-    """A save in the background. Its result is what ``save_checkpoint`` returns.
+class PendingSave(Future[T]):
+    """A save in the background.
 
-    A Future that cannot be cancelled, because other ranks take part. An error is logged when it
+    Of ``async_save_checkpoint``, the result is what ``save_checkpoint`` returns; of ``async_save``,
+    the path.
+
+    A Future that cannot be cancelled, because other ranks may take part. An error is logged when it
     happens. ``result()`` and ``exception()`` collect it. The next save raises an error that has not
     been collected, except a TornSaveError if the way of staging was not chosen: see ``stage`` of
     async_save_checkpoint.
@@ -61,6 +70,8 @@ class PendingSave(Future[list[Path]]):
         self._stage = stage
         self._progress = progress
         self._give_up = give_up
+        self._raise_later = True
+        self._file: str | None = None  # that this process writes, with links resolved
         self.set_running_or_notify_cancel()
 
     def progress(self) -> tuple[int, int]:
@@ -78,8 +89,8 @@ class PendingSave(Future[list[Path]]):
         self._stage()
         self.staged.wait()
 
-    def result(self, timeout: float | None = None) -> list[Path]:
-        """Waits for the paths, or raises the CheckpointError that ended the save."""
+    def result(self, timeout: float | None = None) -> T:
+        """Waits for the result, or raises the CheckpointError that ended the save."""
         try:
             return super().result(timeout)
         finally:
@@ -99,13 +110,18 @@ class PendingSave(Future[list[Path]]):
                     _uncollected.remove(self)
 
 
-def begin(pending: PendingSave) -> None:
-    """Counts a save as under way, until it ends."""
+def begin(pending: PendingSave[Any], path: Path | None) -> None:
+    """Counts a save as under way, until it ends.
+
+    Args:
+        path: The file that this process writes, if any.
+    """
+    pending._file = None if path is None else os.path.realpath(path)
     with _changed:
         _running.append(pending)
 
 
-def forget(pending: PendingSave) -> None:
+def forget(pending: PendingSave[Any]) -> None:
     """The save did not begin. Its caller has got the error."""
     with _changed:
         if pending in _running:
@@ -114,8 +130,8 @@ def forget(pending: PendingSave) -> None:
 
 
 def finish(
-    pending: PendingSave,
-    outcome: list[Path] | BaseException,
+    pending: PendingSave[T],
+    outcome: T | BaseException,
     progress: tuple[int, int],
     *,
     raise_later: bool = True,
@@ -132,8 +148,11 @@ def finish(
     failed = isinstance(outcome, BaseException)
     with _changed:
         _running.remove(pending)
-        if failed and raise_later:
+        if failed:
+            pending._raise_later = raise_later
             _uncollected.append(pending)
+        else:  # what a torn save lacks, this one has
+            _uncollected[:] = [one for one in _uncollected if one._raise_later]
         _changed.notify_all()
     # Last, so that there is room for the next save once the result is there.
     if isinstance(outcome, BaseException):
@@ -149,14 +168,22 @@ def wait_for_room(max_pending: int) -> None:
         _changed.wait_for(lambda: len(_running) < max_pending)
 
 
-def check_room(max_pending: int) -> None:
-    """Checks that fewer than ``max_pending`` saves are under way, without waiting.
+def wait_for_file(path: Path) -> None:
+    """Waits until no save under way writes the file ``path``: it would replace what comes later."""
+    file = os.path.realpath(path)
+    with _changed:
+        _changed.wait_for(lambda: all(pending._file != file for pending in _running))
+
+
+def check_may_begin(max_pending: int) -> None:
+    """Checks that another save may begin, without waiting.
 
     Raises:
-        SaveInProgressError: There are ``max_pending`` or more.
+        SaveInProgressError: ``max_pending`` saves or more are under way.
+        CheckpointError: See ``raise_uncollected``.
     """
-    with _changed:
-        running = len(_running)
+    raise_uncollected()
+    running = len(under_way())
     if running >= max_pending:
         raise SaveInProgressError(
             f"{running} asynchronous saves are under way, and max_pending is {max_pending}"
@@ -170,8 +197,8 @@ def raise_uncollected() -> None:
         CheckpointError: Of the type of that error, which is its cause.
     """
     with _changed:
-        failed = list(_uncollected)
-        _uncollected.clear()
+        failed = [one for one in _uncollected if one._raise_later]
+        _uncollected[:] = [one for one in _uncollected if not one._raise_later]
     if not failed:
         return
     error = Future.exception(failed[0])
@@ -180,6 +207,21 @@ def raise_uncollected() -> None:
     if isinstance(error, CheckpointError):
         raise type(error)(message, rank=error.rank, path=error.path, errno=error.errno) from error
     raise CheckpointError(message) from error
+
+
+def under_way() -> list[PendingSave[Any]]:
+    """The saves that are under way."""
+    with _changed:
+        return list(_running)
+
+
+def is_torn_unnoticed() -> bool:
+    """Whether a save was torn, nobody has asked for its result, and none has succeeded since.
+
+    The next save does not raise its error: see ``raise_later`` of ``finish``.
+    """
+    with _changed:
+        return any(not one._raise_later for one in _uncollected)
 
 
 _SILENT_SECONDS = 2.0

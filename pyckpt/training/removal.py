@@ -1,0 +1,76 @@
+"""remove: takes an older checkpoint away once the newer ones are safe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyckpt.errors import CheckpointError
+from pyckpt.paths import local_path
+from pyckpt.staging.pending_saves import (
+    PendingSave,
+    is_torn_unnoticed,
+    raise_uncollected,
+    under_way,
+)
+from pyckpt.training.background import in_turn
+
+__all__ = ["remove"]
+
+_LOGGER = logging.getLogger("pyckpt")
+
+
+def remove(path: str | os.PathLike[str]) -> Future[bool]:
+    """Removes a file, or a folder with all that is in it, once all saves before it are safe.
+
+    The removal takes its turn behind the asynchronous saves of this process that are under way.
+    Saves that are started later come after it, so one of the same name stays. If none is under way,
+    it is done when the call returns.
+
+    If a save that it waits for fails, nothing is removed, because ``path`` may be the last
+    checkpoint that is good. A warning says so.
+
+    Returns:
+        A Future: whether there was something, and it was removed. It raises a CheckpointError with
+        the path and the errno if the system refuses. A symbolic link is removed, not what it points
+        to.
+
+    Raises:
+        FilenameError: ``path`` is no path of this machine.
+        CheckpointError: An earlier asynchronous save failed, and nobody has asked for its result.
+            Nothing is removed.
+    """
+    path = local_path(path)
+    raise_uncollected()
+    saves = under_way()
+    torn = not saves and is_torn_unnoticed()
+    return in_turn(lambda: _remove_after(saves, path, torn))
+
+
+def _remove_after(saves: Sequence[PendingSave[Any]], path: Path, torn: bool) -> bool:
+    # Future's own method: PendingSave's would count as the caller's asking for the error.
+    if torn or any(Future.exception(save) is not None for save in saves):
+        _LOGGER.warning("%s stays, because a save failed that was to be safe first", path)
+        return False
+    try:
+        return _remove(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be removed: {error}", path=str(path), errno=error.errno
+        ) from error
+
+
+def _remove(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return True
+    return False
