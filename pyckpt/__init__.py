@@ -23,12 +23,15 @@ from pyckpt.state import RestorableState, State, Timestamp, TrainingState
 from pyckpt.training.async_save import async_save
 from pyckpt.training.async_save_checkpoint import async_save_checkpoint
 from pyckpt.training.load_checkpoint import load_checkpoint
+from pyckpt.training.manager import CheckpointManager, SavedCheckpoint
 from pyckpt.training.removal import remove
 from pyckpt.training.save_checkpoint import save_checkpoint
+from pyckpt.training.signals import save_on_signal
 
 __all__ = [
     "ArchiveInfo",
     "CheckpointError",
+    "CheckpointManager",
     "CorruptArchiveError",
     "DuplicateFileError",
     "FilenameError",
@@ -39,6 +42,7 @@ __all__ = [
     "Report",
     "RestorableState",
     "SaveInProgressError",
+    "SavedCheckpoint",
     "ShardedStateError",
     "State",
     "StateMismatchError",
@@ -56,6 +60,7 @@ __all__ = [
     "remove",
     "save",
     "save_checkpoint",
+    "save_on_signal",
     "verify",
 ]
 

@@ -4,7 +4,7 @@ Those that take part are the ranks of a process group, by default all. Names and
 number that a rank has among all. Lists by rank, and a channel's own ``rank``, go by its place in
 the group.
 
-No other module uses torch.distributed.
+Only modules of this folder talk to other ranks.
 """
 
 from __future__ import annotations

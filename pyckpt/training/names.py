@@ -22,6 +22,7 @@ __all__ = [
     "VARIABLES",
     "check_one_set",
     "find",
+    "literal",
     "render",
     "render_ranks",
     "values",
@@ -68,6 +69,11 @@ def render_ranks(filename: str | PurePath, ranks: Ranks) -> Path:
         FilenameError: As in ``render``. Variables other than RANK_VARIABLES are unknown.
     """
     return _render(filename, _rank_lookups(ranks))
+
+
+def literal(text: str) -> str:
+    """A part of a filename that stands for itself: braces in it are no variables."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def values(filename: str | PurePath, state: TrainingState) -> dict[str, str]:

@@ -1,0 +1,383 @@
+"""CheckpointManager: the checkpoints of one run in one folder.
+
+    run/
+      step-400-rank0.tar.gz       one file, or one for each rank
+      step-500-rank0.tar.gz
+      latest-rank0.tar.gz         a link to the newest
+      checkpoints.json            in the order of the saves: steps, files, metrics
+
+The list is written when a save is safe on all ranks, and before older ones go. A file that is not
+in the list, because a process died just then, counts all the same: its time says where it belongs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyckpt.archive.formats import file_format
+from pyckpt.errors import CheckpointError, OptionError, StateMismatchError
+from pyckpt.options import whole_number
+from pyckpt.paths import local_path
+from pyckpt.ranks.exchange import begin_together, together
+from pyckpt.staging.pending_saves import (
+    PendingSave,
+    raise_uncollected,
+    under_way,
+    wait_for_room,
+)
+from pyckpt.state import RestorableState, TrainingState
+from pyckpt.storage.small_files import replace_file, replace_link
+from pyckpt.training.async_save_checkpoint import async_save_checkpoint
+from pyckpt.training.background import in_turn
+from pyckpt.training.load_checkpoint import load_checkpoint
+from pyckpt.training.names import literal
+from pyckpt.training.retention import KeepBest, Kept, Retention
+from pyckpt.training.save_checkpoint import save_checkpoint
+from pyckpt.warn import warn
+
+__all__ = ["CheckpointManager", "SavedCheckpoint"]
+
+_LIST = "checkpoints.json"
+_FILE = re.compile(r"step-(\d+)-rank(\d+)(\.[^/]*)?")
+_LATEST = "latest"
+_LISTING = "keeping the list of checkpoints"
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint in a manager's folder.
+
+    Attributes:
+        step: The step at which it was saved.
+        paths: Its file, or the files of all ranks, by rank.
+        metrics: What was given to ``save``.
+        saved_at: When, in seconds since 1970.
+    """
+
+    step: int
+    paths: tuple[Path, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    saved_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What ``load_checkpoint`` takes as its path: with several files, a name with {rank}."""
+        first = self.paths[0]
+        if len(self.paths) == 1:
+            return literal(str(first))
+        rank = _FILE.fullmatch(first.name)
+        assert rank is not None
+        start, end = first.name[: rank.start(2)], first.name[rank.end(2) :]
+        return f"{literal(str(first.parent / start))}{{rank}}{literal(end)}"
+
+    def missing(self) -> Path | None:
+        """A file of it that is not there, or None."""
+        return next((path for path in self.paths if not path.exists()), None)
+
+    def as_kept(self) -> Kept:
+        """What retention needs to know."""
+        return Kept(self.step, self.metrics)
+
+
+class CheckpointManager:
+    """Saves the checkpoints of a run into one folder, finds the newest, and removes older ones.
+
+    Use it on every rank alike. All ranks must see the folder. The first rank keeps the list and the
+    links, and removes files.
+
+    A checkpoint is removed only when a newer one is safe on the disk of every rank. If a save
+    fails, nothing is removed.
+
+    Args:
+        folder: Is made by the first save.
+        suffix: Decides the format, as in ``save_checkpoint``.
+        keep_last: How many of the newest stay.
+        keep_every: Those at steps that are multiples of it stay.
+        keep_best: A metric of ``save``, and "min" or "max": the checkpoint with the best value
+            stays. The newest always stays. Without any of the three, all stay.
+        asynchronous: Whether ``save`` returns while the files are written.
+        process_group: As in ``save_checkpoint``.
+        options: More arguments of ``save_checkpoint``, or of ``async_save_checkpoint``, for every
+            save.
+
+    Raises:
+        CheckpointError: An argument is wrong (FilenameError, OptionError).
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        suffix: str = ".tar.gz",
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: KeepBest | None = None,
+        asynchronous: bool = False,
+        process_group: Any = None,
+        **options: Any,
+    ) -> None:
+        self.folder = local_path(folder)
+        self._retention = Retention(keep_last, keep_every, keep_best)
+        self._suffix = suffix
+        file_format(Path(f"step-0{suffix}"))  # raises FilenameError
+        if _FILE.fullmatch(f"step-0-rank0{suffix}") is None:
+            raise OptionError(f"suffix must be such as '.tar.gz', not {suffix!r}")
+        for name in ("filename", "process_group"):
+            if name in options:
+                raise OptionError(f"{name} is not an option of a manager's saves")
+        self._save = async_save_checkpoint if asynchronous else save_checkpoint
+        self._options = options
+        self._fsync = bool(options.get("fsync", True))
+        self._process_group = process_group
+        self._tidying: list[Future[None]] = []
+
+    def save(
+        self, step: int, state: TrainingState, *, metrics: Mapping[str, float] | None = None
+    ) -> list[Path] | PendingSave[list[Path]]:
+        """Saves ``state`` as the checkpoint of a step; one of the same step is replaced.
+
+        Call it on every rank.
+
+        Args:
+            metrics: Numbers by name, for ``keep_best`` and for ``all()``. Those of the first rank
+                count.
+
+        Returns:
+            What ``save_checkpoint`` or, if asynchronous, ``async_save_checkpoint`` returns.
+
+        Raises:
+            CheckpointError: As these do. Also if the list could not be written, or an older
+                checkpoint not be removed: the new one is safe then. If asynchronous, the next
+                ``save()`` or ``wait()`` raises that.
+        """
+        step = whole_number("step", step, 0)
+        measured = _numbers(metrics or {})
+        [channel] = begin_together("CheckpointManager.save", process_group=self._process_group)
+        together(_LISTING, self._raise_untidy, channel)
+        name = f"{literal(str(self.folder))}/step-{step}-rank{{rank}}{literal(self._suffix)}"
+        result = self._save(state, name, process_group=self._process_group, **self._options)
+        if isinstance(result, PendingSave):
+            if channel.rank == 0:
+                work = partial(self._tidy_behind, result, step, measured)
+                self._tidying.append(in_turn(work))
+            return result
+        is_first = channel.rank == 0
+        together(
+            _LISTING, lambda: self._tidy(result, step, measured) if is_first else None, channel
+        )
+        return result
+
+    def wait(self) -> None:
+        """Waits until all saves are safe, and older checkpoints removed.
+
+        Call it on every rank, at the end of training.
+
+        Raises:
+            CheckpointError: A save failed, or see ``save()``.
+        """
+        [channel] = begin_together("CheckpointManager.wait", process_group=self._process_group)
+        together("waiting for the saves", self._finish, channel)
+
+    def latest(self) -> SavedCheckpoint | None:
+        """The newest checkpoint, or None. Whether it can be read is not known."""
+        return next(reversed(self.all()), None)
+
+    def best(self) -> SavedCheckpoint | None:
+        """The best checkpoint by ``keep_best``, or None."""
+        checkpoints = self.all()
+        best = self._retention.best_of([one.as_kept() for one in checkpoints])
+        return None if best is None else checkpoints[best]
+
+    def all(self) -> list[SavedCheckpoint]:
+        """The checkpoints in the order of their saves, the newest last.
+
+        One that lacks a file is not among them. Any rank may ask, at any time.
+
+        Raises:
+            OSError: The folder cannot be read. If it is not there, there are no checkpoints.
+        """
+        complete, _ = self._complete()
+        return complete
+
+    def _complete(self) -> tuple[list[SavedCheckpoint], list[SavedCheckpoint]]:
+        """What ``all()`` returns, and those in the list that lack a file."""
+        found = self._found()
+        listed = {one.step: one for one in self._listed()}
+        complete = [one for one in listed.values() if not one.missing()]
+        incomplete = [one for one in listed.values() if one.missing()]
+        unlisted = [
+            SavedCheckpoint(step, tuple(paths), {}, max(path.stat().st_mtime for path in paths))
+            for (step, _), paths in found.items()
+            if step not in listed
+        ]
+        complete = sorted([*complete, *unlisted], key=lambda one: (one.saved_at, one.step))
+        return complete, incomplete
+
+    def restore_latest(self, state: RestorableState, **options: Any) -> SavedCheckpoint | None:
+        """Restores the newest checkpoint that can be read.
+
+        Call it on every rank. Those that are damaged or incomplete are passed over, with a warning
+        that says why. Saves that are under way are finished first.
+
+        Args:
+            options: Arguments of ``load_checkpoint``.
+
+        Returns:
+            The checkpoint that was restored, or None if there is none at all.
+
+        Raises:
+            StateMismatchError: The newest that can be read does not fit ``state``.
+            CheckpointError: None of the checkpoints can be read, an argument is wrong, or restoring
+                failed in the middle.
+        """
+        wait_for_room(1)
+        [channel] = begin_together(
+            "CheckpointManager.restore_latest", process_group=self._process_group
+        )
+
+        def look() -> list[SavedCheckpoint]:
+            if channel.rank != 0:
+                return []
+            complete, incomplete = self._complete()
+            for one in incomplete:
+                warn(f"the checkpoint of step {one.step} is passed over: {one.missing()} is gone")
+            return complete
+
+        [checkpoints, *_] = together("looking for checkpoints", look, channel)
+        errors = []
+        for one in reversed(checkpoints):
+            try:
+                load_checkpoint(one.name, state, process_group=self._process_group, **options)
+                return one
+            except (StateMismatchError, OptionError):
+                raise
+            except CheckpointError as error:
+                if str(error).startswith("restoring the state failed"):
+                    raise
+                errors.append(error)
+                warn(f"the checkpoint of step {one.step} is passed over: {error}")
+        if errors:
+            raise CheckpointError(
+                f"none of the {len(errors)} checkpoints in {self.folder} can be read; the newest: "
+                f"{errors[0]}",
+                rank=errors[0].rank,
+                path=errors[0].path,
+                errno=errors[0].errno,
+            ) from errors[0]
+        return None
+
+    def _finish(self) -> None:
+        wait_for_room(1)
+        raise_uncollected()
+        self._raise_untidy()
+
+    def _raise_untidy(self) -> None:
+        """Raises the error of work behind an asynchronous save, if that has ended."""
+        done, self._tidying = self._tidying, []
+        for future in done:
+            if future.done() or not under_way():
+                future.result()
+            else:
+                self._tidying.append(future)
+
+    def _tidy_behind(
+        self, pending: PendingSave[list[Path]], step: int, metrics: Mapping[str, float]
+    ) -> None:
+        # Future's own methods: PendingSave's would count as the caller's asking.
+        if Future.exception(pending) is None:
+            self._tidy(Future.result(pending), step, metrics)
+
+    def _tidy(self, paths: list[Path], step: int, metrics: Mapping[str, float]) -> None:
+        """Puts a checkpoint that is safe into the list, and removes what need not stay."""
+        others = [one for one in self.all() if one.step != step]
+        now = max([time.time(), *(one.saved_at + 1e-3 for one in others)])
+        checkpoints = [*others, SavedCheckpoint(step, tuple(paths), metrics, now)]
+        dropped = set(self._retention.dropped([one.as_kept() for one in checkpoints]))
+        kept = [one for i, one in enumerate(checkpoints) if i not in dropped]
+        try:
+            self._write_list(kept)
+            self._link(paths)
+            self._remove_others(kept)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} is safe, and what comes after it failed: {error}",
+                path=error.filename if isinstance(error.filename, str) else str(self.folder),
+                errno=error.errno,
+            ) from error
+
+    def _write_list(self, checkpoints: Sequence[SavedCheckpoint]) -> None:
+        entries = [
+            {
+                "step": one.step,
+                "files": [path.name for path in one.paths],
+                "metrics": dict(one.metrics),
+                "saved_at": one.saved_at,
+            }
+            for one in checkpoints
+        ]
+        data = json.dumps({"checkpoints": entries}, indent=1) + "\n"
+        replace_file(self.folder / _LIST, data.encode(), fsync=self._fsync)
+
+    def _listed(self) -> list[SavedCheckpoint]:
+        """What the list says. A list that is damaged says nothing, with a warning."""
+        try:
+            text = (self.folder / _LIST).read_text()
+        except FileNotFoundError:
+            return []
+        try:
+            return [
+                SavedCheckpoint(
+                    int(one["step"]),
+                    tuple(self.folder / Path(name).name for name in one["files"]),
+                    {str(name): float(value) for name, value in one["metrics"].items()},
+                    float(one["saved_at"]),
+                )
+                for one in json.loads(text)["checkpoints"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            warn(f"{self.folder / _LIST} is damaged, so metrics are unknown: {error}")
+            return []
+
+    def _found(self) -> dict[tuple[int, str], list[Path]]:
+        """The files in the folder by step and suffix, in the order of their ranks."""
+        found: dict[tuple[int, str], list[tuple[int, Path]]] = {}
+        with suppress(FileNotFoundError):
+            for path in self.folder.iterdir():
+                match = _FILE.fullmatch(path.name)
+                if match is not None and path.is_file():
+                    key = (int(match[1]), match[3] or "")
+                    found.setdefault(key, []).append((int(match[2]), path))
+        return {key: [path for _, path in sorted(files)] for key, files in found.items()}
+
+    def _link(self, paths: Sequence[Path]) -> None:
+        """Lets the names that begin with "latest" lead to these files."""
+        names = {_LATEST + path.name[path.name.rindex("-rank") :]: path.name for path in paths}
+        for name, target in names.items():
+            replace_link(self.folder / name, target)
+        for path in self.folder.glob(f"{_LATEST}-rank*"):
+            if path.name not in names and path.is_symlink():
+                path.unlink()
+
+    def _remove_others(self, kept: Sequence[SavedCheckpoint]) -> None:
+        names = {path.name for one in kept for path in one.paths}
+        for paths in self._found().values():
+            for path in paths:
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    try:
+        return {str(name): float(value) for name, value in metrics.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise OptionError(f"metrics must be numbers by name: {error}") from error

@@ -1,0 +1,43 @@
+"""Small files and links are replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pyckpt.storage.small_files import replace_file, replace_link
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_a_file_is_replaced(tmp_path: Path, fsync: bool) -> None:
+    for data in (b"old", b"new"):
+        replace_file(tmp_path / "x.json", data, fsync=fsync)
+        assert (tmp_path / "x.json").read_bytes() == data
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_it_gets_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        replace_file(tmp_path / "x", b"", fsync=False)
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError):  # noqa: PT011  a folder cannot be replaced by a file
+        replace_file(tmp_path / "x", b"new", fsync=False)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_link_is_replaced_also_beside_what_a_dead_process_left(tmp_path: Path) -> None:
+    (tmp_path / f".latest.{os.getpid()}").symlink_to("left")
+    for target in ("a", "b"):
+        replace_link(tmp_path / "latest", target)
+        assert os.readlink(tmp_path / "latest") == target
+    assert os.listdir(tmp_path) == ["latest"]
