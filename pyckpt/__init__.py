@@ -20,6 +20,7 @@ from pyckpt.errors import (
 )
 from pyckpt.staging.pending_saves import PendingSave
 from pyckpt.state import RestorableState, State, Timestamp, TrainingState
+from pyckpt.storage.transaction import transaction
 from pyckpt.training.async_save import async_save
 from pyckpt.training.async_save_checkpoint import async_save_checkpoint
 from pyckpt.training.load_checkpoint import load_checkpoint
@@ -61,6 +62,7 @@ __all__ = [
     "save",
     "save_checkpoint",
     "save_on_signal",
+    "transaction",
     "verify",
 ]
 

@@ -104,6 +104,7 @@ def by_type(
     A handler of None means a function that returns None.
     """
 
+def exchange_names(a: bytes, b: bytes) -> bool: ...
 def kernels() -> list[str]:
     """The instruction sets that kernels use beyond what every CPU of this kind has.
 

@@ -20,6 +20,7 @@
 #include "python/by_type.h"
 #include "python/reader.h"
 #include "write/archive_writer.h"
+#include "write/exchange_names.h"
 #include "write/live_memory.h"
 
 namespace py = pybind11;
@@ -275,6 +276,8 @@ PYBIND11_MODULE(_core, m) {
       .def("restore", &ArchiveWriter::Restore)
       .def("abandon", &ArchiveWriter::Abandon);
 
+  m.def("exchange_names", &pyckpt::ExchangeNames, py::arg("a"), py::arg("b"),
+        py::call_guard<py::gil_scoped_release>());
   m.def("kernels", &pyckpt::Kernels);
   m.def("tar_header", &pyckpt::TarFileHeader, py::arg("name"), py::arg("nbytes"), py::arg("uid"),
         py::arg("gid"));

@@ -1,4 +1,4 @@
-// The file on disk. Only this file calls write, fsync and rename.
+// The file on disk. Of the core, only this file calls write, fsync and rename.
 //
 // All or nothing: bytes go to a temporary file in the target's folder. One rename then gives it the
 // target's name. If the file system allows it, the temporary file has no name until Commit, so a

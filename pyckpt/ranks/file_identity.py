@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["file_identity", "machine"]
+__all__ = ["file_identity", "machine", "running_system"]
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -35,11 +35,19 @@ def file_identity(path: Path) -> str:
 def machine() -> str:
     """A text that is equal for processes on one machine, or in one container on it."""
     # Containers on one machine share the boot id, not the host name. Machines may share the name.
+    return f"{socket.gethostname()} {_boot_id()}"
+
+
+def running_system() -> str:
+    """A text that is equal for processes under one kernel, since it was started."""
+    return _boot_id() or machine()
+
+
+def _boot_id() -> str:
     try:
-        boot_id = _BOOT_ID.read_text().strip()
+        return _BOOT_ID.read_text().strip()
     except OSError:
-        boot_id = ""
-    return f"{socket.gethostname()} {boot_id}"
+        return ""
 
 
 def _mount_of(path: str) -> tuple[str, str, str, str] | None:

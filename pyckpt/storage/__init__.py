@@ -1,1 +1,1 @@
-"""Where files live, and how they appear there."""
+"""Folders that appear as a whole or not at all."""

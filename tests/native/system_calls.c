@@ -3,8 +3,9 @@
  * calls_begin("fsync@1=5 pwritev@2=short") forgets what was noted and sets a plan. Each item names a
  * call, which of its calls from now on (* for all), and what happens: an errno; "short", which
  * writes half of the first piece; or "odd", which writes at least 1001 bytes and says 1001.
- * "disk@1000=full" stands for a disk that has 1000 bytes. "cache@*=only" stands for a file system that
- * lets files become direct and refuses all writes to them; they take long to become ordinary again.
+ * "kill" ends the process before the call is made. "disk@1000=full" stands for a disk that has 1000
+ * bytes. "cache@*=only" stands for a file system that lets files become direct and refuses all writes
+ * to them; they take long to become ordinary again.
  * calls_noted() returns "name(detail)" of each call, by spaces. pwritev2 counts as pwritev, and
  * "dontcache" is noted in front of it. Only mappings of 16 MiB are noted.
  */
@@ -13,10 +14,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -67,6 +70,7 @@ static int note(const char* name, long detail) {
     if (at == NULL || is == NULL) continue;
     *at = *is = 0;
     if (strcmp(item, name) == 0 && (at[1] == '*' || atoi(at + 1) == number)) {
+      if (strcmp(is + 1, "kill") == 0) raise(SIGKILL);
       result = strcmp(is + 1, "short") == 0 ? kShort
                : strcmp(is + 1, "odd") == 0 ? kOdd
                                             : atoi(is + 1);
@@ -264,6 +268,22 @@ int linkat(int from_fd, const char* from, int to_fd, const char* to, int flags) 
 int rename(const char* from, const char* to) {
   FAIL_AS_PLANNED("rename", 0);
   return REAL(int, rename, const char*, const char*)(from, to);
+}
+
+int renameat2(int from_fd, const char* from, int to_fd, const char* to, unsigned flags) {
+  FAIL_AS_PLANNED("exchange", (long)flags);
+  return REAL(int, renameat2, int, const char*, int, const char*, unsigned)(from_fd, from, to_fd,
+                                                                            to, flags);
+}
+
+int unlinkat(int fd, const char* path, int flags) {
+  FAIL_AS_PLANNED("unlinkat", (long)flags);
+  return REAL(int, unlinkat, int, const char*, int)(fd, path, flags);
+}
+
+int flock(int fd, int operation) {
+  FAIL_AS_PLANNED("flock", (long)operation);
+  return REAL(int, flock, int, int)(fd, operation);
 }
 
 static int open_file(const char* name, const char* path, int flags, mode_t mode) {

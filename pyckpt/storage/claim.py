@@ -1,0 +1,182 @@
+"""Hidden names beside a folder that one process works with, and what becomes of them if it dies.
+
+For the time of its work, a process has these names in the folder of its target:
+
+    .TARGET.ID.pyckpt-new    the folder that is being written; after an exchange, the one before it
+    .TARGET.ID.pyckpt-old    the folder before, if it has to make room first
+    .TARGET.ID.pyckpt-lock   who works: the process has a lock (flock) on it as long as it lives
+
+The lock lies beside the new folder and not in it, because it must outlive the renames, and because
+the folder has nothing but what its users write at any time. It is made first and removed last. So
+whatever a killed process leaves has a file beside it on which nobody has a lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from pyckpt.ranks.file_identity import running_system
+
+__all__ = ["Claim", "sweep"]
+
+_LOCK_NAME = re.compile(r"(\..*\.([0-9a-f]{8})-[0-9a-f]{16})\.pyckpt-lock", re.DOTALL)
+_LONGEST_NAME_NBYTES = 255
+_ROOM_NBYTES = 48  # for what a hidden name has beside the target's
+_MOST_RECORD_NBYTES = 8192
+
+
+class Claim:
+    """Hidden names beside a target, locked by this process until ``release()`` or its death.
+
+    Attributes:
+        target: The folder that the work is for.
+        new: Where it is written.
+        old: Where the folder before may go.
+
+    Raises:
+        OSError: The folder of ``target`` cannot be written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        while True:
+            stem = f".{_cut(target.name)}.{_system_code()}-{secrets.token_hex(8)}"
+            self.new, self.old, self._lock = _names(target.parent, stem)
+            self._fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            is_locked = _lock(self._fd, fcntl.LOCK_EX)
+            if _has_name(self._fd, self._lock):
+                break
+            os.close(self._fd)  # another process has swept it before it was locked
+        try:
+            os.write(self._fd, _record(target, is_locked))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Gives the names up. See ``settle`` for what becomes of the folders under them.
+
+        Raises:
+            OSError: A folder cannot be removed. The next ``sweep`` will try again.
+        """
+        if self._fd == -1:
+            return
+        try:
+            _settle(self.target, self.new, self.old)
+            self._lock.unlink()
+        finally:
+            fd, self._fd = self._fd, -1
+            # Else a forked process, which has the same lock, would keep it.
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+
+
+def sweep(folder: Path) -> None:
+    """Releases the claims in ``folder`` of processes of this user that have died.
+
+    What cannot be known to be dead stays: claims of other machines, also of this one before it was
+    started again, and claims on file systems without locks. Nothing is raised.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            found = _LOCK_NAME.fullmatch(path.name)
+            if found is not None and found[2] == _system_code():
+                with suppress(OSError):
+                    _sweep_claim(folder, found[1])
+
+
+def _sweep_claim(folder: Path, stem: str) -> None:
+    new, old, lock = _names(folder, stem)
+    fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        # In a folder such as /tmp, others could make names that have us remove what is ours.
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            return
+        if not _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) or not _has_name(fd, lock):
+            return
+        record = os.read(fd, _MOST_RECORD_NBYTES)
+        if record:
+            target = _target_in(record, stem)
+            if target is None:
+                return
+            _settle(folder / target, new, old)
+        lock.unlink()  # a claim without a record has made nothing yet
+    finally:
+        os.close(fd)
+
+
+def _settle(target: Path, new: Path, old: Path) -> None:
+    """Brings the old folder back if the target's name is missing. Removes all that is hidden."""
+    if _is_folder(old) and not os.path.lexists(target):
+        old.rename(target)
+    for folder in (old, new):
+        if os.path.lexists(folder):
+            shutil.rmtree(folder)
+
+
+def _names(folder: Path, stem: str) -> tuple[Path, Path, Path]:
+    new, old, lock = (folder / f"{stem}.pyckpt-{kind}" for kind in ("new", "old", "lock"))
+    return new, old, lock
+
+
+def _cut(name: str) -> str:
+    """The name, or so much of it that a hidden name with it is not too long."""
+    return os.fsencode(name)[: _LONGEST_NAME_NBYTES - _ROOM_NBYTES].decode(errors="ignore")
+
+
+def _system_code() -> str:
+    return hashlib.sha256(running_system().encode()).hexdigest()[:8]
+
+
+def _record(target: Path, is_locked: bool) -> bytes:
+    record = {
+        "host": socket.gethostname(),
+        "system": running_system(),
+        "pid": os.getpid(),
+        "target": target.name,
+        "locked": is_locked,
+    }
+    return json.dumps(record).encode()
+
+
+def _target_in(record: bytes, stem: str) -> str | None:
+    """The target's name, or None if it must be left alone."""
+    try:
+        found = json.loads(record)
+        target = found["target"]
+        fits = found["locked"] is True and stem.startswith(f".{_cut(target)}.")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    is_name = isinstance(target, str) and "/" not in target and target not in ("", ".", "..")
+    return target if fits and is_name else None
+
+
+def _lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how)
+    except OSError:  # another process has it, or the file system has no locks
+        return False
+    return True
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
