@@ -7,6 +7,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from pyckpt.storage.flush import flush_folder
+
 __all__ = ["replace_file", "replace_link"]
 
 
@@ -30,7 +32,7 @@ def replace_file(path: Path, data: bytes, *, fsync: bool) -> None:
             Path(temporary).unlink()
         raise
     if fsync:
-        sync_folder(path.parent)
+        flush_folder(path.parent)
 
 
 def replace_link(path: Path, target: str) -> None:
@@ -48,15 +50,6 @@ def replace_link(path: Path, target: str) -> None:
     except BaseException:
         temporary.unlink()
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _umask() -> int:
