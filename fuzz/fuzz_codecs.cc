@@ -178,7 +178,7 @@ std::string PathOf(Span file) {
 }
 
 void ReadByOurselves(Span file, const Task& task) {
-  const auto image = pyckpt::OpenImage(PathOf(file), {});
+  const auto image = pyckpt::OpenImage(std::make_shared<pyckpt::OpenFile>(PathOf(file)), {});
   const std::vector<std::uint8_t>& raw = task.bytes.raw;
   Require(image->Require({0, raw.size()}));
   Require(std::equal(raw.begin(), raw.end(), image->Address(0)));
@@ -227,7 +227,8 @@ void ReadDamaged(std::string stream, std::size_t at, const Task& task) {
   const std::vector<std::uint8_t>& raw = task.bytes.raw;
   try {
     if (!task.format->decompressor->OpenBlocks(pyckpt::AsSpan(stream))) return;
-    const auto image = pyckpt::OpenImage(PathOf(pyckpt::AsSpan(stream)), {});
+    const auto image =
+        pyckpt::OpenImage(std::make_shared<pyckpt::OpenFile>(PathOf(pyckpt::AsSpan(stream))), {});
     pyckpt::FillResult result = image->Fill({{0, raw.size()}}, /*keep=*/true, /*checksums=*/false);
     std::uint64_t offset = 0;
     result.damages.push_back({{raw.size(), 0}, 0, ""});

@@ -94,7 +94,8 @@ void ReadTar(const std::shared_ptr<StreamImage>& image, bool keep) {
 void Read(const std::string& path, bool mapped, bool keep) {
   pyckpt::ReadOptions options;
   options.mapped = mapped;
-  const std::shared_ptr<StreamImage> image = pyckpt::OpenImage(path, options);
+  const std::shared_ptr<StreamImage> image =
+      pyckpt::OpenImage(std::make_shared<pyckpt::OpenFile>(path), options);
   if (IsZip(image.get(), {0, 4})) {
     if (image->nbytes() <= kMostNbytes) ReadZip(image, {0, image->nbytes()}, keep);
   } else {

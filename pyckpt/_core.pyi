@@ -48,17 +48,28 @@ class LiveMemory:
     @property
     def released(self) -> bool: ...
 
+class Sink:
+    """Where the bytes of an archive go: see write/sink.h."""
+
+def file_sink(path: bytes, durable: bool) -> Sink:
+    """A file that appears as a whole, or not at all."""
+
+def ordered_sink(write: Callable[[memoryview], object]) -> Sink:
+    """Calls ``write`` with all bytes, piece by piece, on the thread that writes the archive.
+
+    ``write`` takes all of a piece, or raises. The memory is valid during the call.
+    """
+
 class ArchiveWriter:
     def __init__(
         self,
-        path: bytes,
+        sink: Sink,
         format: Format | None,
         *,
         tar: bool,
         deflated: bool,
         level: int,
         threads: int,
-        durable: bool,
         mtime: int,
         uid: int,
         gid: int,
@@ -158,11 +169,15 @@ class ZipEntry:
     def header_offset(self) -> int: ...
 
 class StreamImage:
-    """The decompressed bytes of a file. A range is (offset, nbytes)."""
+    """The decompressed bytes of a file. A range is (offset, nbytes).
+
+    With ``fd``, the file is open already, and ``path`` is its name in messages.
+    """
 
     def __init__(
         self,
         path: bytes,
+        fd: int | None = None,
         *,
         threads: int,
         mapped: bool,

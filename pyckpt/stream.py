@@ -44,6 +44,8 @@ class StreamReader:
 
     Args:
         path: Any file.
+        fd: A descriptor of the file, if it is open; it stays open as long as this is used.
+            ``path`` is only a name for messages then.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         mapped: Map an uncompressed file into memory instead of reading it.
         report: Called with the bytes done and ``wanted_nbytes``. It may raise to stop the work.
@@ -66,11 +68,13 @@ class StreamReader:
         self,
         path: Path,
         *,
+        fd: int | None = None,
         num_threads: int | None = None,
         mapped: bool = False,
         report: Report | None = None,
     ) -> None:
         self.path = path
+        self._fd = fd
         self.num_threads = default_threads() if num_threads is None else whole_threads(num_threads)
         self.wanted_nbytes: int | None = None
         self._reporter = report
@@ -83,6 +87,7 @@ class StreamReader:
         with self.corruption():
             self.image = _core.StreamImage(
                 os.fsencode(self.path),
+                self._fd,
                 threads=self.num_threads,
                 mapped=self._may_map,
                 progress=None if self._reporter is None else _weakly(self._report),

@@ -2,10 +2,11 @@
 #ifndef PYCKPT_BASE_FILE_MAP_H_
 #define PYCKPT_BASE_FILE_MAP_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "base/bytes.h"
+#include "base/open_file.h"
 
 namespace pyckpt {
 
@@ -17,10 +18,8 @@ class FileMap {
   // Whether the memory may be written to. Writes go to a copy of the page, never to the file.
   enum class Writes { kForbidden, kToCopy };
 
-  // Throws Error::System if the file does not exist, is no regular file, or cannot be read.
-  FileMap(const std::string& path, Writes writes);
-  // The first nbytes bytes of an open file, which may be closed afterwards. path is for messages.
-  FileMap(int fd, std::uint64_t nbytes, Writes writes, const std::string& path);
+  // All of the file, which may be closed afterwards. Throws Error::System.
+  FileMap(const OpenFile& file, Writes writes);
   FileMap(const FileMap&) = delete;
   FileMap& operator=(const FileMap&) = delete;
   ~FileMap();
@@ -29,9 +28,6 @@ class FileMap {
   std::uint8_t* data() const { return data_; }
 
  private:
-  // Returns an error number, or 0.
-  int Map(int fd, std::uint64_t nbytes, Writes writes);
-
   std::uint8_t* data_ = nullptr;
   std::size_t nbytes_ = 0;
 };

@@ -21,7 +21,10 @@
 #include "python/reader.h"
 #include "write/archive_writer.h"
 #include "write/exchange_names.h"
+#include "write/file_sink.h"
 #include "write/live_memory.h"
+#include "write/ordered_sink.h"
+#include "write/sink.h"
 
 namespace py = pybind11;
 
@@ -99,6 +102,18 @@ ArchiveWriter::Place AddTorchFile(ArchiveWriter* writer, const std::string& name
 
 void AddDeflatedTorchFile(ArchiveWriter* writer, const std::vector<RecordArguments>& arguments) {
   writer->AddDeflatedTorchFile(ToRecords(arguments));
+}
+
+// A sink that calls write with a memoryview of all bytes, piece by piece and in order, on the
+// thread that writes the archive. The memory is valid during the call.
+std::shared_ptr<Sink> NewOrderedSink(py::object write) {
+  return std::make_shared<OrderedSink>([write = std::move(write)](Span piece) {
+    const py::gil_scoped_acquire gil;
+    const py::memoryview view =
+        py::memoryview::from_memory(piece.data, static_cast<py::ssize_t>(piece.nbytes));
+    write(view);
+    view.attr("release")();  // fails if somebody still uses it
+  });
 }
 
 std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
@@ -240,9 +255,18 @@ PYBIND11_MODULE(_core, m) {
   m.def("formats", &pyckpt::TarFormats, py::return_value_policy::reference);
   m.def("file_formats", &pyckpt::FileFormats, py::return_value_policy::reference);
 
+  py::class_<pyckpt::Sink, std::shared_ptr<pyckpt::Sink>>(m, "Sink");
+  m.def(
+      "file_sink",
+      [](std::string path, bool durable) -> std::shared_ptr<pyckpt::Sink> {
+        return std::make_shared<pyckpt::FileSink>(std::move(path), durable);
+      },
+      py::arg("path"), py::arg("durable"));
+  m.def("ordered_sink", &pyckpt::NewOrderedSink, py::arg("write"));
+
   py::class_<ArchiveWriter>(m, "ArchiveWriter")
-      .def(py::init([](std::string path, const Format* format, bool tar, bool deflated, int level,
-                       int threads, bool durable, std::int64_t mtime, std::uint32_t uid,
+      .def(py::init([](std::shared_ptr<pyckpt::Sink> sink, const Format* format, bool tar,
+                       bool deflated, int level, int threads, std::int64_t mtime, std::uint32_t uid,
                        std::uint32_t gid) {
              pyckpt::ArchiveOptions options;
              options.tar = tar;
@@ -250,15 +274,14 @@ PYBIND11_MODULE(_core, m) {
              options.deflated = deflated;
              options.level = level;
              options.threads = threads;
-             options.durable = durable;
              options.mtime = mtime;
              options.uid = uid;
              options.gid = gid;
-             return std::make_unique<ArchiveWriter>(std::move(path), options);
+             return std::make_unique<ArchiveWriter>(std::move(sink), options);
            }),
-           py::arg("path"), py::arg("format").none(true), py::kw_only(), py::arg("tar"),
-           py::arg("deflated"), py::arg("level"), py::arg("threads"), py::arg("durable"),
-           py::arg("mtime"), py::arg("uid"), py::arg("gid"))
+           py::arg("sink").none(false), py::arg("format").none(true), py::kw_only(), py::arg("tar"),
+           py::arg("deflated"), py::arg("level"), py::arg("threads"), py::arg("mtime"),
+           py::arg("uid"), py::arg("gid"))
       .def("add_directory", &ArchiveWriter::AddDirectory, py::arg("name"), py::arg("mode"))
       .def("add_bytes", &pyckpt::AddBytes, py::arg("name"), py::arg("mode"), py::arg("data"))
       .def("add_file", &ArchiveWriter::AddFile, py::arg("name"), py::arg("mode"),

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/open_file.h"
 #include "codec/decoder.h"
 #include "codec/formats.h"
 #include "read/inflated_image.h"
@@ -53,8 +54,8 @@ struct ImageBytes {
 
 using PythonPoll = std::optional<std::function<void(std::uint64_t)>>;
 
-std::shared_ptr<StreamImage> Open(const std::string& path, int threads, bool mapped,
-                                  const PythonPoll& progress) {
+std::shared_ptr<StreamImage> Open(const std::string& path, std::optional<int> fd, int threads,
+                                  bool mapped, const PythonPoll& progress) {
   ReadOptions options;
   options.threads = threads;
   options.mapped = mapped;
@@ -64,7 +65,8 @@ std::shared_ptr<StreamImage> Open(const std::string& path, int threads, bool map
     if (progress) (*progress)(nbytes);
   };
   // progress is a Python object, so the GIL must be held while it is copied and released.
-  return OpenImage(path, options);
+  return OpenImage(fd ? std::make_shared<OpenFile>(*fd, path) : std::make_shared<OpenFile>(path),
+                   options);
 }
 
 // (offset, nbytes, file_offset, message)
@@ -174,8 +176,8 @@ void BindReader(py::module_* m) {
       .def_readonly("header_offset", &ZipEntry::header_offset);
 
   py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")
-      .def(py::init(&Open), py::arg("path"), py::kw_only(), py::arg("threads"), py::arg("mapped"),
-           py::arg("progress"))
+      .def(py::init(&Open), py::arg("path"), py::arg("fd") = py::none(), py::kw_only(),
+           py::arg("threads"), py::arg("mapped"), py::arg("progress"))
       .def_property_readonly("compression", &Compression)
       .def_property_readonly("nbytes", &Nbytes)
       .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)

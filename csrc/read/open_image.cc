@@ -12,20 +12,21 @@
 
 namespace pyckpt {
 
-std::shared_ptr<StreamImage> OpenImage(const std::string& path, const ReadOptions& options) {
-  auto file = std::make_unique<FileMap>(path, FileMap::Writes::kForbidden);
-  const Format* format = FindFormat(file->bytes());
+std::shared_ptr<StreamImage> OpenImage(const std::shared_ptr<const OpenFile>& file,
+                                       const ReadOptions& options) {
+  auto map = std::make_unique<FileMap>(*file, FileMap::Writes::kForbidden);
+  const Format* format = FindFormat(map->bytes());
   if (format == nullptr) {
-    return options.mapped ? OpenMappedImage(path, options) : OpenReadImage(path, options);
+    return options.mapped ? OpenMappedImage(*file, options) : OpenReadImage(file, options);
   }
-  std::unique_ptr<BlockStream> stream = format->decompressor->OpenBlocks(file->bytes());
+  std::unique_ptr<BlockStream> stream = format->decompressor->OpenBlocks(map->bytes());
   if (!stream || stream->blocks().empty()) {
-    return NewSequentialImage(std::move(file), *format, options);
+    return NewSequentialImage(std::move(map), *format, options);
   }
   if (stream->blocks().front().raw_offset == kUnknownNbytes) {
-    return NewUnplacedImage(std::move(file), std::move(stream), *format, options);
+    return NewUnplacedImage(std::move(map), std::move(stream), *format, options);
   }
-  return NewBlockImage(std::move(file), std::move(stream), *format, options);
+  return NewBlockImage(std::move(map), std::move(stream), *format, options);
 }
 
 }  // namespace pyckpt

@@ -3,14 +3,15 @@
 #define PYCKPT_READ_OPEN_IMAGE_H_
 
 #include <memory>
-#include <string>
 
+#include "base/open_file.h"
 #include "read/stream_image.h"
 
 namespace pyckpt {
 
-// Opens any file. Throws Error::System if it cannot be read, Error::Corrupt if it is broken.
-std::shared_ptr<StreamImage> OpenImage(const std::string& path, const ReadOptions& options);
+// For any file. Throws Error::System if it cannot be read, Error::Corrupt if it is broken.
+std::shared_ptr<StreamImage> OpenImage(const std::shared_ptr<const OpenFile>& file,
+                                       const ReadOptions& options);
 
 }  // namespace pyckpt
 

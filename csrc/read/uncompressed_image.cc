@@ -13,8 +13,8 @@ namespace {
 
 class MappedImage final : public StreamImage {
  public:
-  MappedImage(const std::string& path, const ReadOptions& options)
-      : StreamImage(options), map_(std::make_shared<FileMap>(path, FileMap::Writes::kToCopy)) {}
+  MappedImage(const OpenFile& file, const ReadOptions& options)
+      : StreamImage(options), map_(std::make_shared<FileMap>(file, FileMap::Writes::kToCopy)) {}
 
   std::uint64_t nbytes() const override { return map_->bytes().nbytes; }
   std::shared_ptr<const FileMap> Mapping() override { return map_; }
@@ -29,14 +29,16 @@ class MappedImage final : public StreamImage {
 
 class ReadImage final : public StreamImage {
  public:
-  ReadImage(const std::string& path, const ReadOptions& options)
+  ReadImage(const std::shared_ptr<const OpenFile>& file, const ReadOptions& options)
       : StreamImage(options),
-        source_(path),
+        source_(file),
         map_(NewMap(source_.nbytes())),
         present_((source_.nbytes() + kUnitNbytes - 1) / kUnitNbytes) {}
 
   std::uint64_t nbytes() const override { return source_.nbytes(); }
-  std::shared_ptr<const FileMap> Mapping() override { return source_.Map(); }
+  std::shared_ptr<const FileMap> Mapping() override {
+    return std::make_shared<FileMap>(source_.file(), FileMap::Writes::kForbidden);
+  }
 
  protected:
   std::uint8_t* base() const override { return map_->data(); }
@@ -77,12 +79,13 @@ class ReadImage final : public StreamImage {
 
 }  // namespace
 
-std::shared_ptr<StreamImage> OpenMappedImage(const std::string& path, const ReadOptions& options) {
-  return std::make_shared<MappedImage>(path, options);
+std::shared_ptr<StreamImage> OpenMappedImage(const OpenFile& file, const ReadOptions& options) {
+  return std::make_shared<MappedImage>(file, options);
 }
 
-std::shared_ptr<StreamImage> OpenReadImage(const std::string& path, const ReadOptions& options) {
-  return std::make_shared<ReadImage>(path, options);
+std::shared_ptr<StreamImage> OpenReadImage(const std::shared_ptr<const OpenFile>& file,
+                                           const ReadOptions& options) {
+  return std::make_shared<ReadImage>(file, options);
 }
 
 }  // namespace pyckpt

@@ -3,17 +3,18 @@
 #define PYCKPT_READ_UNCOMPRESSED_IMAGE_H_
 
 #include <memory>
-#include <string>
 
+#include "base/open_file.h"
 #include "read/stream_image.h"
 
 namespace pyckpt {
 
 // The file is mapped, and its bytes stay there. Writes to the memory go to a copy.
-std::shared_ptr<StreamImage> OpenMappedImage(const std::string& path, const ReadOptions& options);
+std::shared_ptr<StreamImage> OpenMappedImage(const OpenFile& file, const ReadOptions& options);
 
 // The bytes are read into memory, one unit at a time per thread.
-std::shared_ptr<StreamImage> OpenReadImage(const std::string& path, const ReadOptions& options);
+std::shared_ptr<StreamImage> OpenReadImage(const std::shared_ptr<const OpenFile>& file,
+                                           const ReadOptions& options);
 
 }  // namespace pyckpt
 

@@ -4,13 +4,15 @@
 
 #include "base/error.h"
 #include "base/file_source.h"
+#include "base/open_file.h"
 #include "container/zip_format.h"
 #include "write/deflated_zip.h"
+#include "write/pipeline.h"
 
 namespace pyckpt {
 
-ArchiveWriter::ArchiveWriter(std::string path, const ArchiveOptions& options)
-    : path_(std::move(path)), options_(options) {
+ArchiveWriter::ArchiveWriter(std::shared_ptr<Sink> sink, const ArchiveOptions& options)
+    : sink_(std::move(sink)), options_(options) {
   if (options_.threads < 1) throw Error(ErrorKind::kArgument, "at least one thread is needed");
   if (options_.deflated && (options_.tar || options_.codec != nullptr)) {
     throw Error(ErrorKind::kArgument, "deflated records are not for this file");
@@ -60,7 +62,7 @@ ArchiveWriter::Place ArchiveWriter::AddBytes(const std::string& name, std::uint3
 
 ArchiveWriter::Place ArchiveWriter::AddFile(const std::string& name, std::uint32_t mode,
                                             const std::string& source_path) {
-  auto source = std::make_shared<FileSource>(source_path);
+  auto source = std::make_shared<FileSource>(std::make_shared<OpenFile>(source_path));
   const std::uint64_t nbytes = source->nbytes();
   const Place place = AddTarHeader(name, TarType::kFile, mode, nbytes);
   plan_.AddSource(std::move(source), nbytes, 1, StreamPlan::kNoChecksum);
@@ -146,12 +148,18 @@ const Codec& ArchiveWriter::codec() const {
 std::uint64_t ArchiveWriter::Write(const Poll& poll) {
   plan_.AddZeros(TarEndNbytes());
   total_nbytes_ = plan_.nbytes();
-  sink_ = std::make_unique<FileSink>(path_, options_.durable, plan_.nbytes());
   try {
+    sink_->Open(plan_.nbytes());
     if (codec().stores()) sink_->Reserve(plan_.nbytes());
-    const std::uint64_t nbytes = RunPipeline(&plan_, codec(), options_.level, options_.threads,
-                                             sink_.get(), poll, &written_nbytes_);
+    std::uint64_t nbytes = 0;
+    sink_->Run(
+        [&](const Poll& sink_poll) {
+          nbytes = RunPipeline(&plan_, codec(), options_.level, options_.threads, sink_.get(),
+                               sink_poll, &written_nbytes_);
+        },
+        poll);
     sink_->Seal(nbytes);
+    sealed_ = true;
     return nbytes;
   } catch (...) {
     Abandon();
@@ -159,21 +167,14 @@ std::uint64_t ArchiveWriter::Write(const Poll& poll) {
   }
 }
 
-FileSink& ArchiveWriter::sink() {
-  if (!sink_) throw Error(ErrorKind::kArgument, "nothing has been written yet");
-  return *sink_;
+void ArchiveWriter::Commit(bool keep_previous) {
+  if (!sealed_) throw Error(ErrorKind::kArgument, "nothing has been written yet");
+  sink_->Commit(keep_previous);
 }
 
-void ArchiveWriter::Commit(bool keep_previous) { sink().Commit(keep_previous); }
-
-void ArchiveWriter::Keep() noexcept {
-  if (sink_) sink_->Keep();
+void ArchiveWriter::Abandon() noexcept {
+  sealed_ = false;
+  sink_->Abandon();
 }
-
-void ArchiveWriter::Restore() noexcept {
-  if (sink_) sink_->Restore();
-}
-
-void ArchiveWriter::Abandon() noexcept { sink_.reset(); }
 
 }  // namespace pyckpt

@@ -1,5 +1,5 @@
-// Writes one archive: plans its members in the container's layout, runs the pipeline, and gives the
-// file its name on disk.
+// Writes one archive: plans its members in the container's layout, and runs the pipeline, which
+// writes them to a sink.
 #ifndef PYCKPT_WRITE_ARCHIVE_WRITER_H_
 #define PYCKPT_WRITE_ARCHIVE_WRITER_H_
 
@@ -12,8 +12,7 @@
 
 #include "codec/formats.h"
 #include "container/tar_format.h"
-#include "write/file_sink.h"
-#include "write/pipeline.h"
+#include "write/sink.h"
 #include "write/stream_plan.h"
 
 namespace pyckpt {
@@ -40,20 +39,19 @@ struct ArchiveOptions {
   bool deflated = false;         // the member is a torch file, whose records are deflated
   int level = 0;
   int threads = 1;
-  bool durable = true;
   std::int64_t mtime = 0;  // of every member
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
 };
 
-// Add members in the order of the file, then Write, then Commit or Abandon. Nothing is created
-// on disk before Write. Memory that records point to must stay valid and unchanged until Write
+// Add members in the order of the file, then Write, then Commit or Abandon. The sink is not opened
+// before Write. Memory that records point to must stay valid and unchanged until Write
 // returns. Not thread-safe, except progress().
 class ArchiveWriter {
  public:
   // Throws kArgument if options ask for less than one thread, or for deflated records in something
   // else.
-  ArchiveWriter(std::string path, const ArchiveOptions& options);
+  ArchiveWriter(std::shared_ptr<Sink> sink, const ArchiveOptions& options);
   ArchiveWriter(const ArchiveWriter&) = delete;
   ArchiveWriter& operator=(const ArchiveWriter&) = delete;
   ~ArchiveWriter() = default;
@@ -79,20 +77,17 @@ class ArchiveWriter {
   };
   Progress progress() const { return {written_nbytes_, total_nbytes_}; }
 
-  // Writes everything to the temporary file, durably if options ask for it. Returns the file's
-  // size in bytes. After an error nothing is left on disk.
+  // Writes everything to the sink, and seals it. Returns the size in bytes of what it wrote. After
+  // an error the sink is abandoned.
   std::uint64_t Write(const Poll& poll);
 
-  // See FileSink. Before Write, Commit throws kArgument, and the others do nothing.
+  // See Sink. Before Write, Commit throws kArgument, and the others do nothing.
   void Commit(bool keep_previous);
-  void Keep() noexcept;
-  void Restore() noexcept;
-
-  // Removes the temporary file. Allowed at any time before Commit.
+  void Keep() noexcept { sink_->Keep(); }
+  void Restore() noexcept { sink_->Restore(); }
   void Abandon() noexcept;
 
  private:
-  FileSink& sink();
   const Codec& codec() const;
   void AddData(const TensorRecord& record, StreamPlan::ChecksumId checksum);
   // Returns the place of the data, which follows.
@@ -101,11 +96,11 @@ class ArchiveWriter {
   void EndMember();
   std::uint64_t TarEndNbytes() const;
 
-  std::string path_;
+  std::shared_ptr<Sink> sink_;
+  bool sealed_ = false;
   ArchiveOptions options_;
   StreamPlan plan_;
   std::unique_ptr<Codec> deflated_zip_;
-  std::unique_ptr<FileSink> sink_;
   std::atomic<std::uint64_t> written_nbytes_{0};
   std::atomic<std::uint64_t> total_nbytes_{0};
 };

@@ -67,8 +67,10 @@ int OpenUnnamed(const std::string& folder, mode_t mode) {
 
 }  // namespace
 
-FileSink::FileSink(std::string target, bool durable, std::uint64_t most_nbytes)
-    : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {
+FileSink::FileSink(std::string target, bool durable)
+    : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {}
+
+void FileSink::Open(std::uint64_t most_nbytes) {
   // Fail now if the name cannot be looked up (too long, a loop of symbolic links), because the
   // rename at the end would fail too.
   struct stat existing {};
@@ -100,13 +102,7 @@ void FileSink::StartSegments() {
   }
 }
 
-FileSink::~FileSink() {
-  if (committed_) {
-    Restore();
-  } else {
-    Abandon();
-  }
-}
+FileSink::~FileSink() { FileSink::Abandon(); }
 
 void FileSink::Reserve(std::uint64_t nbytes) {
   if (nbytes == 0) return;
@@ -249,6 +245,7 @@ void FileSink::Restore() noexcept {
 
 void FileSink::Abandon() noexcept {
   segments_.reset();
+  if (committed_) Restore();
   if (!temporary_.empty()) unlink(temporary_.c_str());
   temporary_.clear();
   if (!previous_.empty()) unlink(previous_.c_str());

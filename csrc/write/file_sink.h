@@ -4,11 +4,7 @@
 // target's name. If the file system allows it, the temporary file has no name until Commit, so a
 // process that is killed before leaves nothing behind.
 //
-//   Open --WriteAt*--> Seal --> Commit --> Keep     (the new file stays)
-//                                     `--> Restore  (the old file comes back)
-// Abandon() may be called at any time before Commit. The destructor abandons, or restores after a
-// Commit without Keep. It never commits. Failures throw Error::System with the target's path. Keep,
-// Restore and Abandon ignore failures.
+// Failures throw Error::System with the target's path. The destructor abandons, it never commits.
 //
 // A file that is not durable is written through the page cache: it is quickest there, and is soon
 // read. A durable one goes past it, so that a checkpoint does not push what the training reads out
@@ -31,45 +27,38 @@
 
 #include "base/bytes.h"
 #include "write/segment_writer.h"
+#include "write/sink.h"
 
 namespace pyckpt {
 
-class FileSink {
+class FileSink final : public Sink {
  public:
-  // Creates the temporary file. It takes over what TakeOverAttributes() says of an existing target.
-  // If there is none, it gets 0666 without the bits of the umask. If durable, Seal waits until the
-  // bytes are on disk, and Commit until the name is. Fails if the target could not be replaced at
-  // the end: its folder is not writable, or is sticky (as /tmp) and the target is another user's.
-  // most_nbytes is the size that the file will hardly exceed.
-  FileSink(std::string target, bool durable, std::uint64_t most_nbytes);
+  // If durable, Seal waits until the bytes are on disk, and Commit until the name is.
+  FileSink(std::string target, bool durable);
   FileSink(const FileSink&) = delete;
   FileSink& operator=(const FileSink&) = delete;
-  ~FileSink();
+  ~FileSink() override;
 
-  // Reserves disk space, so that a full disk fails before any work is done. Does nothing if the
-  // file system cannot reserve.
-  void Reserve(std::uint64_t nbytes);
+  // Creates the temporary file. It takes over what TakeOverAttributes() says of an existing target.
+  // If there is none, it gets 0666 without the bits of the umask. Fails if the target could not be
+  // replaced at the end: its folder is not writable, or is sticky (as /tmp) and the target is
+  // another user's.
+  void Open(std::uint64_t most_nbytes) override;
 
-  // Writes all spans one after another at offset. The spans are not needed after the call, though
-  // the bytes may be written later, and then a later call fails. Thread-safe. The calls must cover
-  // the file without a gap, and begin in its order: a call may wait for bytes in front of its own.
-  void WriteAt(std::uint64_t offset, const std::vector<Span>& spans);
+  void Reserve(std::uint64_t nbytes) override;
+  void WriteAt(std::uint64_t offset, const std::vector<Span>& spans) override;
+  void Stop() noexcept override;
 
-  // Calls of WriteAt that wait fail. Call it when some bytes will not come. Thread-safe.
-  void Stop() noexcept;
-
-  // Call it after the last WriteAt. Waits until all is written, and sets the file's length to
-  // nbytes. If durable, flushes the file to disk.
-  void Seal(std::uint64_t nbytes);
+  // Sets the file's length to nbytes. If durable, flushes the file to disk.
+  void Seal(std::uint64_t nbytes) override;
 
   // Gives the new file the target's name. With keep_previous the old file keeps a second name until
-  // Keep removes it or Restore brings it back. If there was no old file, Restore removes the new
-  // one. Without keep_previous, Keep and Restore do nothing.
-  void Commit(bool keep_previous);
-  void Keep() noexcept;
-  void Restore() noexcept;
+  // Keep removes it or Restore brings it back.
+  void Commit(bool keep_previous) override;
+  void Keep() noexcept override;
+  void Restore() noexcept override;
 
-  void Abandon() noexcept;
+  void Abandon() noexcept override;
 
  private:
   void CheckReplaceable(uid_t owner) const;

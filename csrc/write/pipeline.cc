@@ -19,7 +19,7 @@ constexpr std::chrono::milliseconds kPollEvery{50};
 
 class Pipeline {
  public:
-  Pipeline(StreamPlan* plan, const Codec& codec, int level, int threads, FileSink* sink,
+  Pipeline(StreamPlan* plan, const Codec& codec, int level, int threads, Sink* sink,
            std::atomic<std::uint64_t>* written_nbytes)
       : plan_(plan),
         codec_(codec),
@@ -211,7 +211,7 @@ class Pipeline {
   StreamPlan* plan_;
   const Codec& codec_;
   int level_;
-  FileSink* sink_;
+  Sink* sink_;
   std::atomic<std::uint64_t>* written_nbytes_;
   std::unique_ptr<StreamJoiner> joiner_;
   const std::uint64_t chunks_;
@@ -238,9 +238,8 @@ class Pipeline {
 
 }  // namespace
 
-std::uint64_t RunPipeline(StreamPlan* plan, const Codec& codec, int level, int threads,
-                          FileSink* sink, const Poll& poll,
-                          std::atomic<std::uint64_t>* written_nbytes) {
+std::uint64_t RunPipeline(StreamPlan* plan, const Codec& codec, int level, int threads, Sink* sink,
+                          const Poll& poll, std::atomic<std::uint64_t>* written_nbytes) {
   return Pipeline(plan, codec, level, threads, sink, written_nbytes).Run(poll);
 }
 

@@ -22,23 +22,18 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 
 #include "codec/codec.h"
-#include "write/file_sink.h"
+#include "write/sink.h"
 #include "write/stream_plan.h"
 
 namespace pyckpt {
 
-// Called by the waiting thread about 20 times a second; throws to stop the work.
-using Poll = std::function<void()>;
-
 // Encodes all of plan with codec, writes it to sink, and returns the file's size in bytes. After
 // each chunk is written, adds its size before compression to written_nbytes. Throws the first error
 // of a worker or of poll, once all workers have stopped.
-std::uint64_t RunPipeline(StreamPlan* plan, const Codec& codec, int level, int threads,
-                          FileSink* sink, const Poll& poll,
-                          std::atomic<std::uint64_t>* written_nbytes);
+std::uint64_t RunPipeline(StreamPlan* plan, const Codec& codec, int level, int threads, Sink* sink,
+                          const Poll& poll, std::atomic<std::uint64_t>* written_nbytes);
 
 }  // namespace pyckpt
 

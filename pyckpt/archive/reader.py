@@ -47,11 +47,12 @@ class ArchiveReader(StreamReader):
         self,
         path: Path,
         *,
+        fd: int | None = None,
         num_threads: int | None = None,
         mapped: bool = False,
         report: Report | None = None,
     ) -> None:
-        super().__init__(path, num_threads=num_threads, mapped=mapped, report=report)
+        super().__init__(path, fd=fd, num_threads=num_threads, mapped=mapped, report=report)
         self.is_ordered = self.image.nbytes is None
         self.is_tar = self.contents(0) is Contents.OTHER
         self._tar: _core.TarReader | None = None

@@ -1,4 +1,4 @@
-"""Writes one archive in two steps: all bytes to a hidden file, then the rename."""
+"""Writes one archive in two steps: all bytes to a sink, then the commit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 
 from pyckpt import _core
 from pyckpt.archive.formats import FileFormat, deflate_format, file_format
-from pyckpt.errors import CheckpointError, FilenameError, OptionError
+from pyckpt.errors import CheckpointError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.progress import reporting
+from pyckpt.storage.local_file import LocalFile
+from pyckpt.storage.target import Target
 from pyckpt.torch_format.mmap_guard import guarded
 from pyckpt.torch_format.records import Reader, Record
 from pyckpt.torch_format.serialize import serialize
@@ -47,16 +49,19 @@ Content = list[Record] | tuple[Segment, ...] | bytes | Path | None
 
 
 class ArchiveWriter:
-    """Writes one archive in two steps: all bytes to a hidden file, then the rename.
+    """Writes one archive in two steps: all bytes to a sink, then the commit.
+
+    For a file of this machine, the sink is a hidden file, and the commit is the rename.
 
     Add members, call ``write()``, then ``commit()``. ``abandon()`` is allowed at any time before
     ``commit()``. Used as a context manager, it abandons what was not committed. Only one thread at
     a time may use it, except for ``progress`` and ``give_up()``.
 
     Args:
-        path: The file; its suffix decides the format. ``write()`` creates its folder.
+        target: Where to write. A path is a file of this machine; ``write()`` creates its folder.
         options: How to write.
         writers_on_node: How many processes on this machine write at the same time.
+        kind: The format. None means that the suffix of the path decides.
 
     Attributes:
         is_deflated: Whether the file is torch's zip with deflated records. It is made of an object
@@ -67,24 +72,30 @@ class ArchiveWriter:
         OptionError: The format does not have this level.
     """
 
-    def __init__(self, path: Path, options: WriteOptions, *, writers_on_node: int = 1) -> None:
-        kind = file_format(path)
+    def __init__(
+        self,
+        target: Path | Target,
+        options: WriteOptions,
+        *,
+        writers_on_node: int = 1,
+        kind: FileFormat | None = None,
+    ) -> None:
+        path = target if isinstance(target, Path) else target.path
+        kind = kind or file_format(path)
         self.path = path
-        # A symbolic link stays: the file that it points to is replaced.
-        self._target = Path(os.path.realpath(path))
-        self._check_target()
+        self._target = LocalFile(target) if isinstance(target, Path) else target
         self._members: dict[str, tuple[int, Content]] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._is_tar = kind.is_tar
         self._planned = False
         self._given_up = False
         self._progress_hook = options.progress
+        self._durable = options.fsync
         self._options: dict[str, Any] = {
             "tar": kind.is_tar,
             "deflated": _deflates(kind, options.compression_level),
             "level": _level(path, kind, options.compression_level),
             "threads": options.threads(writers_on_node),
-            "durable": options.fsync,
             "mtime": int(time.time()),
             "uid": os.geteuid(),
             "gid": os.getegid(),
@@ -172,7 +183,8 @@ class ArchiveWriter:
         return {name: nbytes for name, (_, nbytes) in self._planned_in(self._new_writer()).items()}
 
     def _new_writer(self) -> _core.ArchiveWriter:
-        return _core.ArchiveWriter(os.fsencode(self._target), self._row, **self._options)
+        sink = self._target.sink(durable=self._durable)
+        return _core.ArchiveWriter(sink, self._row, **self._options)
 
     def _planned_in(self, writer: _core.ArchiveWriter) -> dict[str, tuple[int, int]]:
         """Adds all members to a writer of the core. Returns the places of the files."""
@@ -197,15 +209,15 @@ class ArchiveWriter:
         return self._places[name]
 
     def write(self) -> int:
-        """Writes all members, sorted, to a hidden file in the target's folder; returns its size.
+        """Writes all members, sorted, to the sink; returns the size in bytes.
 
         Raises:
-            OSError: The file cannot be written. The hidden file is removed.
+            OSError: The sink cannot be written to. A hidden file is removed.
             CheckpointError: ``give_up()`` was called.
         """
         if not self._planned:
             self.plan()
-        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._target.prepare()
         with reporting(self._progress_hook, f"saving {self.path.name}") as report:
 
             def tell(done: int, total: int | None) -> None:
@@ -215,6 +227,7 @@ class ArchiveWriter:
                     report(done, total)
 
             nbytes = self._writer.write(tell)
+            self._target.finish(durable=self._durable)
             tell(*self.progress)
         return nbytes
 
@@ -252,16 +265,6 @@ class ArchiveWriter:
             folder: (_FOLDER_MODE, None) for name in self._members for folder in _folders(name)
         }
         return sorted({**folders, **self._members}.items(), key=lambda item: item[0].split("/"))
-
-    def _check_target(self) -> None:
-        try:
-            mode = self._target.stat().st_mode
-        except OSError:  # absent or not accessible; write() raises the error, if there is one
-            return
-        if not stat.S_ISREG(mode):
-            raise FilenameError(
-                f"{self.path} exists and is not a regular file", path=str(self.path)
-            )
 
 
 def _folders(name: str) -> Iterator[str]:

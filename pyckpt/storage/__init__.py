@@ -1,1 +1,1 @@
-"""Folders that appear as a whole or not at all."""
+"""Where checkpoints lie: folders that appear as a whole, local files, file objects."""

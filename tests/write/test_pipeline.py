@@ -48,13 +48,12 @@ def writer(
     row = None if deflated else FORMATS[suffix]
     levels = None if row is None else row.levels
     return _core.ArchiveWriter(
-        os.fsencode(path),
+        _core.file_sink(os.fsencode(path), durable),
         row,
         tar=row is not None,
         deflated=deflated,
         level=1 if deflated else 0 if levels is None else levels.lowest,
         threads=threads,
-        durable=durable,
         mtime=0,
         uid=0,
         gid=0,

@@ -1,0 +1,45 @@
+#include "base/open_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "base/error.h"
+
+namespace pyckpt {
+
+// O_NONBLOCK: to open a pipe could take forever.
+OpenFile::OpenFile(std::string path)
+    : path_(std::move(path)), fd_(open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  Examine();
+}
+
+OpenFile::OpenFile(int fd, std::string name)
+    : path_(std::move(name)), fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)) {
+  Examine();
+}
+
+OpenFile::~OpenFile() { close(fd_); }
+
+void OpenFile::Examine() {
+  if (fd_ == -1) throw Error::System(errno, "cannot open", path_);
+  struct stat status {};
+  int error_number = fstat(fd_, &status) == 0 ? 0 : errno;
+  const char* doing = "cannot read";
+  if (error_number == 0 && S_ISDIR(status.st_mode)) {
+    error_number = EISDIR;
+  } else if (error_number == 0 && !S_ISREG(status.st_mode)) {
+    error_number = ESPIPE;
+    doing = "cannot read (only regular files, no pipes and devices)";
+  }
+  if (error_number != 0) {
+    close(fd_);
+    throw Error::System(error_number, doing, path_);
+  }
+  nbytes_ = static_cast<std::uint64_t>(status.st_size);
+}
+
+}  // namespace pyckpt

@@ -1,0 +1,36 @@
+// A regular file that is open for reading.
+#ifndef PYCKPT_BASE_OPEN_FILE_H_
+#define PYCKPT_BASE_OPEN_FILE_H_
+
+#include <cstdint>
+#include <string>
+
+namespace pyckpt {
+
+class OpenFile {
+ public:
+  // Opens the file. Throws Error::System if it does not exist, is no regular file, or cannot be
+  // read.
+  explicit OpenFile(std::string path);
+  // A file that is open already, and may be closed afterwards. name is for messages.
+  OpenFile(int fd, std::string name);
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+  ~OpenFile();
+
+  int fd() const { return fd_; }
+  // As it was when the file was opened.
+  std::uint64_t nbytes() const { return nbytes_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  void Examine();
+
+  std::string path_;
+  int fd_;
+  std::uint64_t nbytes_ = 0;
+};
+
+}  // namespace pyckpt
+
+#endif  // PYCKPT_BASE_OPEN_FILE_H_

@@ -1,0 +1,40 @@
+"""A file of this machine that an archive is written to. It is replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pyckpt import _core
+from pyckpt.errors import FilenameError
+
+__all__ = ["LocalFile"]
+
+
+class LocalFile:
+    """See :class:`pyckpt.storage.target.Target`. ``prepare()`` creates the folder.
+
+    Raises:
+        FilenameError: The path exists and is not a regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # A symbolic link stays: the file that it points to is replaced.
+        self._target = Path(os.path.realpath(path))
+        try:
+            mode = self._target.stat().st_mode
+        except OSError:  # absent or not accessible; the sink raises the error, if there is one
+            return
+        if not stat.S_ISREG(mode):
+            raise FilenameError(f"{path} exists and is not a regular file", path=str(path))
+
+    def sink(self, *, durable: bool) -> _core.Sink:
+        return _core.file_sink(os.fsencode(self._target), durable)
+
+    def prepare(self) -> None:
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+
+    def finish(self, *, durable: bool) -> None:
+        """Nothing is left to do: the sink has flushed it."""

@@ -1,0 +1,37 @@
+"""Where an archive is written to: the half of a sink that Python has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from pyckpt import _core
+
+__all__ = ["Target"]
+
+
+class Target(Protocol):
+    """A place for one archive.
+
+    Attributes:
+        path: What messages call it.
+    """
+
+    path: Path
+
+    def sink(self, *, durable: bool) -> _core.Sink:
+        """A new sink that writes there. It is not open yet."""
+
+    def prepare(self) -> None:
+        """Call it before the sink is opened.
+
+        Raises:
+            OSError: The place cannot be written to.
+        """
+
+    def finish(self, *, durable: bool) -> None:
+        """Call it when all is written.
+
+        Raises:
+            OSError: What was written cannot be passed on.
+        """
