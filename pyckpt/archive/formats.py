@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from pyckpt import _core
-from pyckpt.errors import FilenameError
+from pyckpt.errors import FilenameError, OptionError
 
 __all__ = [
     "STATES_MEMBER",
     "TAR_SUFFIX",
+    "TORCH_FILE",
     "FileFormat",
     "add_tar_suffix",
     "archive_format",
@@ -25,6 +26,7 @@ __all__ = [
     "file_suffixes",
     "is_compressed",
     "match_suffix",
+    "suffix_format",
     "tar_suffixes",
     "usual_suffixes",
 ]
@@ -76,6 +78,22 @@ class FileFormat:
     row: _core.Format | None
 
 
+TORCH_FILE = FileFormat(False, None)
+"""One file of torch.save, as torch.save itself writes it."""
+
+
+def suffix_format(suffix: str) -> FileFormat:
+    """The format that a suffix alone asks for, such as ``.tar.gz``.
+
+    Raises:
+        OptionError: It is none of those that pyckpt writes.
+    """
+    known = [*tar_suffixes(), *_TORCH_SUFFIXES, *file_suffixes()]
+    if suffix not in known:
+        raise OptionError(f"format is {suffix!r}, and must be one of {', '.join(known)}")
+    return file_format(Path(f"x{suffix}"))
+
+
 def file_format(path: Path) -> FileFormat:
     """The format that a file's name asks for.
 
@@ -91,7 +109,7 @@ def file_format(path: Path) -> FileFormat:
         if inner.endswith(_TORCH_SUFFIXES) and dot + ending in row.file_endings:
             return FileFormat(False, row)
     _refuse_compressed(path.name)
-    return FileFormat(False, None)
+    return TORCH_FILE
 
 
 def archive_format(path: Path) -> _core.Format | None:

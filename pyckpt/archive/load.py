@@ -6,9 +6,9 @@ import difflib
 import io
 import os
 import pickle
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
 
 import torch
 
@@ -20,12 +20,13 @@ from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
+from pyckpt.storage.file_object import InputFile, input_file, is_file_object
 from pyckpt.torch_format.deserialize import deserialize
 from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
 from pyckpt.torch_format.tensor_index import tensors_in
+from pyckpt.torch_format.torch_arguments import is_safe_load
 from pyckpt.torch_format.torch_file import TorchFile
-from pyckpt.torch_format.weights_only import is_weights_only
 
 __all__ = ["load"]
 
@@ -35,9 +36,10 @@ _MOST_COMPARED = 10_000
 
 
 def load(
-    path: str | os.PathLike[str],
-    *,
+    f: str | os.PathLike[str] | IO[bytes],
     map_location: Any = "cpu",
+    pickle_module: Any = None,
+    *,
     weights_only: bool | None = None,
     mmap: bool | None = None,
     verify: bool = True,
@@ -45,19 +47,29 @@ def load(
     keys: str | Sequence[str] | None = None,
     member: str = STATES_MEMBER,
     progress: ProgressHook = False,
+    encoding: str = "utf-8",
 ) -> Any:
     """Loads the object from a file that pyckpt, Composer or torch.save wrote.
+
+    It takes the arguments of torch.load.
 
     The contents of the file decide how it is read, not the suffix. Tensors are decoded directly
     into their final memory: no temporary file, no second copy.
 
     Args:
-        map_location: As in torch.load.
+        f: A path, or a binary file object: anything with ``read(nbytes)``. It is read from where it
+            stands to its end, and stands there afterwards; after an error it is where it was, if it
+            can seek. Only a regular file that stands at its start is read in place, anything else
+            is first copied to memory.
+        map_location: As in torch.load, but "cpu" if it is not given.
+        pickle_module: As in torch.load: only None, or Python's pickle, which means
+            ``weights_only=False``.
         weights_only: As in torch.load; None means True, unless torch's environment variables say
             otherwise. Besides the types that torch allows, the plain types of a training state
             are allowed (numpy's numbers and arrays of numbers, time deltas).
         mmap: Whether the tensors of an uncompressed file stay in the file until they are read.
-            Writes to them go to a copy. None means False.
+            Writes to them go to a copy. None means False. If a file object is copied, they stay in
+            that copy, which saves the memory of another, and is freed with the last of them.
         verify: Compare the checksums of everything that is loaded. If all of the member is loaded
             and no other one follows, also compare the checksums of the whole file. torch.load
             compares none. With False, damage behind the member does not matter.
@@ -69,6 +81,7 @@ def load(
             one counts, as for every program that extracts the tar. Links are followed.
         progress: True shows a bar. A function is called with the bytes done and the total, about 20
             times a second. Both only on rank 0.
+        encoding: As in torch.load; only "utf-8".
 
     Raises:
         CorruptArchiveError: The file is neither a tar nor a file of torch.save, or is damaged. For
@@ -78,27 +91,37 @@ def load(
         OSError: The file cannot be read.
         pickle.UnpicklingError: ``weights_only`` forbids something in the file.
     """
-    path = local_path(path)
     WriteOptions(num_threads=num_threads, progress=progress)
     globs = _globs(keys)
-    safely = is_weights_only(weights_only)
-    with reporting(progress, f"loading {path.name}") as report:
+    safely = is_safe_load(weights_only, pickle_module, encoding)
+    with _opened(f) as file, reporting(progress, f"loading {file.path.name}") as report:
 
         def tell(done: int, total: int | None) -> None:
             # The total is unknown until the member is found. Until then nothing is reported.
             if report is not None and total is not None:
                 report(done, total)
 
-        reader = ArchiveReader(path, num_threads=num_threads, mapped=bool(mmap), report=tell)
+        reader = ArchiveReader(
+            file.path, fd=file.fd, num_threads=num_threads, mapped=bool(mmap), report=tell
+        )
         obj = _load(reader, member, globs, map_location, safely, verify)
         if report is not None and reader.wanted_nbytes is not None:
             report(reader.wanted_nbytes, reader.wanted_nbytes)
-    if globs is None:
-        return obj
-    try:
-        return only(obj, globs)
-    except OptionError as error:
-        raise OptionError(f"{error}{_near(path, member, globs)}") from None
+        if globs is None:
+            return obj
+        try:
+            return only(obj, globs)
+        except OptionError as error:
+            raise OptionError(f"{error}{_near(file, member, globs)}") from None
+
+
+@contextmanager
+def _opened(f: Any) -> Iterator[InputFile]:
+    if is_file_object(f, "read"):
+        with input_file(f) as file:
+            yield file
+    else:
+        yield InputFile(local_path(f))
 
 
 def _globs(keys: Any) -> Sequence[str] | None:
@@ -112,9 +135,9 @@ def _globs(keys: Any) -> Sequence[str] | None:
     return globs
 
 
-def _near(path: Path, member: str, globs: Sequence[str]) -> str:
+def _near(file: InputFile, member: str, globs: Sequence[str]) -> str:
     """Names paths of tensors, and of what holds them, that are similar to the globs."""
-    reader = ArchiveReader(path)
+    reader = ArchiveReader(file.path, fd=file.fd)
     try:
         found = reader.find(member, strict=False) if reader.is_tar else reader.whole()
         data = TorchFile(reader, found.offset, found.nbytes).read("data.pkl")

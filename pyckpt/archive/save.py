@@ -1,14 +1,15 @@
-"""save: writes any object to one file."""
+"""save: writes any object to one file, or to a file object."""
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from pyckpt.archive.formats import STATES_MEMBER
+from pyckpt.archive.formats import STATES_MEMBER, TORCH_FILE, suffix_format
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, OptionError
 from pyckpt.interrupts import is_interrupt
@@ -16,33 +17,53 @@ from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
 from pyckpt.staging.pending_saves import wait_for_file
+from pyckpt.storage.file_object import OutputFile, is_file_object
+from pyckpt.torch_format.torch_arguments import check_save_arguments
 
 __all__ = ["check_member", "save", "saving"]
 
 
 def save(
     obj: Any,
-    path: str | os.PathLike[str],
+    f: str | os.PathLike[str] | IO[bytes],
+    pickle_module: Any = pickle,
+    pickle_protocol: int = 2,
+    _use_new_zipfile_serialization: bool = True,
+    _disable_byteorder_record: bool = False,
     *,
+    format: str | None = None,
     compression_level: int | None = None,
     num_threads: int | None = None,
     fsync: bool = True,
     member: str = STATES_MEMBER,
     progress: ProgressHook = False,
 ) -> None:
-    """Saves any object that torch.save can save; the suffix of ``path`` decides the format.
+    """Saves any object that torch.save can save, and takes the arguments of torch.save.
 
-    The file under ``path`` is replaced as a whole or not at all. Folders are created. As with
-    torch.save, the file has what this process has: of a DTensor, this rank's part alone. To save a
-    state that is spread over ranks, use ``save_checkpoint``.
+    The suffix of a path decides the format. The file under the path is replaced as a whole or not
+    at all. Folders are created.
+
+    A file object gets the format of ``format``, piece by piece from where it stands, on the thread
+    that calls. It need not seek, so it may be a pipe or a socket. After an error, what was written
+    stays in it.
+
+    As with torch.save, the file has what this process has: of a DTensor, this rank's part alone. To
+    save a state that is spread over ranks, use ``save_checkpoint``.
 
     Args:
         obj: Its tensors are read in place and must not change during the call.
+        f: A path, or a binary file object: anything with ``write(bytes)``.
+        pickle_module: As in torch.save; only Python's pickle.
+        pickle_protocol: As in torch.save; only 2.
+        format: The suffix that says what a file object gets, such as ``".tar.gz"``. None means
+            torch's own file, as from torch.save. Not for paths.
         compression_level: The format's level; None takes its standard one. Torch's own file
             (``model.pt``) is compressed only if it is given; torch.load reads it all the same, but
             not with ``mmap=True``.
         num_threads: Worker threads; None takes the CPUs that this process may use.
-        fsync: Whether to wait until the file is on the disk.
+        fsync: Whether to wait until the file is on the disk. A file object is flushed in any case,
+            and if a regular file is behind it, its bytes are then on the disk too. Its name in its
+            folder is the caller's business.
         member: The name of the member inside a tar.
         progress: True shows a bar. A function is called with the bytes done and the total, about 20
             times a second. Both only on rank 0.
@@ -51,11 +72,24 @@ def save(
         CheckpointError: The file could not be written, or an argument is wrong
             (FilenameError, OptionError). A previous file is unchanged.
     """
+    check_save_arguments(
+        pickle_module, pickle_protocol, _use_new_zipfile_serialization, _disable_byteorder_record
+    )
     options = WriteOptions(compression_level, num_threads, fsync, progress)
     check_member(member)
-    path = local_path(path)
-    wait_for_file(path)  # an asynchronous save that is under way would replace this newer file
-    with saving(path), ArchiveWriter(path, options) as writer:
+    target: Path | OutputFile
+    if is_file_object(f, "write"):
+        kind = TORCH_FILE if format is None else suffix_format(format)
+        target = OutputFile(f)
+        path = target.path
+    else:
+        if format is not None:
+            raise OptionError("format is for file objects: the suffix of a path says its format")
+        kind = None
+        target = path = local_path(f)  # type: ignore[arg-type]
+        # An asynchronous save that is under way would replace this newer file.
+        wait_for_file(path)
+    with saving(path), ArchiveWriter(target, options, kind=kind) as writer:
         writer.add_object(member, obj)
         writer.write()
         writer.commit()

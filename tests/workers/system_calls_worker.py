@@ -145,6 +145,13 @@ def main() -> None:
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     reports["asynchronous, no threads"] = attempt(PLANS["no threads"], ".tar", SMALL, asynchronous)
     assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
+
+    def to_file_object(path: Path) -> None:
+        with path.open("wb") as file:
+            pyckpt.save(SMALL, file, format=".tar")
+
+    for name in ("no threads", "two threads"):
+        reports[f"file object, {name}"] = attempt(PLANS[name], ".tar", SMALL, to_file_object)
     print(json.dumps(reports))
 
 

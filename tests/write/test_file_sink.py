@@ -224,6 +224,12 @@ def test_an_asynchronous_save_without_threads(reports: dict[str, Any]) -> None:
     assert (report["error"], report["new"], report["whole"]) == (None, True, True)
 
 
+@pytest.mark.parametrize("name", ["no threads", "two threads"])
+def test_a_file_object_without_threads(reports: dict[str, Any], name: str) -> None:
+    report = reports[f"file object, {name}"]
+    assert (report["error"], report["new"], report["whole"]) == (None, True, True)
+
+
 # The page cache
 
 
