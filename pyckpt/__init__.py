@@ -1,9 +1,11 @@
 """Saves training checkpoints as standard archives, fast, and all or nothing."""
 
-from pyckpt.archive.convert import convert, pack
+from pyckpt.archive.assembly import ArchiveWriter
+from pyckpt.archive.convert import convert
 from pyckpt.archive.extract import extract
 from pyckpt.archive.inspect import ArchiveInfo, inspect
 from pyckpt.archive.load import load
+from pyckpt.archive.pack import pack
 from pyckpt.archive.save import save
 from pyckpt.archive.verify import Problem, Report, verify
 from pyckpt.errors import (
@@ -31,6 +33,7 @@ from pyckpt.training.signals import save_on_signal
 
 __all__ = [
     "ArchiveInfo",
+    "ArchiveWriter",
     "CheckpointError",
     "CheckpointManager",
     "CorruptArchiveError",

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyckpt
-from pyckpt.archive.convert import convert, pack
+from pyckpt.archive.convert import convert
 from pyckpt.archive.extract import extract, extract_tensor, write_tensor
 from pyckpt.archive.inspect import ArchiveInfo, MemberInfo, inspect
+from pyckpt.archive.pack import pack
 from pyckpt.archive.trial import measure
 from pyckpt.archive.verify import Report, verify
 from pyckpt.errors import CheckpointError, CorruptArchiveError

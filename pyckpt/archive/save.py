@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
-from pyckpt.archive.formats import STATES_MEMBER, TORCH_FILE, suffix_format
-from pyckpt.archive.writer import ArchiveWriter
-from pyckpt.errors import CheckpointError, OptionError
-from pyckpt.interrupts import is_interrupt
-from pyckpt.options import WriteOptions
-from pyckpt.paths import local_path
+from pyckpt.archive.assembly import ArchiveWriter
+from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.progress import ProgressHook
-from pyckpt.staging.pending_saves import wait_for_file
-from pyckpt.storage.file_object import OutputFile, is_file_object
 from pyckpt.torch_format.torch_arguments import check_save_arguments
 
-__all__ = ["check_member", "save", "saving"]
+__all__ = ["save"]
 
 
 def save(
@@ -75,49 +66,14 @@ def save(
     check_save_arguments(
         pickle_module, pickle_protocol, _use_new_zipfile_serialization, _disable_byteorder_record
     )
-    options = WriteOptions(compression_level, num_threads, fsync, progress)
-    check_member(member)
-    target: Path | OutputFile
-    if is_file_object(f, "write"):
-        kind = TORCH_FILE if format is None else suffix_format(format)
-        target = OutputFile(f)
-        path = target.path
-    else:
-        if format is not None:
-            raise OptionError("format is for file objects: the suffix of a path says its format")
-        kind = None
-        target = path = local_path(f)  # type: ignore[arg-type]
-        # An asynchronous save that is under way would replace this newer file.
-        wait_for_file(path)
-    with saving(path), ArchiveWriter(target, options, kind=kind) as writer:
+    with ArchiveWriter(
+        f,
+        format=format,
+        compression_level=compression_level,
+        num_threads=num_threads,
+        fsync=fsync,
+        progress=progress,
+    ) as writer:
         writer.add_object(member, obj)
         writer.write()
         writer.commit()
-
-
-@contextmanager
-def saving(path: Path) -> Iterator[None]:
-    """Makes errors of a save CheckpointErrors that name the file, except Ctrl-C and the like."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:
-        if is_interrupt(error):
-            raise
-        raise CheckpointError(
-            f"saving {path} failed: {type(error).__name__}: {error}",
-            path=str(path),
-            errno=error.errno if isinstance(error, OSError) else None,
-        ) from error
-
-
-def check_member(member: str) -> None:
-    """Checks the name of a member.
-
-    Raises:
-        OptionError: It would lead out of the archive, or is no name.
-    """
-    parts = member.split("/")
-    if not member or "\0" in member or any(part in ("", ".", "..") for part in parts):
-        raise OptionError(f"member {member!r} is not a relative path without '.', '..' or NUL")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyckpt import _core
 from pyckpt.archive.formats import FileFormat, deflate_format, file_format
+from pyckpt.archive.member_names import folders_of, require_utf8
 from pyckpt.errors import CheckpointError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.progress import reporting
@@ -131,9 +132,9 @@ class ArchiveWriter:
         """Adds a member with the bytes of the file at ``path``, which ``write()`` reads."""
         self._members[name] = (stat.S_IMODE(path.stat().st_mode), path)
 
-    def add_segments(self, name: str, segments: Sequence[Segment]) -> None:
+    def add_segments(self, name: str, segments: Sequence[Segment], mode: int = _FILE_MODE) -> None:
         """Adds a member with the bytes of all segments in order, which ``write()`` reads."""
-        self._members[name] = (_FILE_MODE, tuple(segments))
+        self._members[name] = (mode, tuple(segments))
 
     def add_directory(self, name: str) -> None:
         """Adds a folder. The parent folders of members are added automatically."""
@@ -192,7 +193,7 @@ class ArchiveWriter:
             writer.add_directory("", _ROOT_MODE)
         places = {}
         for name, (mode, content) in self._in_order():
-            _require_utf8(name)
+            require_utf8(name)
             if content is None:
                 writer.add_directory(name, mode)
                 continue
@@ -262,17 +263,9 @@ class ArchiveWriter:
 
     def _in_order(self) -> list[tuple[str, tuple[int, Content]]]:
         folders = {
-            folder: (_FOLDER_MODE, None) for name in self._members for folder in _folders(name)
+            folder: (_FOLDER_MODE, None) for name in self._members for folder in folders_of(name)
         }
         return sorted({**folders, **self._members}.items(), key=lambda item: item[0].split("/"))
-
-
-def _folders(name: str) -> Iterator[str]:
-    """The folders that a member is in, from the inside."""
-    while "/" in name:
-        name = name.rpartition("/")[0]
-        if name:
-            yield name
 
 
 def _planned_file(
@@ -293,13 +286,6 @@ def _planned_file(
         writer.add_deflated_torch_file([record[:5] for record in content])
         return None
     return writer.add_torch_file(name, mode, [record[:5] for record in content])
-
-
-def _require_utf8(name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise OptionError(f"the member name {name!r} is not UTF-8") from error
 
 
 def _deflates(kind: FileFormat, level: int | None) -> bool:

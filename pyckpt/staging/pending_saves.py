@@ -22,6 +22,7 @@ __all__ = [
     "PendingSave",
     "begin",
     "check_may_begin",
+    "end_below",
     "finish",
     "forget",
     "is_torn_unnoticed",
@@ -173,6 +174,26 @@ def wait_for_file(path: Path) -> None:
     file = os.path.realpath(path)
     with _changed:
         _changed.wait_for(lambda: all(pending._file != file for pending in _running))
+
+
+def end_below(folder: Path, *, give_up: bool) -> None:
+    """Returns when no save under way writes a file below ``folder``. Collects their errors.
+
+    Args:
+        give_up: Lets them fail soon, and raises nothing.
+
+    Raises:
+        CheckpointError: Of a save that failed, also before the call, if nobody has asked for it.
+    """
+    start = f"{os.path.realpath(folder)}{os.sep}"
+    with _changed:
+        found = [one for one in (*_running, *_uncollected) if (one._file or "").startswith(start)]
+    if give_up:
+        for one in found:
+            one._give_up()
+    errors = [error for one in found if (error := one.exception()) is not None]
+    if errors and not give_up:
+        raise errors[0]
 
 
 def check_may_begin(max_pending: int) -> None:

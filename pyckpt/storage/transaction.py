@@ -16,6 +16,7 @@ from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.ranks.exchange import Channel, begin_together, require_group, together
 from pyckpt.ranks.file_identity import file_identity, machine
+from pyckpt.staging.pending_saves import end_below
 from pyckpt.storage.flush import flush_tree
 from pyckpt.storage.hidden_folder import HiddenFolder
 
@@ -50,8 +51,8 @@ def transaction(
     renames. Readers find none for a moment. A process that is killed in that moment leaves none,
     and the old one hidden beside it; the next transaction brings it back.
 
-    An asynchronous save into the hidden folder must have ended when the block ends: ask for its
-    ``result()`` in it.
+    The end of the block waits for asynchronous saves into the hidden folder. An error of one of
+    them is an error of the block.
 
     Args:
         folder: The same on every rank. Parents are made. A symbolic link stays: the folder that it
@@ -170,7 +171,7 @@ class _Transaction(AbstractContextManager[Path]):
 
     def _end(self, error: BaseException | None) -> None:
         target, channel = self._target, self._channel
-        together(f"writing {target}", lambda: _pass_on(error), channel)
+        together(f"writing {target}", lambda: self._end_block(error), channel)
         if self._fsync:
             together(f"flushing {target}", self._on_flushing_ranks(), channel)
         # The first rank's folder comes last: it makes the set complete.
@@ -179,6 +180,11 @@ class _Transaction(AbstractContextManager[Path]):
             together(f"committing {target}", self._commit if is_turn else _nothing, channel)
         if self._hidden is not None:
             self._hidden.keep()
+
+    def _end_block(self, error: BaseException | None) -> None:
+        end_below(self._path, give_up=error is not None)
+        if error is not None:
+            raise error
 
     def _on_flushing_ranks(self) -> Callable[[], None]:
         """One rank of each machine flushes what all of its ranks have written."""
@@ -207,11 +213,6 @@ def _check_target(target: Path) -> None:
             f"{target} is a mount point, which no rename can replace: name a folder in it",
             path=str(target),
         )
-
-
-def _pass_on(error: BaseException | None) -> None:
-    if error is not None:
-        raise error
 
 
 def _nothing() -> None:

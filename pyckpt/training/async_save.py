@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from pyckpt.archive.assembly import saving
 from pyckpt.archive.formats import STATES_MEMBER
-from pyckpt.archive.save import check_member, saving
+from pyckpt.archive.member_names import check_member
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import BackgroundOptions, Stage, WhenBusy
 from pyckpt.paths import local_path

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.archive.convert import _ImageReader
+from pyckpt.archive.parts import ImageReader
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.torch_format.torch_file import TorchFile
 from tests.tar_members import add
@@ -107,7 +107,7 @@ def test_pieces_are_read_in_any_order(tmp_path: Path, suffix: str) -> None:
     file = TorchFile(reader, member.offset, member.nbytes)
     [group] = file.opened([file.records["data/0"]])
     offset, nbytes = group.places[0]
-    source = _ImageReader(group.stream, offset, nbytes)
+    source = ImageReader(group.stream, offset, nbytes)
     expected = state["noise"].view(torch.uint8)
     half = nbytes // 2
     for begin in (half, 0):

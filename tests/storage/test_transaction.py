@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,36 @@ def test_a_real_interrupt(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), pyckpt.transaction(tmp_path / "x"):
         signal.raise_signal(signal.SIGINT)
     assert os.listdir(tmp_path) == []
+
+
+def test_asynchronous_saves_end_with_the_block(tmp_path: Path) -> None:
+    weight = torch.randn(10_000_000)
+    with pyckpt.transaction(tmp_path / "x") as path:
+        pyckpt.async_save({"weight": weight}, path / "deep" / "a.tar.gz")
+    assert torch.equal(pyckpt.load(tmp_path / "x" / "deep" / "a.tar.gz")["weight"], weight)
+
+    def fail(*, before_the_end: bool) -> None:
+        with pyckpt.transaction(tmp_path / "y") as path:
+            pending = pyckpt.async_save({"weight": weight}, path / "a.tar")
+            (path / "a.tar").mkdir()  # so that it cannot get its name
+            if before_the_end:
+                wait([pending])
+
+    for before_the_end in (True, False):
+        with pytest.raises(pyckpt.CheckpointError, match=r"saving .*a\.tar failed"):
+            fail(before_the_end=before_the_end)
+    given_up = []
+
+    def fail_while_it_writes() -> None:
+        with pyckpt.transaction(tmp_path / "y") as path:
+            given_up.append(pyckpt.async_save({"weight": weight}, path / "a.tar.gz"))
+            raise ValueError("no")
+
+    with pytest.raises(pyckpt.CheckpointError, match="ValueError: no"):
+        fail_while_it_writes()
+    assert given_up[0].done()
+    assert os.listdir(tmp_path) == ["x"]
+    pyckpt.async_save(1, tmp_path / "z").result()  # no error is left to be told
 
 
 def test_a_name_that_is_no_folder(tmp_path: Path) -> None:
