@@ -122,7 +122,8 @@ class ArchiveWriter:
         """Adds a file with these bytes."""
         with self._adding(name):
             self._require_plain("bytes")
-            self._writer.add_bytes(name, bytes(data))
+            # Not bytes(data), which takes a number too.
+            self._writer.add_bytes(name, bytes(memoryview(data)))
 
     def add_file(self, name: str, path: str | os.PathLike[str]) -> None:
         """Adds a copy of the file at ``path``, with its mode."""
