@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["file_identity", "machine", "running_system"]
+__all__ = ["file_identity", "is_on_local_disk", "machine", "running_system"]
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -14,6 +14,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SHARED_TYPES = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.glusterfs", "wekafs")
 )
+# File systems that only one running system can have mounted for writing at a time.
+_LOCAL_TYPES = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"))
 
 
 def file_identity(path: Path) -> str:
@@ -36,6 +38,15 @@ def machine() -> str:
     """A text that is equal for processes on one machine, or in one container on it."""
     # Containers on one machine share the boot id, not the host name. Machines may share the name.
     return f"{socket.gethostname()} {_boot_id()}"
+
+
+def is_on_local_disk(path: Path) -> bool:
+    """Whether only processes under this kernel can write to the file system that holds ``path``.
+
+    False if that is not known.
+    """
+    mount = _mount_of(os.path.realpath(path))
+    return mount is not None and mount[1] in _LOCAL_TYPES
 
 
 def running_system() -> str:

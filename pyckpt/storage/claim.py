@@ -25,7 +25,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from pyckpt.ranks.file_identity import running_system
+from pyckpt.ranks.file_identity import is_on_local_disk, running_system
 
 __all__ = ["Claim", "sweep"]
 
@@ -85,13 +85,14 @@ class Claim:
 def sweep(folder: Path) -> None:
     """Releases the claims in ``folder`` of processes of this user that have died.
 
-    What cannot be known to be dead stays: claims of other machines, also of this one before it was
-    started again, and claims on file systems without locks. Nothing is raised.
+    What cannot be known to be dead stays: claims on file systems without locks, and on those that
+    other machines may have mounted, claims of other machines, also of this one before it was
+    started again. Nothing is raised.
     """
     with suppress(OSError):
         for path in folder.iterdir():
             found = _LOCK_NAME.fullmatch(path.name)
-            if found is not None and found[2] == _system_code():
+            if found is not None and (found[2] == _system_code() or is_on_local_disk(folder)):
                 with suppress(OSError):
                     _sweep_claim(folder, found[1])
 

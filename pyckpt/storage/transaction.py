@@ -43,9 +43,9 @@ def transaction(
     Where ranks do not share the file system, each machine has a folder of its own. These get their
     names one after another, the first rank's at last, and all go back if one fails.
 
-    What a killed process leaves is removed by the next transaction in the same parent folder, on
-    the same machine, unless this has been started again in between. A process that lives keeps what
-    it has, and so does one on another machine.
+    What a killed process leaves is removed by the next transaction in the same parent folder, if it
+    is known that the process is dead. On file systems that several machines may have mounted, that
+    is known only under the same kernel, until the machine is started again.
 
     File systems that cannot exchange names (NFS, Lustre, FUSE often) replace a folder in two
     renames. Readers find none for a moment. A process that is killed in that moment leaves none,
