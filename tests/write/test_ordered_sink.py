@@ -177,8 +177,8 @@ def test_a_save_is_given_up(threads: int, seconds: float) -> None:
         time.sleep(seconds)
         written.set()
 
-    nbytes = 12 * chunk_nbytes(".tar")
-    writer = new_writer(_core.ordered_sink(write), ".tar", threads)
+    nbytes = 80 * chunk_nbytes(".tar.gz")
+    writer = new_writer(_core.ordered_sink(write), ".tar.gz", threads)
     reader = Reader(nbytes, lambda offset: time.sleep(0.1 if written.is_set() else 0))
     writer.add_segments("x", 0o644, [(nbytes, 1, reader)])
     with no_thread_is_left(), pytest.raises(Failure) as raised:
