@@ -38,6 +38,7 @@ class CheckpointError(RuntimeError):
         rank: The global rank that failed, or None if it is not known.
         path: The file, or None.
         errno: The system's error number, or None if no system call failed.
+        is_exchanged: Whether every rank raises it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class CheckpointError(RuntimeError):
         self.rank = rank
         self.path = path
         self.errno = errno
+        self.is_exchanged = False
 
 
 class FilenameError(CheckpointError, ValueError):

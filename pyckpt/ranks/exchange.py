@@ -127,6 +127,7 @@ class _Failure:
     message: str
     path: str | None
     errno: int | None
+    is_exchanged: bool = False
 
 
 _KINDS: dict[str, type[CheckpointError]] = {
@@ -347,7 +348,7 @@ def together(doing: str, step: Callable[[], T], channel: Channel) -> list[T]:
 def _describe(error: BaseException, rank: int) -> _Failure:
     if isinstance(error, CheckpointError):
         kind = type(error).__name__
-        return _Failure(rank, kind, str(error), error.path, error.errno)
+        return _Failure(rank, kind, str(error), error.path, error.errno, error.is_exchanged)
     path = getattr(error, "filename", None)
     return _Failure(
         rank=rank,
@@ -377,6 +378,8 @@ def no_exchange(doing: str, error: Exception) -> CheckpointError:
 def _as_exception(doing: str, failures: list[_Failure], size: int) -> CheckpointError:
     first = failures[0]
     kind = _KINDS.get(first.kind)
+    if kind is not None and len(failures) == size and all(one.is_exchanged for one in failures):
+        return _exchanged(kind, first.message, first)  # a step in the step has told all ranks
     failed = f"rank {first.rank}"
     others = [str(failure.rank) for failure in failures[1:]]
     also = f" (and on rank {', '.join(others)})" if others else ""
@@ -387,4 +390,10 @@ def _as_exception(doing: str, failures: list[_Failure], size: int) -> Checkpoint
         message = f"{first.message} (on {failed}, not on every rank)"
     else:
         message = first.message
-    return kind(message, rank=first.rank, path=first.path, errno=first.errno)
+    return _exchanged(kind, message, first)
+
+
+def _exchanged(kind: type[CheckpointError], message: str, first: _Failure) -> CheckpointError:
+    error = kind(message, rank=first.rank, path=first.path, errno=first.errno)
+    error.is_exchanged = True
+    return error

@@ -206,3 +206,14 @@ def test_errors_can_be_sent_and_copied(kind: type[pyckpt.CheckpointError]) -> No
         assert type(again) is kind
         assert str(again) == "message"
         assert (again.rank, again.path, again.errno) == (3, "x", 28)
+
+
+def test_an_error_that_all_ranks_have_heard_passes_unchanged() -> None:
+    def fail() -> None:
+        raise OSError(5, "no", "file")
+
+    def inner() -> None:
+        together("the inner step", fail, Channel())
+
+    with pytest.raises(pyckpt.CheckpointError, match=r"^the inner step failed on rank 0: OSError"):
+        together("the outer step", inner, Channel())
