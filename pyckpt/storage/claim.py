@@ -27,7 +27,7 @@ from pathlib import Path
 
 from pyckpt.ranks.file_identity import is_on_local_disk, running_system
 
-__all__ = ["Claim", "sweep"]
+__all__ = ["Claim", "remove_folder", "sweep"]
 
 _LOCK_NAME = re.compile(r"(\..*\.([0-9a-f]{8})-[0-9a-f]{16})\.pyckpt-lock", re.DOTALL)
 _LONGEST_NAME_NBYTES = 255
@@ -80,6 +80,26 @@ class Claim:
             with suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, so that nobody finds a part of it: one rename hides it first.
+
+    What a killed process has not removed is swept later.
+
+    Raises:
+        OSError: It failed. The folder is whole if its name is still there, unless the disk was so
+            full that not even a lock file could be made.
+    """
+    try:
+        claim = Claim(folder)
+    except OSError:  # a full disk may have no room for it
+        shutil.rmtree(folder)
+        return
+    try:
+        folder.rename(claim.new)
+    finally:
+        claim.release()
 
 
 def sweep(folder: Path) -> None:

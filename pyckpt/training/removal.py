@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -19,15 +18,18 @@ from pyckpt.staging.pending_saves import (
     raise_uncollected,
     under_way,
 )
+from pyckpt.storage.claim import remove_folder
 from pyckpt.training.background import in_turn
 
-__all__ = ["remove"]
+__all__ = ["remove", "remove_now"]
 
 _LOGGER = logging.getLogger("pyckpt")
 
 
 def remove(path: str | os.PathLike[str]) -> Future[bool]:
     """Removes a file, or a folder with all that is in it, once all saves before it are safe.
+
+    A folder is hidden in one rename before its files are removed, so nobody finds a part of it.
 
     The removal takes its turn behind the asynchronous saves of this process that are under way.
     Saves that are started later come after it, so one of the same name stays. If none is under way,
@@ -59,17 +61,18 @@ def _remove_after(saves: Sequence[PendingSave[Any]], path: Path, torn: bool) -> 
         _LOGGER.warning("%s stays, because a save failed that was to be safe first", path)
         return False
     try:
-        return _remove(path)
+        return remove_now(path)
     except OSError as error:
         raise CheckpointError(
             f"{path} could not be removed: {error}", path=str(path), errno=error.errno
         ) from error
 
 
-def _remove(path: Path) -> bool:
+def remove_now(path: Path) -> bool:
+    """As ``remove``, in no turn. Raises OSError."""
     with suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_folder(path)
         else:
             path.unlink()
         return True

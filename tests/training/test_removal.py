@@ -132,3 +132,17 @@ def test_what_the_system_refuses_is_an_error_with_errno(tmp_path: Path) -> None:
 def test_urls_are_refused() -> None:
     with pytest.raises(pyckpt.FilenameError):
         pyckpt.remove("s3://bucket/x")
+
+
+def test_a_folder_is_hidden_before_its_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").touch()
+    seen = []
+    monkeypatch.setattr("shutil.rmtree", lambda path: seen.append((path.name, path.exists())))
+    assert pyckpt.remove(tmp_path / "old").result() is True
+    [(name, is_there)] = seen
+    assert is_there
+    assert name.startswith(".old.")
+    assert not (tmp_path / "old").exists()
