@@ -20,7 +20,7 @@ from pyckpt.staging.pending_saves import end_below
 from pyckpt.storage.flush import flush_tree
 from pyckpt.storage.hidden_folder import HiddenFolder
 
-__all__ = ["transaction"]
+__all__ = ["Transaction", "transaction"]
 
 _BEGINNING = "beginning the transaction"
 
@@ -68,7 +68,7 @@ def transaction(
             its block is the cause. With one rank, Ctrl-C, SystemExit and exceptions of signal
             handlers pass unchanged.
     """
-    return _Transaction(folder, process_group, fsync)
+    return Transaction(folder, process_group, fsync)
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,31 @@ class _Place:
     machine: str
 
 
-class _Transaction(AbstractContextManager[Path]):
-    def __init__(self, folder: str | os.PathLike[str], process_group: Any, fsync: bool) -> None:
+class Transaction(AbstractContextManager[Path]):
+    """See ``transaction``.
+
+    Args:
+        in_background: Whether the block ends in pyckpt's background thread, which has a channel of
+            its own. ``__exit__`` is called there.
+
+    Attributes:
+        channel: For exchanges between the ranks in the thread in which the block begins.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        process_group: Any,
+        fsync: bool,
+        *,
+        in_background: bool = False,
+    ) -> None:
         self._folder = folder
         self._process_group = process_group
         self._fsync = fsync
-        self._channel = Channel()
+        self._in_background = in_background
+        self.channel = Channel()
+        self._ending = Channel()
         self._target = Path()
         self._path = Path()
         self._is_flushing = False
@@ -93,11 +112,14 @@ class _Transaction(AbstractContextManager[Path]):
         self._hidden: HiddenFolder | None = None
 
     def __enter__(self) -> Path:
-        [self._channel] = begin_together("transaction", process_group=self._process_group)
+        channels = begin_together(
+            "transaction", 2 if self._in_background else 1, self._process_group
+        )
+        self.channel, self._ending = channels[0], channels[-1]
         try:
             self._begin()
         except BaseException:
-            self._close()
+            self.abandon()
             raise
         return self._path
 
@@ -110,10 +132,10 @@ class _Transaction(AbstractContextManager[Path]):
         try:
             self._end(error)
         finally:
-            self._close()
+            self.abandon()
 
     def _begin(self) -> None:
-        channel = self._channel
+        channel = self.channel
         places = together(_BEGINNING, self._prepare, channel)
         self._check_alike(places)
         identities = [place.identity for place in places]
@@ -129,7 +151,7 @@ class _Transaction(AbstractContextManager[Path]):
                 path=str(self._target),
             )
         if channel.rank not in self._makers:
-            self._close()
+            self.abandon()
 
     def _prepare(self) -> _Place:
         """Finds every error that can be found before something is made."""
@@ -141,10 +163,10 @@ class _Transaction(AbstractContextManager[Path]):
         return _Place(str(path.absolute()), file_identity(self._target), machine())
 
     def _check_alike(self, places: list[_Place]) -> None:
-        for rank, place in zip(self._channel.members, places, strict=True):
+        for rank, place in zip(self.channel.members, places, strict=True):
             if place.path != places[0].path:
                 raise MixedFilesError(
-                    f"rank {self._channel.members[0]} would make {places[0].path}, and rank {rank} "
+                    f"rank {self.channel.members[0]} would make {places[0].path}, and rank {rank} "
                     f"{place.path}: name the same folder on every rank",
                     rank=rank,
                     path=place.path,
@@ -170,7 +192,7 @@ class _Transaction(AbstractContextManager[Path]):
         )
 
     def _end(self, error: BaseException | None) -> None:
-        target, channel = self._target, self._channel
+        target, channel = self._target, self._ending
         together(f"writing {target}", lambda: self._end_block(error), channel)
         if self._fsync:
             together(f"flushing {target}", self._on_flushing_ranks(), channel)
@@ -195,7 +217,8 @@ class _Transaction(AbstractContextManager[Path]):
         _check_target(self._target)
         self._hidden.commit()
 
-    def _close(self) -> None:
+    def abandon(self) -> None:
+        """Removes what is not committed. Not collective: in place of the end, if all ranks fail."""
         if self._hidden is not None:
             self._hidden.close()
             self._hidden = None

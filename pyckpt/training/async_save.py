@@ -21,7 +21,7 @@ from pyckpt.state import State
 from pyckpt.torch_format.records import Record
 from pyckpt.training.background import BackgroundSave
 
-__all__ = ["async_save"]
+__all__ = ["ObjectSave", "async_save"]
 
 
 def async_save(
@@ -91,7 +91,7 @@ def async_save(
     check_may_begin(options.max_pending)
     lazy = stage == "lazy" or (stage is None and is_lazy_safe(trained))
     with saving(path):
-        save = _ObjectSave(obj, path, member, options)
+        save = ObjectSave(obj, path, member, options)
         work = BackgroundSave(save, save.write, options.nice)
         try:
             work.begin(trained if lazy else None, chosen=stage is not None)
@@ -101,7 +101,7 @@ def async_save(
             raise
 
 
-class _ObjectSave:
+class ObjectSave:
     """One object on its way to a file. See ``Collected``."""
 
     def __init__(self, obj: Any, path: Path, member: str, options: BackgroundOptions) -> None:
