@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["warn"]
+__all__ = ["warn", "warn_if_untried"]
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -27,3 +28,11 @@ def _level() -> int:
     while caller is not None and caller.f_code.co_filename.startswith(_PACKAGE):
         level, caller = level + 1, caller.f_back
     return level
+
+
+def warn_if_untried(package: str, version: str, newest: tuple[int, int]) -> None:
+    """Warns of a version of a framework that is newer than what pyckpt was tried with."""
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if found > newest:
+        tried = ".".join(map(str, newest))
+        warn(f"pyckpt was tried with {package} up to {tried}, and this is {version}")

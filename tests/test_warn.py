@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 import pyckpt
+from pyckpt.warn import warn_if_untried
 
 
 def line_of(text: str) -> int:
@@ -41,3 +42,11 @@ def test_every_warning_goes_through_one_function() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "warn" and path.name != "warn.py"
     ]
     assert others == []
+
+
+def test_only_newer_versions_are_warned_of() -> None:
+    for version in ("5.24.0", "5.24.1rc1", "5.9.9", "4.99"):
+        warn_if_untried("package", version, (5, 24))
+    for version in ("5.25.0.dev0", "6.0", "10.1"):
+        with pytest.warns(UserWarning, match=rf"package up to 5\.24, and this is {version}"):
+            warn_if_untried("package", version, (5, 24))
