@@ -363,7 +363,9 @@ def test_a_failed_training_ends_its_save(
     with written_by(True):
         with pytest.raises(RuntimeError, match="the training fails"):
             training.train(tmp_path, callbacks=[watch])
-        assert os.readlink(tmp_path / "latest-rank0.pt") == "ep0-ba4-rank0.pt"
+        # 0.14 saves once more when it is closed.
+        last = "ep0-ba4-rank0.pt" if IS_NEW else "ep1-ba5-rank0.pt"
+        assert os.readlink(tmp_path / "latest-rank0.pt") == last
         after = training.train(tmp_path, autoresume=True)
     assert after == {batch: loss for batch, loss in losses.items() if batch in after}
 

@@ -29,6 +29,7 @@ def test_what_the_first_rank_has_is_saved(folder: Path, way: str) -> None:
 
 
 def test_both_ranks_know_that_it_has_ended(folder: Path) -> None:
+    assert [report["ended early"] for report in reports(folder)] == [False, False]
     assert [report["ended"] for report in reports(folder)] == [True, True]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch.distributed as dist
 
 import pyckpt
+from pyckpt.staging.latch import Latch
+from pyckpt.training import background
 from pyckpt.training.first_rank import begin_on_first_rank, save_on_first_rank
 
 FOLDER = Path(sys.argv[1])
@@ -42,7 +44,11 @@ def main() -> None:
         report[f"{name}, no contents"] = error_of(lambda: save(fail, FOLDER / "x.tar"))  # noqa: B023
         report[f"{name}, no name"] = error_of(lambda: save(make, FOLDER / "x.tar.foo"))  # noqa: B023
     report["blocking, no file"] = error_of(lambda: save_on_first_rank(make, FOLDER / "busy.tar"))
-    late = begin_on_first_rank(make, FOLDER / "busy.tar")
+    gate = background._last_work = Latch()  # as if an earlier save took long
+    late = begin_on_first_rank(make, FOLDER / "late-busy.tar")
+    report["ended early"] = late.has_ended(wait=False)
+    (FOLDER / "late-busy.tar" / "x").mkdir(parents=True, exist_ok=True)
+    gate.set()
     report["asynchronous, no file"] = error_of(lambda: late.has_ended(wait=True))
     (FOLDER / f"report-{rank}.json").write_text(json.dumps(report))
 
