@@ -6,10 +6,13 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -61,6 +64,38 @@ def run_ranks(
             late.cancel()
 
 
+def run_without_agent(
+    worker: str,
+    *arguments: object,
+    ranks: int = 2,
+    environment: Mapping[str, str],
+    timeout: float = TIMEOUT_SECONDS,
+) -> list[int | None]:
+    """Runs ranks that nobody ends when one of them is killed; returns their exit codes.
+
+    What they print goes to this process's output. None stands for a rank that took too long.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    processes = []
+    for rank in range(ranks):
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        own = {**environment, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        own.update((name, str(number)) for name, number in numbers.items())
+        processes.append(context.Process(target=_run_with, args=(own, worker, arguments)))
+    for process in processes:
+        process.start()
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
 def torchrun(
     worker: str, *arguments: object, must_succeed: bool = True, timeout: float = TIMEOUT_SECONDS
 ) -> subprocess.CompletedProcess[str]:
@@ -95,6 +130,11 @@ def private_mounts(script: str) -> list[str]:
 def _path() -> str:
     """PATH with the interpreter's folder in front, where DeepSpeed finds ninja."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def _run_with(environment: Mapping[str, str], worker: str, arguments: tuple[object, ...]) -> None:
+    os.environ.update(environment)
+    _run_rank(worker, arguments)
 
 
 def _run_rank(worker: str, arguments: tuple[object, ...]) -> None:

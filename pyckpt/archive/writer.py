@@ -212,6 +212,8 @@ class ArchiveWriter:
     def write(self) -> int:
         """Writes all members, sorted, to the sink; returns the size in bytes.
 
+        Then the objects are released.
+
         Raises:
             OSError: The sink cannot be written to. A hidden file is removed.
             CheckpointError: ``give_up()`` was called.
@@ -230,6 +232,7 @@ class ArchiveWriter:
             nbytes = self._writer.write(tell)
             self._target.finish(durable=self._durable)
             tell(*self.progress)
+        self._members.clear()
         return nbytes
 
     def give_up(self) -> None:

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.load import load
@@ -29,7 +26,7 @@ from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
 from pyckpt.ranks.exchange import Channel, together
-from pyckpt.torch_format.plain_types import register_attributes, register_enum
+from pyckpt.training.deepspeed_types import allow_deepspeed_types
 from pyckpt.training.shared_reads import Source, read_shared
 
 __all__ = ["TAG", "EngineStates", "check_can_load", "collect_engine_states"]
@@ -37,10 +34,7 @@ __all__ = ["TAG", "EngineStates", "check_can_load", "collect_engine_states"]
 TAG = "deepspeed"
 """The tag that the checkpoint is saved under, as Composer names it."""
 
-# The types in DeepSpeed's states.
-for _type in (DynamicLossScaler, LossScaler, fragment_address):
-    register_attributes(_type)
-register_enum(ZeroStageEnum)
+allow_deepspeed_types()
 
 
 @contextmanager

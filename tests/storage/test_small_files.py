@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyckpt.storage.small_files import replace_file, replace_link
+from pyckpt.storage.small_files import Replacement, replace_file, replace_link
 
 
 @pytest.mark.parametrize("fsync", [True, False])
@@ -32,6 +32,33 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(OSError):  # noqa: PT011  a folder cannot be replaced by a file
         replace_file(tmp_path / "x", b"new", fsync=False)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_the_contents_change_when_they_are_published(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    replacement = Replacement(path, b"new", fsync=True)
+    replacement.prepare()
+    assert path.read_bytes() == b"old"
+    replacement.publish()
+    replacement.discard()
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_discarded_leaves_nothing(tmp_path: Path) -> None:
+    replacement = Replacement(tmp_path / "x", b"new", fsync=False)
+    replacement.discard()
+    replacement.prepare()
+    replacement.discard()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_the_name_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(IsADirectoryError, match="x"):
+        Replacement(tmp_path / "x", b"new", fsync=False).prepare()
     assert os.listdir(tmp_path) == ["x"]
 
 
