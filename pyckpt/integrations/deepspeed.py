@@ -175,7 +175,7 @@ class Attachment:
         self._destroy()
 
 
-class _PyckptEngine(CheckpointEngine):  # type: ignore[misc]
+class _PyckptEngine(CheckpointEngine):
     """A CheckpointEngine whose files get their names together, when DeepSpeed calls ``commit``.
 
     In a save, nothing raises before ``commit``: a rank that left early would let the others wait in

@@ -550,7 +550,7 @@ def test_stopping_at_every_write(tmp_path: Path, suffix: str) -> None:
     """Killed, or with a full disk: ckpt_path="last" finds a whole file, the old or the new one."""
     done = subprocess.run(
         [sys.executable, WORKER, str(tmp_path / "run"), suffix, "stops"],
-        env=preloaded(tmp_path),
+        env={**os.environ, "OMP_NUM_THREADS": "1", **preloaded(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
