@@ -106,7 +106,8 @@ FUZZ_OBJECTS := $(FUZZED:%.cc=build/fuzz/%.o)
 # comparisons takes most of the time and finds nothing.
 FUZZ_ENCODERS := huffman literal_writer plan probe repeats runs gzip/encoder gzip/deflater gzip/block \
     gzip/block_code gzip/stored_blocks gzip/matches \
-    bzip2/encoder bzip2/block bzip2/huffman bzip2/mtf bzip2/rle bzip2/sort bzip2/suffix_array \
+    bzip2/encoder bzip2/block bzip2/few_keys bzip2/huffman bzip2/mtf bzip2/rle bzip2/sort \
+    bzip2/suffix_array \
     store/encoder xz/encoder xz/lzma_encoder xz/lanes xz/literals xz/matches \
     zstd/encoder zstd/fse zstd/literal_code zstd/literal_frame zstd/matches zstd/sequences \
     zstd/xxh64

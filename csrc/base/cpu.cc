@@ -42,7 +42,8 @@ bool UseAvx2() {
 bool UseBmi2() {
 #if defined(__x86_64__)
   static const bool kUse = !WantsPortable() && __builtin_cpu_supports("bmi") != 0 &&
-                           __builtin_cpu_supports("bmi2") != 0 && HasLzcnt();
+                           __builtin_cpu_supports("bmi2") != 0 &&
+                           __builtin_cpu_supports("popcnt") != 0 && HasLzcnt();
   return kUse;
 #else
   return false;

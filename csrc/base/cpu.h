@@ -8,7 +8,7 @@ namespace pyckpt {
 // PYCKPT_PORTABLE is 1. The variable lets one machine test every path. Both are read once per
 // process. Thread-safe.
 bool UseAvx2();
-bool UseBmi2();     // and BMI1 and LZCNT
+bool UseBmi2();     // and BMI1, LZCNT and POPCNT
 bool UseVpclmul();  // VPCLMULQDQ in vectors of 256 bits, and AVX2
 
 }  // namespace pyckpt

@@ -114,7 +114,7 @@ void PutSymbols(const RankedBlock& block, const GroupCodes& codes, BitWriter* bi
 
 BlockEncoder::Block BlockEncoder::Append(Span raw, std::size_t limit, Buffer* out,
                                          std::uint64_t* nbits) {
-  std::uint8_t* runs = runs_.Reserve(limit);
+  std::uint8_t* runs = runs_.Reserve(limit + 1);  // one more for the sorter
   const CodedRuns coded = EncodeRuns(raw, limit, runs);
   const std::uint32_t crc = Crc32MsbFirst({raw.data, coded.raw_nbytes});
   const std::uint32_t origin = sorter_.Sort({runs, coded.coded_nbytes}, runs);

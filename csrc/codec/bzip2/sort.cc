@@ -11,29 +11,25 @@ namespace {
 
 constexpr std::size_t kSymbols = 256;
 
-// A key, from its highest bit down: the bits of the rotation that are compared next, the byte
-// before the rotation, the index at which the rotation starts.
-constexpr int kIndexBits = 20;
-constexpr int kBeforeBits = 8;
-constexpr int kRowBits = kBeforeBits + kIndexBits;
-constexpr int kComparedBits = 64 - kRowBits;
-constexpr std::uint64_t kIndexMask = (std::uint64_t{1} << kIndexBits) - 1;
-constexpr std::uint64_t kRowMask = (std::uint64_t{1} << kRowBits) - 1;
 constexpr std::size_t kComparedNbytes = kComparedBits / 8;
 constexpr int kFirstShift = 56;  // of the byte that the whole block is sorted by first
-static_assert(BlockSorter::kMostNbytes <= kIndexMask + 1, "an index does not fit");
+constexpr std::size_t kFirstDepth = 1 + kComparedNbytes;
+static_assert(BlockSorter::kMostNbytes <= std::size_t{1} << kIndexBits, "an index does not fit");
 
-// For up to this many keys, comparing all is faster than one more radix pass.
-constexpr std::size_t kFew = 40;
 // How many bytes follow the block in memory, because keys are loaded as words of eight bytes.
 constexpr std::size_t kPadding = 8;
 
 // How many keys may be extended: kExtensions for each row that is done, and a kFirstShare-th of the
-// block's length, because the first rows do not tell much. With more extensions, or at more than
-// kDeepest bytes, the suffix array is faster.
+// block's length, because the first rows do not tell much. With more extensions, or with more than
+// kMostLevels of them for one rotation, the suffix array is faster.
 constexpr std::size_t kExtensions = 2;
 constexpr std::size_t kFirstShare = 16;
-constexpr std::size_t kDeepest = 256;
+constexpr int kMostLevels = 64;
+// Rotations that have this many bytes in common are searched for a period.
+constexpr std::size_t kPeriodicDepth = 32;
+// The first pass writes to 256 places in turn, each of which goes on to new memory after a few
+// keys.
+constexpr std::size_t kPrefetchedKeys = 16;
 // If one byte makes up more of the block than this, the block is not noise. This also bounds the
 // memory for sorting the rotations that begin with one byte.
 constexpr std::size_t kMostOfOnePercent = 60;
@@ -55,11 +51,11 @@ void SortByCounting(std::uint64_t* keys, std::uint64_t* spare, std::size_t n) {
 // By how many bits n keys are sorted in one pass. In noise this leaves four to eight keys with
 // equal digits. With more bits, too many places are empty, and going through them is slow. With
 // fewer bits, too many keys remain to be compared.
-constexpr int kMostDigitBits = 8;
+constexpr int kMostDigitBits = 11;
 int DigitBits(std::size_t n) {
-  constexpr int kFewest = 5;
+  constexpr int kFewest = 6;
   int bits = kFewest;
-  while (bits < kMostDigitBits && n >> (bits + 3) != 0) ++bits;
+  while (bits < kMostDigitBits && n >> (bits + 5) != 0) ++bits;
   return bits;
 }
 
@@ -112,20 +108,22 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
     n = sum - n;
   }
   if (largest * 100 > nbytes_ * kMostOfOnePercent) return false;
-  if (keys_.size() < nbytes_) keys_.resize(nbytes_);
-  if (spare_.size() < largest) spare_.resize(largest);
+  if (keys_.size() < nbytes_ + kPrefetchedKeys) keys_.resize(nbytes_ + kPrefetchedKeys);
+  if (spare_.size() < largest + kSlackKeys) spare_.resize(largest + kSlackKeys);
   for (std::size_t i = 0; i < nbytes_; ++i) {
-    const std::uint64_t word = LoadBe64(block_ + i);
-    const std::uint64_t before = block_[static_cast<std::ptrdiff_t>(i) - 1];
-    keys_[next[word >> kFirstShift]++] = (word << 8 & ~kRowMask) | before << kIndexBits | i;
+    const std::uint64_t word = LoadBe64(block_ + static_cast<std::ptrdiff_t>(i) - 1);
+    Key* key = &keys_[next[word >> 48 & 255]++];
+    __builtin_prefetch(key + kPrefetchedKeys, 1);
+    *key = MakeKey(word << 16, i, static_cast<std::uint8_t>(word >> 56));
   }
+  origin_key_ = LoadBe64(block_) << 8;
   out_ = out;
   out_begin_ = out;
   extended_ = 0;
+  level_ = 0;
   std::size_t start = 0;
   for (const std::size_t end : next) {
-    if (!SortKeys(keys_.data() + start, spare_.data(), end - start, kComparedBits,
-                  1 + kComparedNbytes)) {
+    if (!SortKeys(keys_.data() + start, spare_.data(), end - start, kComparedBits, kFirstDepth)) {
       return false;
     }
     start = end;
@@ -137,7 +135,13 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
 // room for n keys; both arrays have no useful contents afterwards. depth is how many bytes of a
 // rotation are covered by its key and by earlier keys. Returns false if it gave up.
 bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth) {
-  if (n <= kFew || bits == 0) {
+  if (n <= kFewKeys || bits == 0) {
+    const bool first = depth == kFirstDepth && n <= kFewKeys && bits <= kFewKeysBits;
+    if (first && (keys[0] ^ origin_key_) >> kRowBits >> bits != 0 &&
+        emit_few_keys_(keys, n, out_)) {
+      out_ += n;
+      return true;
+    }
     if (bits != 0) SortByCounting(keys, spare, n);
     return Emit(keys, spare, n, depth);
   }
@@ -169,8 +173,8 @@ bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::
 }
 
 void BlockSorter::EmitOne(Key key) {
-  if ((key & kIndexMask) == 0) origin_ = static_cast<std::uint32_t>(out_ - out_begin_);
-  *out_++ = static_cast<std::uint8_t>(key >> kIndexBits);
+  if (IndexOf(key) == 0) origin_ = static_cast<std::uint32_t>(out_ - out_begin_);
+  *out_++ = BeforeOf(key);
 }
 
 // Writes the bytes before the sorted rotations. Rotations with equal keys are first sorted by the
@@ -178,34 +182,98 @@ void BlockSorter::EmitOne(Key key) {
 bool BlockSorter::Emit(Key* keys, Key* spare, std::size_t n, std::size_t depth) {
   std::uint8_t* out = out_;
   for (std::size_t i = 0; i < n;) {
-    if (i + 1 < n && (keys[i] ^ keys[i + 1]) <= kRowMask) {
+    if (i + 1 < n && SameCompared(keys[i], keys[i + 1])) {
       std::size_t end = i + 2;
-      while (end < n && (keys[i] ^ keys[end]) <= kRowMask) ++end;
+      while (end < n && SameCompared(keys[i], keys[end])) ++end;
       out_ = out;
       if (!SortDeeper(keys + i, spare + i, end - i, depth)) return false;
       out = out_;
       i = end;
       continue;
     }
-    if ((keys[i] & kIndexMask) == 0) origin_ = static_cast<std::uint32_t>(out - out_begin_);
-    *out++ = static_cast<std::uint8_t>(keys[i] >> kIndexBits);
+    if (IndexOf(keys[i]) == 0) origin_ = static_cast<std::uint32_t>(out - out_begin_);
+    *out++ = BeforeOf(keys[i]);
     ++i;
   }
   out_ = out;
   return true;
 }
 
+// Sorts rotations that have their first depth bytes in common, and emits them.
 bool BlockSorter::SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t depth) {
   extended_ += n;
   const auto rows = static_cast<std::size_t>(out_ - out_begin_);
-  if (extended_ > nbytes_ / kFirstShare + kExtensions * rows || depth > kDeepest) return false;
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::uint64_t index = keys[i] & kIndexMask;
-    std::size_t at = index + depth;
-    while (at >= nbytes_) at -= nbytes_;
-    keys[i] = (LoadBe64(block_ + at) & ~kRowMask) | (keys[i] & kRowMask);
+  if (extended_ > nbytes_ / kFirstShare + kExtensions * rows) return false;
+  if (level_ == kMostLevels || depth >= nbytes_) return false;
+  ++level_;
+  bool done = false;
+  const std::size_t period = depth < kPeriodicDepth ? 0 : FindPeriod(keys, n, depth);
+  if (period != 0) {
+    done = SortPeriodic(keys, spare, n, period, depth);
+  } else {
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::size_t at = Wrap(IndexOf(keys[i]) + depth);
+      keys[i] = MakeKey(LoadBe64(block_ + at), IndexOf(keys[i]), BeforeOf(keys[i]));
+    }
+    done = SortKeys(keys, spare, n, kComparedBits, depth + kComparedNbytes);
   }
-  return SortKeys(keys, spare, n, kComparedBits, depth + kComparedNbytes);
+  --level_;
+  return done;
+}
+
+// If two rotations begin so close to each other that what they have in common overlaps, it repeats
+// the bytes between their beginnings. Returns how many these are, at the least, or 0. Sorts the
+// keys by their indexes.
+std::size_t BlockSorter::FindPeriod(Key* keys, std::size_t n, std::size_t depth) {
+  for (std::size_t i = 0; i < n; ++i) keys[i] &= kRowMask;
+  std::sort(keys, keys + n);
+  std::size_t period = nbytes_;
+  for (std::size_t i = 1; i < n; ++i) {
+    period = std::min(period, IndexOf(keys[i]) - IndexOf(keys[i - 1]));
+  }
+  return period <= depth / 2 ? period : 0;
+}
+
+// Sorts and emits rotations that begin with the same repeated bytes, at least depth of them. The
+// keys are in the order of their indexes. A long stretch of zeros, which run-length coding turns
+// into a stretch of the same five bytes, would else take time that grows with the square of its
+// length.
+//
+// All these rotations are prefixes of one endless repetition, up to their ends: the first byte that
+// differs from it. Those with a smaller byte there come before those with a larger one. Of the
+// former the ones that end early come first, of the latter the ones that end late.
+bool BlockSorter::SortPeriodic(Key* keys, Key* spare, std::size_t n, std::size_t period,
+                               std::size_t depth) {
+  constexpr std::size_t kFirstLarger = std::size_t{1} << kIndexBits;
+  std::size_t end = 0;  // its index, not wrapped
+  std::size_t next = 0;
+  for (std::size_t i = n; i > 0; --i) {
+    const std::size_t index = IndexOf(keys[i - 1]);
+    // If the same bytes go on at the next rotation, it has the same end.
+    if (next - index != period || i == n) {
+      end = index + depth;
+      while (end < index + nbytes_ && ByteAt(end) == ByteAt(end - period)) ++end;
+      if (end == index + nbytes_) return false;  // the block is nothing else
+    }
+    next = index;
+    const std::size_t length = end - index;
+    const bool larger = ByteAt(end) > ByteAt(end - period);
+    const std::size_t place = larger ? 2 * kFirstLarger - length : length;
+    keys[i - 1] |= Key{place} << kRowBits;
+  }
+  std::sort(keys, keys + n);
+  for (std::size_t i = 0, same = 0; i < n; i += same) {
+    same = 1;
+    while (i + same < n && SameCompared(keys[i], keys[i + same])) ++same;
+    if (same == 1) {
+      EmitOne(keys[i]);
+      continue;
+    }
+    const std::size_t place = keys[i] >> kRowBits;
+    const std::size_t length = place < kFirstLarger ? place : 2 * kFirstLarger - place;
+    if (!SortDeeper(keys + i, spare + i, same, length)) return false;
+  }
+  return true;
 }
 
 // A suffix array gives the order of rotations if the text starts at its smallest rotation and is

@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "codec/bzip2/few_keys.h"
+#include "codec/bzip2/rotation_key.h"
 
 namespace pyckpt::bzip2 {
 
@@ -23,20 +25,28 @@ class BlockSorter {
   static constexpr std::size_t kMostNbytes = 900'000;  // the format's own limit
 
   // Writes the transform of block to out and returns the rank of the block itself among the sorted
-  // rotations. The transform is as long as block, which has 1 to kMostNbytes bytes. out may be
-  // block's own memory.
+  // rotations. The transform is as long as block, which has 1 to kMostNbytes bytes. out needs room
+  // for one byte more, and may be block's own memory.
   std::uint32_t Sort(Span block, std::uint8_t* out);
 
  private:
-  // A rotation that has no place yet. Its bits are described in sort.cc.
-  using Key = std::uint64_t;
+  using Key = RotationKey;
 
   bool SortByRadix(std::uint8_t* out);
   bool SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth);
   void EmitOne(Key key);
   bool Emit(Key* keys, Key* spare, std::size_t n, std::size_t depth);
   bool SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t depth);
+  std::size_t FindPeriod(Key* keys, std::size_t n, std::size_t depth);
+  bool SortPeriodic(Key* keys, Key* spare, std::size_t n, std::size_t period, std::size_t depth);
   std::uint32_t SortBySuffixes(Span block, std::uint8_t* out);
+
+  // Of an index below 3 * nbytes_.
+  std::size_t Wrap(std::size_t at) const {
+    while (at >= nbytes_) at -= nbytes_;
+    return at;
+  }
+  std::uint8_t ByteAt(std::size_t at) const { return block_[Wrap(at)]; }
 
   Buffer padded_;  // the byte before the block, the block, its beginning again
   const std::uint8_t* block_ = nullptr;  // in padded_
@@ -44,10 +54,13 @@ class BlockSorter {
   std::vector<Key> keys_;
   std::vector<Key> spare_;
   std::vector<std::int32_t> suffixes_;
+  EmitFewKeys emit_few_keys_ = ChooseEmitFewKeys();
+  Key origin_key_ = 0;           // of the rotation that is the block itself, by its first bytes
   std::uint8_t* out_ = nullptr;  // the next byte of the transform
   std::uint8_t* out_begin_ = nullptr;
   std::uint32_t origin_ = 0;
   std::size_t extended_ = 0;  // how many keys were extended; a key counts each time
+  int level_ = 0;             // how many calls of SortDeeper() have not returned
 };
 
 }  // namespace pyckpt::bzip2
