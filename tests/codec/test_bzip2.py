@@ -118,6 +118,32 @@ def periodic(period: int, nbytes: int) -> bytes:
     return (noise(period, period) * (nbytes // period + 1))[:nbytes]
 
 
+def zero_rows(nbytes: int) -> bytes:
+    """Rows of an embedding's moments: most are noise, some stretches are zero."""
+    rng = random.Random(7)
+    out = bytearray()
+    while len(out) < nbytes:
+        row = 4 * rng.choice([96, 192, 768])
+        out += rng.randbytes(row * rng.randrange(20)) + bytes(row * rng.choice([1, 1, 2, 3, 40]))
+    return bytes(out[:nbytes])
+
+
+def stretches(nbytes: int, longest: int, repeats: int = 1) -> bytes:
+    """Noise with stretches of a few bytes, which repeat with periods up to 7.
+
+    Smaller and larger bytes end them. ``repeats`` is how often the same stretch comes in the same
+    surroundings. The first one goes on where the last one stops.
+    """
+    rng = random.Random(8)
+    tiles = [rng.randbytes(period) for period in (2, 3, 5, 5, 7)] + [b"\0\0\0\0\xfb"]
+    out = bytearray(tiles[-1] * (longest // 10))
+    while len(out) < nbytes - longest:
+        tile = rng.choice(tiles)
+        stretch = (tile * longest)[rng.randrange(len(tile)) : rng.randrange(longest)]
+        out += (stretch + rng.randbytes(40)) * repeats + rng.randbytes(rng.randrange(longest))
+    return bytes(out) + tiles[-1] * (longest // 5)
+
+
 N = 1_000_000  # more than a block
 
 CONTENTS = {
@@ -143,6 +169,10 @@ CONTENTS = {
     "noise twice": noise(N // 2) * 2,
     "noise and its mirror": noise(N // 2) + noise(N // 2)[::-1],
     "rows": noise(3000) * 200 + noise(N // 4),
+    "zero rows": zero_rows(N),
+    "stretches": stretches(N, 3000),
+    "long stretches": stretches(N, 60_000),
+    "equal stretches": stretches(N, 900, repeats=5),
     "Fibonacci word": fibonacci_word(N),
     "Thue-Morse": thue_morse(N),
     "seldom broken": b"".join(b"ab" * 2500 + b"c" for _ in range(200)),

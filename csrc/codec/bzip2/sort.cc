@@ -27,8 +27,8 @@ constexpr std::size_t kFirstShare = 16;
 constexpr int kMostLevels = 64;
 // Rotations that have this many bytes in common are searched for a period.
 constexpr std::size_t kPeriodicDepth = 32;
-// The first pass writes to 256 places in turn, each of which goes on to new memory after a few
-// keys.
+// How far ahead memory is prefetched for each of the 256 groups that the first pass writes to. Each
+// group goes on to new memory every eight keys, and hardware does not follow so many.
 constexpr std::size_t kPrefetchedKeys = 16;
 // If one byte makes up more of the block than this, the block is not noise. This also bounds the
 // memory for sorting the rotations that begin with one byte.
@@ -48,16 +48,22 @@ void SortByCounting(std::uint64_t* keys, std::uint64_t* spare, std::size_t n) {
   }
 }
 
-// By how many bits n keys are sorted in one pass. In noise this leaves four to eight keys with
+// By how many bits n keys are sorted in one pass. In noise this leaves sixteen to 32 keys with
 // equal digits. With more bits, too many places are empty, and going through them is slow. With
 // fewer bits, too many keys remain to be compared.
-constexpr int kMostDigitBits = 11;
-int DigitBits(std::size_t n) {
-  constexpr int kFewest = 6;
-  int bits = kFewest;
-  while (bits < kMostDigitBits && n >> (bits + 5) != 0) ++bits;
+constexpr int kFewestDigitBits = 6;
+int DigitBits(std::size_t n, int most) {
+  int bits = kFewestDigitBits;
+  while (bits < most && n >> (bits + 5) != 0) ++bits;
   return bits;
 }
+static_assert(kComparedBits - kFewestDigitBits <= kFewKeysBits,
+              "after one pass, a few keys can be emitted");
+
+// The first passes over a block sort many keys. Later ones may be nested deeply, so they should not
+// take much of the stack.
+constexpr int kMostFirstDigitBits = 11;
+constexpr int kMostLaterDigitBits = 8;
 
 // Where the smallest rotation starts, and the block's shortest period, in bytes. The period divides
 // the block's length.
@@ -135,21 +141,30 @@ bool BlockSorter::SortByRadix(std::uint8_t* out) {
 // room for n keys; both arrays have no useful contents afterwards. depth is how many bytes of a
 // rotation are covered by its key and by earlier keys. Returns false if it gave up.
 bool BlockSorter::SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth) {
-  if (n <= kFewKeys || bits == 0) {
-    const bool first = depth == kFirstDepth && n <= kFewKeys && bits <= kFewKeysBits;
-    if (first && (keys[0] ^ origin_key_) >> kRowBits >> bits != 0 &&
-        emit_few_keys_(keys, n, out_)) {
+  const bool first = depth == kFirstDepth;
+  if (n > kFewKeys && bits != 0) {
+    return first ? SortByDigit<kMostFirstDigitBits>(keys, spare, n, bits, depth)
+                 : SortByDigit<kMostLaterDigitBits>(keys, spare, n, bits, depth);
+  }
+  if (first && n <= kFewKeys && bits <= kFewKeysBits) {
+    // The origin is not looked for among these.
+    const bool may_have_origin = (keys[0] ^ origin_key_) >> kRowBits >> bits == 0;
+    if (!may_have_origin && emit_few_keys_(keys, n, out_)) {
       out_ += n;
       return true;
     }
-    if (bits != 0) SortByCounting(keys, spare, n);
-    return Emit(keys, spare, n, depth);
   }
-  const int digit_bits = std::min(bits, DigitBits(n));
+  if (bits != 0) SortByCounting(keys, spare, n);
+  return Emit(keys, spare, n, depth);
+}
+
+template <int kMostBits>
+bool BlockSorter::SortByDigit(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth) {
+  const int digit_bits = std::min(bits, DigitBits(n, kMostBits));
   const int shift = kRowBits + bits - digit_bits;
   const std::size_t digits = std::size_t{1} << digit_bits;
   const auto digit = [=](Key key) { return key >> shift & (digits - 1); };
-  std::array<std::uint32_t, std::size_t{1} << kMostDigitBits> next;
+  std::array<std::uint32_t, std::size_t{1} << kMostBits> next;
   std::fill_n(next.begin(), digits, 0);
   for (std::size_t i = 0; i < n; ++i) ++next[digit(keys[i])];
   std::uint32_t sum = 0;

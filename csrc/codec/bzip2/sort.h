@@ -1,9 +1,9 @@
 // bzip2's second stage, the Burrows-Wheeler transform: all rotations of a block are sorted, and the
 // output is the byte before each of them.
 //
-// Floats are noise, so their rotations differ within a few bytes. They are sorted by radix. If too
-// many rotations of a block have long common prefixes, a suffix array sorts the block. So every
-// input takes linear time.
+// Floats are noise, so their rotations differ within a few bytes. They are sorted by radix, and
+// stretches of repeated bytes by where they end. If too many rotations of a block still have long
+// common prefixes, a suffix array sorts the block. So every input takes about linear time.
 //
 // Memory for a block of n bytes, in bytes: n for a copy. For the radix sort, 8n, and 8 for each
 // occurrence of the most frequent byte, at most 4.8n. For the suffix array, 5n, and up to 8n more
@@ -34,6 +34,8 @@ class BlockSorter {
 
   bool SortByRadix(std::uint8_t* out);
   bool SortKeys(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth);
+  template <int kMostBits>
+  bool SortByDigit(Key* keys, Key* spare, std::size_t n, int bits, std::size_t depth);
   void EmitOne(Key key);
   bool Emit(Key* keys, Key* spare, std::size_t n, std::size_t depth);
   bool SortDeeper(Key* keys, Key* spare, std::size_t n, std::size_t depth);
