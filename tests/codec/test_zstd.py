@@ -83,6 +83,37 @@ def test_size_against_gzip(tmp_path: Path, name: str) -> None:
     assert ours < 1.002 * len(save(payload, tmp_path / "x.tar.gz"))
 
 
+def block_types(frame: bytes) -> list[int]:
+    """0 for stored bytes, 1 for one byte many times, 2 for compressed ones. [] for libzstd's."""
+    types, at = [], 9
+    while frame[4] == 0xA4 and at < len(frame) - 4:
+        header = int.from_bytes(frame[at : at + 3], "little")
+        types.append(header >> 1 & 3)
+        at += 3 + (1 if types[-1] == 1 else header >> 3)
+    return types
+
+
+@pytest.mark.parametrize("byte", [0, 7])
+def test_one_byte_many_times(tmp_path: Path, byte: int) -> None:
+    """A frame never begins with such a block: zstd up to 1.4.3 refuses that."""
+    archive = check(bytes([byte]) * 8 * CHUNK_NBYTES, tmp_path)
+    for frame in frames_of(archive)[2:8]:
+        assert block_types(frame) == [2] + 7 * [1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_byte_many_times_among_others(tmp_path: Path, seed: int) -> None:
+    """The table of the literals before holds for those behind."""
+    rng = random.Random(seed)
+    parts = []
+    for _ in range(30):
+        parts.append(bytes([rng.choice([0, 0x3F])]) * rng.choice([5000, 140_000, 300_000]))
+        parts.append(floats(rng.choice([1, 40, 20_000, 200_000])))
+    payload = b"".join(parts)
+    archive = check(payload, tmp_path)
+    assert any(1 in block_types(frame) for frame in frames_of(archive))
+
+
 LIMITS = [
     *(0, 32, FEW_LITERALS, STRETCH_NBYTES, 32 << 10, BLOCK_NBYTES, 2 * BLOCK_NBYTES),
     *(CHUNK_NBYTES, CHUNK_NBYTES + BLOCK_NBYTES),

@@ -15,6 +15,7 @@ constexpr std::size_t kChecksumNbytes = 4;
 
 // Kinds of blocks and of literals.
 constexpr unsigned kRawBlock = 0;
+constexpr unsigned kOneByteBlock = 1;
 constexpr unsigned kCompressedBlock = 2;
 constexpr unsigned kRawLiterals = 0;
 constexpr unsigned kCodedLiterals = 2;
@@ -60,10 +61,27 @@ void LiteralFrameWriter::Append(const BlockPlan& plan, const LiteralCode& code) 
   table_is_sent_ = false;
   while (end_ < plan.end) {
     const std::size_t end = std::min(plan.end, end_ + kMostInBlock);
-    if (!coded || !WriteCompressed(end_, end, code)) WriteRaw(end_, end);
+    if (!WriteOneByte(end_, end) && !(coded && WriteCompressed(end_, end, code))) {
+      WriteRaw(end_, end);
+    }
     end_ = end;
+    while (next_ < repeats_->size() && (*repeats_)[next_].end <= end_) ++next_;
   }
-  while (next_ < repeats_->size() && (*repeats_)[next_].end <= end_) ++next_;
+}
+
+bool LiteralFrameWriter::WriteOneByte(std::size_t begin, std::size_t end) {
+  // zstd up to 1.4.3 refuses files in which such a block is the first of a frame.
+  if (begin == begin_ || next_ == repeats_->size()) return false;
+  const Repeat& repeat = (*repeats_)[next_];
+  if (begin < repeat.begin || repeat.end < end) return false;
+  // All other bytes repeat these. A repeat lies in one run.
+  Span first;
+  ForEachPart(*runs_, begin, std::min(end, begin + repeat.distance),
+              [&](Span bytes) { first = bytes; });
+  if (std::memcmp(first.data, first.data + 1, first.nbytes - 1) != 0) return false;
+  out_[kBlockHeaderNbytes] = first.data[0];
+  FinishBlock(kOneByteBlock, end - begin, out_ + kBlockHeaderNbytes + 1);
+  return true;
 }
 
 void LiteralFrameWriter::WriteRaw(std::size_t begin, std::size_t end) {

@@ -34,6 +34,8 @@ class LiteralFrameWriter {
   std::uint8_t* End();
 
  private:
+  // Returns false, and writes nothing, unless a repeat shows that the block is one byte many times.
+  bool WriteOneByte(std::size_t begin, std::size_t end);
   void WriteRaw(std::size_t begin, std::size_t end);
   // Returns false, and writes nothing, if the block would not be shorter than its bytes.
   bool WriteCompressed(std::size_t begin, std::size_t end, const LiteralCode& code);
