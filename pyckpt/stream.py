@@ -25,14 +25,17 @@ class Damage:
     Attributes:
         offset: Where they begin in the stream.
         nbytes: Number of bytes.
-        file_offset: Where the damage begins in the file itself.
+        code_offset: Where the code of these bytes begins to be wrong.
         message: What is wrong.
+        code_is_in_file: Whether the code is bytes of the file itself. If not, it is in the
+            decompressed stream: deflated records in a file that is compressed.
     """
 
     offset: int
     nbytes: int
-    file_offset: int
+    code_offset: int
     message: str
+    code_is_in_file: bool
 
     def hits(self, offset: int, nbytes: int) -> bool:
         """Whether the damage overlaps the range of ``nbytes`` bytes at ``offset``."""
@@ -199,5 +202,6 @@ def _weakly(method: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def describe(damage: Damage) -> str:
-    """A message: what is wrong, and where in the file."""
-    return f"{damage.message} (at byte {damage.file_offset} of the file)"
+    """A message: what is wrong, and where."""
+    where = "file" if damage.code_is_in_file else "decompressed stream"
+    return f"{damage.message} (at byte {damage.code_offset} of the {where})"

@@ -69,14 +69,15 @@ std::shared_ptr<StreamImage> Open(const std::string& path, std::optional<int> fd
                    options);
 }
 
-// (offset, nbytes, file_offset, message)
-using DamageTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, py::str>;
+// (offset, nbytes, code_offset, message, code_is_in_file)
+using DamageTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, py::str, bool>;
 
 std::vector<DamageTuple> ToTuples(const std::vector<Damage>& damages) {
   std::vector<DamageTuple> tuples;
   tuples.reserve(damages.size());
   for (const Damage& d : damages) {
-    tuples.emplace_back(d.extent.offset, d.extent.nbytes, d.file_offset, py::str(d.message));
+    tuples.emplace_back(d.extent.offset, d.extent.nbytes, d.code_offset, py::str(d.message),
+                        d.code_is_in_file);
   }
   return tuples;
 }

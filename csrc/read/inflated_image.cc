@@ -89,6 +89,8 @@ class InflatedImage final : public StreamImage {
     };
   }
 
+  bool code_is_in_file() const override { return mapping_ != nullptr; }
+
   bool Lose(std::size_t unit) override { return std::exchange(present_[unit], 0) != 0; }
 
  private:

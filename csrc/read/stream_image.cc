@@ -42,7 +42,7 @@ bool StreamImage::Require(Extent extent) {
 
 void StreamImage::RequireAll(const std::vector<Extent>& extents) {
   const std::vector<Damage> damages = Fill(extents, /*keep=*/true, /*checksums=*/false).damages;
-  if (!damages.empty()) throw Error::Corrupt(damages[0].message, damages[0].file_offset);
+  if (!damages.empty()) throw Error::Corrupt(damages[0].message, damages[0].code_offset);
 }
 
 FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool checksums) {
@@ -90,7 +90,8 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
     const Extent unit = UnitExtent(loaded.unit);
     if (loaded.damage) {
       const std::lock_guard<std::mutex> lock(mutex);
-      result.damages.push_back({unit, loaded.damage->offset(), loaded.damage->what()});
+      result.damages.push_back(
+          {unit, loaded.damage->offset(), loaded.damage->what(), code_is_in_file()});
       return;
     }
     for (std::size_t i = starts[at]; i < starts[at + 1]; ++i) {

@@ -38,8 +38,9 @@ struct Format;
 // Bytes of the stream that could not be decoded.
 struct Damage {
   Extent extent;
-  std::uint64_t file_offset = 0;  // where the file's own bytes begin to be wrong
+  std::uint64_t code_offset = 0;  // where the code begins to be wrong
   std::string message;
+  bool code_is_in_file = true;  // else in the decompressed stream of a compressed file
 };
 
 struct FillResult {
@@ -182,6 +183,9 @@ class StreamImage {
 
   // Gives back what is forgotten of the bytes in extent, which are decoded.
   void DropForgotten(Extent extent);
+
+  // Whether what loaders decode are bytes of the file itself: see Damage.
+  virtual bool code_is_in_file() const { return true; }
 
   // Whether Fill() counts the bytes done. If not, Reach() counts them.
   virtual bool counts_fill() const { return true; }

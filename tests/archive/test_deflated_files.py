@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import tarfile
 import zipfile
@@ -336,6 +337,29 @@ def test_damage_anywhere(file: Path, tmp_path: Path, data: st.DataObject) -> Non
     except pyckpt.CorruptArchiveError:
         return
     assert_equal(loaded, mixed_state())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "where"),
+    [("tar", "file"), ("tar.gz", "decompressed stream"), ("tar.bz2", "decompressed stream")],
+)
+def test_damage_in_a_tar_says_where(file: Path, tmp_path: Path, suffix: str, where: str) -> None:
+    offset, _ = code_of(file, "data/0")
+
+    def damage(raw: bytearray) -> None:
+        raw[offset] = 0xFF  # no kind of block
+
+    broken = changed(file, tmp_path / "composer_states.pt", damage)
+    pack = tmp_path / f"x.{suffix}"
+    with tarfile.open(pack, f"w:{suffix[4:]}") as tar:
+        tar.add(broken, broken.name)
+    with tarfile.open(pack) as tar:
+        at = tar.getmember(broken.name).offset_data + offset
+    place = f"its compressed data is damaged (at byte {at} of the {where})"
+    with pytest.raises(pyckpt.CorruptArchiveError, match=re.escape(place)):
+        pyckpt.load(pack)
+    [problem] = pyckpt.verify(pack).problems
+    assert problem.message == place
 
 
 def test_a_wrong_index_is_found(file: Path, tmp_path: Path) -> None:

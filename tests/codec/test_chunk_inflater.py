@@ -216,7 +216,7 @@ def test_damage_names_its_chunk(tmp_path: Path, hit: int) -> None:
     _, damages = image.fill(extents, keep=True, checksums=False)
     where = 10 + sum(map(len, codes[:hit]))
     message = "gzip: a chunk does not match the chunk index"
-    assert damages == [(*extents[hit], where, message)]
+    assert damages == [(*extents[hit], where, message, True)]
     for i, extent in enumerate(extents):
         assert i == hit or image.read(extent) == raws[i]
 

@@ -39,8 +39,8 @@ def decompress(file: bytes, threads: int = 2) -> bytes:
         _, damages = image.fill([(0, image.nbytes)], keep=True, checksums=False)
         damages += image.finish()
         if damages:
-            _, _, file_offset, message = damages[0]
-            raise _core.CorruptError(f"{message}, at byte {file_offset}")
+            _, _, offset, message, _ = damages[0]
+            raise _core.CorruptError(f"{message}, at byte {offset}")
         return image.read((0, image.nbytes))
 
 
