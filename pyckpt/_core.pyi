@@ -125,8 +125,8 @@ def kernels() -> list[str]:
 def tar_header(name: str, nbytes: int, uid: int, gid: int) -> bytes:
     """The header blocks of a file in a tar: see container/tar_format.h."""
 
-def crc32(data: bytes | bytearray | memoryview | ImageBytes, before: int = 0) -> int:
-    """As zlib.crc32, at the speed of memory."""
+def crc32(address: int, nbytes: int) -> int:
+    """The CRC-32 of bytes in memory, as zlib.crc32 computes it."""
 
 def crc32_combine(crc_a: int, crc_b: int, nbytes_b: int) -> int:
     """The CRC-32 of A followed by B, from those of A and B and the length of B."""

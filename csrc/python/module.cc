@@ -208,14 +208,9 @@ std::vector<std::string> Kernels() {
   return names;
 }
 
-std::uint32_t Crc32Of(const py::buffer& data, std::uint32_t before) {
-  const py::buffer_info bytes = data.request();
-  if (bytes.ndim != 1 || bytes.itemsize != 1 || bytes.strides[0] != 1) {
-    throw py::value_error("one run of bytes is needed");
-  }
-  const py::gil_scoped_release no_gil;
-  return Crc32({static_cast<const std::uint8_t*>(bytes.ptr), static_cast<std::size_t>(bytes.size)},
-               before);
+std::uint32_t Crc32At(std::uintptr_t address, std::size_t nbytes) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): Python hands out addresses as integers.
+  return Crc32({reinterpret_cast<const std::uint8_t*>(address), nbytes});
 }
 
 py::bytes TarFileHeader(const std::string& name, std::uint64_t nbytes, std::uint32_t uid,
@@ -304,7 +299,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernels", &pyckpt::Kernels);
   m.def("tar_header", &pyckpt::TarFileHeader, py::arg("name"), py::arg("nbytes"), py::arg("uid"),
         py::arg("gid"));
-  m.def("crc32", &pyckpt::Crc32Of, py::arg("data"), py::arg("before") = 0);
+  m.def("crc32", &pyckpt::Crc32At, py::arg("address"), py::arg("nbytes"),
+        py::call_guard<py::gil_scoped_release>());
   m.def("crc32_combine", &pyckpt::Crc32Combine, py::arg("crc_a"), py::arg("crc_b"),
         py::arg("nbytes_b"));
   m.def("can_guard_copies", &pyckpt::CanGuardCopies);

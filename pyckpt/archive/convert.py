@@ -182,11 +182,9 @@ class _RecordReader(ImageReader):
         self._record = record
         self._crcs: dict[int, tuple[int, int]] = {}  # of the pieces: size and CRC, by offset
 
-    def _decode(self, offset: int, nbytes: int) -> None:
-        super()._decode(offset, nbytes)
-        place = (self._offset + offset, nbytes)
-        [crc], _ = self._reader.fill([place], keep=True, checksums=True)
-        self._crcs[offset] = nbytes, crc
+    def read(self, offset: int, nbytes: int, address: int) -> None:
+        super().read(offset, nbytes, address)
+        self._crcs[offset] = nbytes, _core.crc32(address, nbytes)
 
     def require_checksum(self) -> None:
         """Call it once all of the record has been read, or nothing, if it is left out.
