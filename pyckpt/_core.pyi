@@ -214,6 +214,11 @@ class StreamImage:
         """The address of bytes that were required before; valid until more are required."""
     def forget(self, range: tuple[int, int], /) -> None:
         """Gives back the memory of bytes that will not be read again, or once they are decoded."""
+    def release(self, range: tuple[int, int], /) -> None:
+        """Gives back the memory of whole blocks in the range. They can be decoded again.
+
+        Does nothing in a stream of unknown size.
+        """
     def take(self, range: tuple[int, int], /) -> ImageBytes:
         """The bytes themselves. Their memory is given back when the result is freed.
 

@@ -213,6 +213,8 @@ void BindReader(py::module_* m) {
              return reinterpret_cast<std::uintptr_t>(image->Bytes(ToExtent(range)));
            })
       .def("forget", [](StreamImage* image, const Range& range) { image->Forget(ToExtent(range)); })
+      .def("release",
+           [](StreamImage* image, const Range& range) { image->Release(ToExtent(range)); })
       .def("take", [](StreamImage* image, const Range& range) {
         return ImageBytes{image->Take(ToExtent(range)), range.second};
       });

@@ -212,16 +212,31 @@ void StreamImage::DropForgotten(Extent extent) {
 void StreamImage::Skip(std::uint64_t offset) {
   offset = std::min(offset, placed_nbytes());
   if (offset < given_back_ + kUnitNbytes) return;  // soon enough later
-  const std::uint64_t begin = given_back_;
+  given_back_ = ReleaseUnits({given_back_, offset - given_back_});
+}
+
+void StreamImage::Release(Extent extent) {
+  const std::uint64_t placed = placed_nbytes();
+  if (extent.offset >= placed) return;
+  ReleaseUnits({extent.offset, std::min(extent.nbytes, placed - extent.offset)});
+}
+
+std::uint64_t StreamImage::ReleaseUnits(Extent extent) {
+  std::uint64_t end = extent.offset;
+  std::uint64_t begin = end;
   bool any_lost = false;
-  // The unit that the offset is in stays.
-  for (std::size_t unit = UnitAt(begin); given_back_ < offset; ++unit) {
-    const Extent extent = UnitExtent(unit);
-    if (extent.offset + extent.nbytes > offset) break;
+  for (std::size_t unit = UnitAt(extent.offset); end < extent.end(); ++unit) {
+    const Extent place = UnitExtent(unit);
+    if (place.end() > extent.end()) break;
+    if (place.offset < extent.offset) {
+      begin = end = place.end();
+      continue;
+    }
     any_lost = Lose(unit) || any_lost;
-    given_back_ = extent.offset + extent.nbytes;
+    end = place.end();
   }
-  if (any_lost) DropPages(base() + begin, given_back_ - begin);
+  if (any_lost) DropPages(base() + begin, end - begin);
+  return end;
 }
 
 std::shared_ptr<std::uint8_t> StreamImage::Take(Extent extent) {

@@ -89,6 +89,10 @@ class StreamImage {
   // decoded again.
   virtual void Skip(std::uint64_t offset);
 
+  // Gives back the memory of the blocks that are wholly in the extent. They are decoded again when
+  // they are asked for. In a stream of unknown size, where that cannot be, it does nothing.
+  void Release(Extent extent);
+
   // The bytes stay readable when they are skipped, once they are decoded. Only one extent at a time
   // is kept.
   virtual void Keep(Extent extent) { (void)extent; }
@@ -197,6 +201,9 @@ class StreamImage {
   // [k + 1]. A group has at most most_in_turn() units, and one unit or at most 16 MiB.
   std::vector<std::size_t> Groups(std::size_t count,
                                   const std::function<std::uint64_t(std::size_t)>& nbytes_of) const;
+
+  // Gives back the units that are wholly in the extent, and returns where they end.
+  std::uint64_t ReleaseUnits(Extent extent);
 
   bool IsPrepared(const std::vector<Extent>& extents);
 

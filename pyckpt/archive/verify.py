@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,16 +17,18 @@ from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
 from pyckpt.stream import describe
-from pyckpt.torch_format.deserialize import BrokenRecord, broken_records
+from pyckpt.torch_format.deserialize import broken_records
 from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
 from pyckpt.torch_format.object_check import object_problems
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
-from pyckpt.torch_format.torch_file import PICKLE, STORAGES, UNREADABLE, TorchFile
+from pyckpt.torch_format.torch_file import PICKLE, STORAGES, UNREADABLE, StoredRecord, TorchFile
 
 __all__ = ["Problem", "Report", "verify", "verify_and_index"]
 
 _PIECE_NBYTES = 1 << 20
+_BATCH_NBYTES = 128 << 20  # of code
+_LEAST_NBYTES = 16 << 20  # of it for each thread: as much as a thread decodes at once
 _MOST_INDEX_NBYTES = 64 << 20
 _PROMISE_A_TORCH_FILE = (".pt", ".pth")
 
@@ -200,37 +202,64 @@ def _verify_names(path: Path, index: MemberIndex, report: Report) -> None:
 
 def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) -> None:
     file = TorchFile(reader, member.offset, member.nbytes)
-    everything = {**file.records, **file.others}
-    located, wrong = file.locate_whole(list(everything.values()))
-    for name, record in everything.items():
-        if not record.readable and located.pop(name, None) is not None:
-            wrong[name] = f"torch cannot read it: {UNREADABLE}"
-    broken: list[BrokenRecord] = []
-    for group in file.opened([everything[name] for name in located]):
-        crcs, damages = group.stream.fill(group.places, keep=False, checksums=True)
-        broken += broken_records(group.places, crcs, group.records, damages)
-    report.records += len(everything)
-    report.nbytes += sum(record.nbytes for record in everything.values())
+    records = {record.name: record for record in (*file.records.values(), *file.others.values())}
+    found: list[_Found] = []
+    most_nbytes = max(_BATCH_NBYTES, reader.num_threads * _LEAST_NBYTES)
+    for batch in _batches(records.values(), most_nbytes):
+        found += _broken_among(file, batch)
+        # Headers are in memory, and the code of deflated records if the file is compressed.
+        last = batch[-1].entry
+        end = last.header_offset + last.code_nbytes
+        reader.image.release((member.offset, end - member.offset))
+    report.records += len(records)
+    report.nbytes += sum(record.nbytes for record in records.values())
     report.unchecked += [
-        f"{member.name}:{record.name}" for record in everything.values() if not record.has_checksum
+        f"{member.name}:{record.name}" for record in records.values() if not record.has_checksum
     ]
-    found: list[tuple[str, str, int | None]] = [
-        (name, message, None) for name, message in wrong.items()
-    ]
-    # A place in a stream of inflated records says nothing to users.
-    found += [
-        (one.record.name, str(one), one.offset if one.record.stored else None) for one in broken
-    ]
-    if PICKLE not in {name for name, _, _ in found} and _is_of_torch(file, member):
-        known = {name for name, _, _ in found}
+    known = {name for name, _, _ in found}
+    if PICKLE not in known and _is_of_torch(file, member):
         found += [(name, what, None) for name, what in object_problems(file) if name not in known]
     _report_records(file, member, found, report)
+
+
+# A record's name, what is wrong with it, and where it is in the stream, if that is known.
+_Found = tuple[str, str, int | None]
+
+
+def _batches(records: Iterable[StoredRecord], nbytes: int) -> Iterator[list[StoredRecord]]:
+    """Neighbours whose code has together at most ``nbytes``, or single records."""
+    batch: list[StoredRecord] = []
+    code_nbytes = 0
+    for record in sorted(records, key=lambda record: record.entry.header_offset):
+        code_nbytes += record.entry.code_nbytes
+        if batch and code_nbytes > nbytes:
+            yield batch
+            batch, code_nbytes = [], record.entry.code_nbytes
+        batch.append(record)
+    if batch:
+        yield batch
+
+
+def _broken_among(file: TorchFile, records: Sequence[StoredRecord]) -> list[_Found]:
+    located, wrong = file.locate_whole(records)
+    for record in records:
+        if not record.readable and located.pop(record.name, None) is not None:
+            wrong[record.name] = f"torch cannot read it: {UNREADABLE}"
+    found: list[_Found] = [(name, message, None) for name, message in wrong.items()]
+    for group in file.opened([record for record in records if record.name in located]):
+        crcs, damages = group.stream.fill(group.places, keep=False, checksums=True)
+        # A place in a stream of inflated records says nothing to users.
+        found += [
+            (one.record.name, str(one), one.offset if one.record.stored else None)
+            for one in broken_records(group.places, crcs, group.records, damages)
+        ]
+    return found
 
 
 def _report_records(
     file: TorchFile,
     member: Member,
-    found: Sequence[tuple[str, str, int | None]],
+    found: Sequence[_Found],
     report: Report,
 ) -> None:
     tensors = _tensors(file) if found else []

@@ -73,6 +73,12 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def allocated() -> int:
+    """Resident memory without that of mapped files."""
+    _, pages, of_files = Path("/proc/self/statm").read_text().split()[:3]
+    return (int(pages) - int(of_files)) * os.sysconf("SC_PAGE_SIZE")
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -223,11 +229,11 @@ class Peak:
     """A progress hook that records how much the memory of the process grows."""
 
     def __init__(self) -> None:
-        self.before = resident()
+        self.before = allocated()
         self.growth = 0
 
     def __call__(self, _done: int, _total: int | None) -> None:
-        self.growth = max(self.growth, resident() - self.before)
+        self.growth = max(self.growth, allocated() - self.before)
 
 
 def repeated(suffix: str, raw: bytes, nbytes: int, count: int) -> bytes:
@@ -255,6 +261,28 @@ def test_verify_keeps_one_member_at_a_time(tmp_path: Path) -> None:
     assert report.ok
     assert len(report.replaced) == 11
     assert report.records >= 12
+    assert peak.growth < 80 * MIB
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_verify_keeps_one_batch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deflated: bool
+) -> None:
+    """Of records that are smaller than blocks, and of the code of deflated ones."""
+    monkeypatch.setattr("pyckpt.archive.verify._BATCH_NBYTES", 1)  # 16 MiB for one thread
+    records = 150 * MIB // (2 * MIB if deflated else MIB // 2)
+    noise_ = torch.frombuffer(bytearray(os.urandom(150 * MIB)), dtype=torch.uint8)
+    state = {str(n): part.clone() for n, part in enumerate(noise_.chunk(records))}
+    path = tmp_path / "x.tar.gz"
+    if deflated:
+        pyckpt.save(state, tmp_path / "x.pt", compression_level=1, fsync=False)
+        pyckpt.pack(tmp_path / "x.pt", path, fsync=False)
+    else:
+        pyckpt.save(state, path, fsync=False)
+    peak = Peak()
+    report = pyckpt.verify(path, progress=peak, num_threads=1)
+    assert report.ok
+    assert report.records > records
     assert peak.growth < 80 * MIB
 
 

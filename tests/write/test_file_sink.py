@@ -39,10 +39,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [compiler, "-x", "c", "-shared", "-fPIC", "-O1", source, "-o", library, "-ldl"]
     subprocess.run(command, check=True, timeout=100)
     (folder / "saves").mkdir()
+    preload = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
     done = subprocess.run(
         [sys.executable, WORKERS / "system_calls_worker.py", folder / "saves"],
         cwd=WORKERS.parent.parent,
-        env={**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "LD_PRELOAD": preload, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=250,
