@@ -57,12 +57,16 @@ check: .venv/installed-check
 
 # Builds the core with sanitizers and runs the tests that exercise it most. The next target
 # builds the ordinary core again.
-THREADED_TESTS := tests/codec/test_decoders.py tests/write/test_live_memory.py \
-    tests/write/test_pipeline.py tests/archive/test_load.py tests/archive/test_verify.py \
-    tests/archive/test_save.py tests/torch_format/test_serialize.py
-# The tests above exercise the code that runs in several threads. These add the encoders.
-SANITIZED_TESTS := $(THREADED_TESTS) tests/codec/test_bzip2.py tests/codec/test_gzip.py \
-    tests/codec/test_xz.py tests/codec/test_zstd.py
+THREADED_TESTS := tests/codec/test_chunk_inflater.py tests/codec/test_decoders.py \
+    tests/read/test_sequential_image.py tests/write/test_live_memory.py \
+    tests/write/test_pipeline.py tests/archive/test_convert.py \
+    tests/archive/test_deflated_files.py tests/archive/test_load.py tests/archive/test_save.py \
+    tests/archive/test_verify.py tests/torch_format/test_serialize.py
+# The tests above exercise the code that runs in several threads. These add the rest of the codecs
+# and the containers. Tests of memory are not among them: sanitizers need more of it.
+SANITIZED_TESTS := $(THREADED_TESTS) tests/base/test_crc32.py tests/codec/test_bzip2.py \
+    tests/codec/test_chunk_index.py tests/codec/test_gzip.py tests/codec/test_xz.py \
+    tests/codec/test_zstd.py tests/container/test_tar_and_zip.py tests/archive/test_compressed_files.py
 # Sanitized code is too slow for the tests' own time limits. A sanitizer's report ends the
 # process: --capture=sys prints it, where pytest's default capture would lose it.
 SANITIZED_PYTEST := $(BIN)/python -m pytest -n 2 --timeout=1800 --capture=sys
