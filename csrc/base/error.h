@@ -36,9 +36,9 @@ class Error : public std::runtime_error {
   ErrorKind kind() const { return kind_; }
   int error_number() const { return error_number_; }
   const std::string& path() const { return path_; }
-  // In bytes. Decoders count from the start of what they decode: of the file, mostly. The readers of
-  // tar and zip count from the start of the decompressed stream, and CheckPickle() from the start of
-  // the pickle.
+  // In bytes. Decoders count from the start of what they decode: of the file, mostly. The readers
+  // of tar and zip count from the start of the decompressed stream, and CheckPickle() from the
+  // start of the pickle.
   std::uint64_t offset() const { return offset_; }
 
  private:
