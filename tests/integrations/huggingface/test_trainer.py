@@ -183,7 +183,8 @@ def test_a_save_may_stop_at_any_write(tmp_path: Path, kind: str) -> None:
                 assert (found == old) == (stop["error"] == "CheckpointError"), stop
     assert sorted({one["from"] for one in report["resumed"]}) == ["checkpoint-2", "checkpoint-4"]
     for one in report["resumed"]:
-        assert one["losses"] == [report["losses"]] * 2
+        # The worker saves before the Trainer logs step 4, so the loss of that step may be missing.
+        assert [found[-2:] for found in one["losses"]] == [report["losses"][-2:]] * 2
         assert one["files"] == ["checkpoint-6"]  # nothing hidden is left either
 
 
