@@ -1,4 +1,4 @@
-"""Asynchronous saves that are under way, and the errors of saves that nobody has asked about.
+"""Asynchronous saves and removals that are under way, and errors that nobody has asked about.
 
 When the interpreter ends, it waits for the saves that are under way, and says what it waits for.
 Ctrl-C gives them up.
@@ -20,6 +20,7 @@ from pyckpt.staging.latch import Latch
 
 __all__ = [
     "PendingSave",
+    "Removal",
     "begin",
     "check_may_begin",
     "end_below",
@@ -28,6 +29,7 @@ __all__ = [
     "is_torn_unnoticed",
     "raise_uncollected",
     "under_way",
+    "wait_for_all",
     "wait_for_file",
     "wait_for_room",
 ]
@@ -41,6 +43,7 @@ T = TypeVar("T")
 _changed = threading.Condition()
 _running: list[PendingSave[Any]] = []
 _uncollected: list[PendingSave[Any]] = []  # failed, and nobody has asked for the result yet
+_removals: list[Removal] = []
 
 
 class PendingSave(Future[T]):
@@ -111,6 +114,31 @@ class PendingSave(Future[T]):
                     _uncollected.remove(self)
 
 
+class Removal:
+    """A removal of a file or folder that is under way, until ``end()``."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = _own_name(path)
+        with _changed:
+            _removals.append(self)
+
+    def takes(self, name: str) -> bool:
+        """Whether ``name`` is what is removed, or lies in it."""
+        return name == self._name or name.startswith(f"{self._name}{os.sep}")
+
+    def end(self) -> None:
+        """It is over. May be called again."""
+        with _changed:
+            if self in _removals:
+                _removals.remove(self)
+            _changed.notify_all()
+
+
+def _own_name(path: Path) -> str:
+    """The path with all links resolved, but for one that is its last part."""
+    return str(Path(os.path.realpath(path.parent), path.name))
+
+
 def begin(pending: PendingSave[Any], path: Path | None) -> None:
     """Counts a save as under way, until it ends.
 
@@ -169,11 +197,26 @@ def wait_for_room(max_pending: int) -> None:
         _changed.wait_for(lambda: len(_running) < max_pending)
 
 
-def wait_for_file(path: Path) -> None:
-    """Waits until no save under way writes the file ``path``: it would replace what comes later."""
-    file = os.path.realpath(path)
+def wait_for_all() -> None:
+    """Waits until no save and no removal is under way."""
     with _changed:
-        _changed.wait_for(lambda: all(pending._file != file for pending in _running))
+        _changed.wait_for(lambda: not _running and not _removals)
+
+
+def wait_for_file(path: Path) -> None:
+    """Waits until no save under way writes ``path``, and no removal under way takes it away.
+
+    Else they would replace, or remove, what comes later. Not for the threads of saves, which take
+    turns with removals.
+    """
+    file, name = os.path.realpath(path), _own_name(path)
+    with _changed:
+        _changed.wait_for(
+            lambda: (
+                all(pending._file != file for pending in _running)
+                and not any(removal.takes(file) or removal.takes(name) for removal in _removals)
+            )
+        )
 
 
 def end_below(folder: Path, *, give_up: bool) -> None:
@@ -284,6 +327,7 @@ def _forget() -> None:
     _changed = threading.Condition()
     _running.clear()
     _uncollected.clear()
+    _removals.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

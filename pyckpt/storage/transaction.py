@@ -16,7 +16,7 @@ from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.ranks.exchange import Channel, begin_together, require_group, together
 from pyckpt.ranks.file_identity import file_identity, machine
-from pyckpt.staging.pending_saves import end_below
+from pyckpt.staging.pending_saves import end_below, wait_for_file
 from pyckpt.storage.flush import flush_tree
 from pyckpt.storage.hidden_folder import HiddenFolder
 
@@ -159,6 +159,7 @@ class Transaction(AbstractContextManager[Path]):
         WriteOptions(fsync=self._fsync)
         path = local_path(self._folder)
         self._target = Path(os.path.realpath(path))
+        wait_for_file(path)  # a removal under way would take the new folder
         _check_target(self._target)
         return _Place(str(path.absolute()), file_identity(self._target), machine())
 

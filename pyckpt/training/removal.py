@@ -14,6 +14,7 @@ from pyckpt.errors import CheckpointError
 from pyckpt.paths import local_path
 from pyckpt.staging.pending_saves import (
     PendingSave,
+    Removal,
     is_torn_unnoticed,
     raise_uncollected,
     under_way,
@@ -32,8 +33,8 @@ def remove(path: str | os.PathLike[str]) -> Future[bool]:
     A folder is hidden in one rename before its files are removed, so nobody finds a part of it.
 
     The removal takes its turn behind the asynchronous saves of this process that are under way.
-    Saves that are started later come after it, so one of the same name stays. If none is under way,
-    it is done when the call returns.
+    Saves that are started later, blocking ones too, come after it, so one of the same name stays.
+    If no save is under way, it is done when the call returns.
 
     If a save that it waits for fails, nothing is removed, because ``path`` may be the last
     checkpoint that is good. A warning says so.
@@ -49,10 +50,22 @@ def remove(path: str | os.PathLike[str]) -> Future[bool]:
             Nothing is removed.
     """
     path = local_path(path)
-    raise_uncollected()
     saves = under_way()
+    raise_uncollected()  # after that, so that a save which fails just now is seen here or there
     torn = not saves and is_torn_unnoticed()
-    return in_turn(lambda: _remove_after(saves, path, torn))
+    removal = Removal(path)
+
+    def work() -> bool:
+        try:
+            return _remove_after(saves, path, torn)
+        finally:
+            removal.end()
+
+    try:
+        return in_turn(work)
+    except BaseException:
+        removal.end()
+        raise
 
 
 def _remove_after(saves: Sequence[PendingSave[Any]], path: Path, torn: bool) -> bool:

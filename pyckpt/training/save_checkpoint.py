@@ -27,7 +27,7 @@ from pyckpt.ranks.exchange import (
     together,
 )
 from pyckpt.ranks.file_identity import file_identity
-from pyckpt.staging.pending_saves import raise_uncollected, wait_for_room
+from pyckpt.staging.pending_saves import raise_uncollected, wait_for_all
 from pyckpt.state import (
     TrainingState,
     check_is_state,
@@ -125,8 +125,9 @@ def save_checkpoint(
             ValueErrors, are raised before anything is written. So is the error of an earlier
             asynchronous save whose result has not been asked for.
     """
-    # Else an older asynchronous save of the same name could replace this newer file.
-    wait_for_room(1)
+    # Else an older asynchronous save of the same name could replace this newer file, or an older
+    # removal take it away.
+    wait_for_all()
     [channel] = begin_together("save_checkpoint", process_group=process_group)
     save = Save(state, filename, weights_only, ignore_keys, state_dict_type)
 

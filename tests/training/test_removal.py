@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,59 @@ def test_calls_keep_their_order(tmp_path: Path, gate: Latch) -> None:
     assert first.result() == last.result() == path
     assert removal.result() is True
     assert pyckpt.load(path) == 2
+
+
+def blocking_save(folder: Path) -> None:
+    pyckpt.save("new", folder / "x.pt")
+
+
+def blocking_checkpoint(folder: Path) -> None:
+    state = pyckpt.State(torch.nn.Linear(2, 2))
+    pyckpt.save_checkpoint(state, str(folder / "x.pt"))
+
+
+def blocking_transaction(folder: Path) -> None:
+    with pyckpt.transaction(folder) as path:
+        pyckpt.save("new", path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("save", "removed"),
+    [
+        (blocking_save, "folder/x.pt"),
+        (blocking_save, "folder"),
+        (blocking_checkpoint, "folder/x.pt"),
+        (blocking_checkpoint, "folder"),
+        (blocking_transaction, "folder"),
+    ],
+)
+def test_a_blocking_save_comes_after_the_removals_before_it(
+    tmp_path: Path, gate: Latch, save: Callable[[Path], None], removed: str
+) -> None:
+    blocking_save(tmp_path / "folder")
+    pyckpt.async_save("other", tmp_path / "other.pt")
+    removal = pyckpt.remove(tmp_path / removed)
+    threading.Timer(0.5, gate.set).start()
+    save(tmp_path / "folder")
+    assert removal.result() is True
+    assert (tmp_path / "folder" / "x.pt").exists()
+
+
+def test_a_save_that_fails_while_remove_looks_is_not_missed(
+    tmp_path: Path, old: Path, gate: Latch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    save = pyckpt.async_save("new", tmp_path / "file" / "new.pt")
+
+    def raise_uncollected() -> None:
+        pending_saves.raise_uncollected()
+        gate.set()
+        pending_saves.wait_for_room(1)
+
+    monkeypatch.setattr("pyckpt.training.removal.raise_uncollected", raise_uncollected)
+    assert pyckpt.remove(old).result() is False
+    assert old.exists()
+    assert save.exception() is not None
 
 
 def test_nothing_is_removed_behind_a_save_that_fails(
