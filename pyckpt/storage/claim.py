@@ -13,6 +13,7 @@ whatever a killed process leaves has a file beside it on which nobody has a lock
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,6 +34,7 @@ _LOCK_NAME = re.compile(r"(\..*\.([0-9a-f]{8})-[0-9a-f]{16})\.pyckpt-lock", re.D
 _LONGEST_NAME_NBYTES = 255
 _ROOM_NBYTES = 48  # for what a hidden name has beside the target's
 _MOST_RECORD_NBYTES = 8192
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Claim:
@@ -91,9 +93,13 @@ def remove_folder(folder: Path) -> None:
         OSError: It failed. The folder is whole if its name is still there, unless the disk was so
             full that not even a lock file could be made.
     """
+    # A parent such as "x/.." would be lost when x gets its hidden name.
+    folder = Path(os.path.realpath(folder.parent), folder.name)
     try:
         claim = Claim(folder)
-    except OSError:  # a full disk may have no room for it
+    except OSError as error:
+        if error.errno not in _NO_ROOM:  # what cannot be hidden could not be removed as a whole
+            raise
         shutil.rmtree(folder)
         return
     try:

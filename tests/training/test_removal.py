@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,6 +184,40 @@ def test_what_the_system_refuses_is_an_error_with_errno(tmp_path: Path) -> None:
         pyckpt.remove(tmp_path / "file" / "x").result()
     assert caught.value.errno == 20  # ENOTDIR
     assert caught.value.path == str(tmp_path / "file" / "x")
+
+
+def test_a_folder_that_must_stay_loses_nothing() -> None:
+    """Its files may be removed, and its name not: the folder that it is in is not writable."""
+    code = """
+import os, sys, pathlib, tempfile, pyckpt
+if os.geteuid() == 0: os.setgroups([]); os.setgid(12345); os.setuid(12345)
+parent = pathlib.Path(tempfile.mkdtemp(prefix="pyckpt-"))
+(parent / "old").mkdir()
+(parent / "old" / "file").touch()
+parent.chmod(0o500)
+try:
+    print(pyckpt.remove(parent / "old").exception().errno, os.listdir(parent / "old"))
+finally:
+    parent.chmod(0o700)
+    (parent / "old" / "file").unlink(missing_ok=True)
+    (parent / "old").rmdir()
+    parent.rmdir()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{errno.EACCES} ['file']\n", "")
+
+
+def test_a_name_that_leads_through_the_folder_itself(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    assert pyckpt.remove(tmp_path / "old" / ".." / "old").result() is True
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_urls_are_refused() -> None:
