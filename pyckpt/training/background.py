@@ -19,11 +19,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from pyckpt.errors import TornSaveError
+from pyckpt.interrupts import is_interrupt
 from pyckpt.options import default_threads
 from pyckpt.ranks.exchange import current_ranks
 from pyckpt.staging import pending_saves
@@ -99,11 +101,9 @@ class BackgroundSave(Generic[T]):
         )
         self._collected = collected
         self._staging = staging
-        self._begun: Future[bool] = Future()
+        self._begun: Future[_Turn | None] = Future()  # None: it does not begin
         self._done = Latch()
-        self._run = partial(
-            _run, self._begun, self.pending, collected, write, staging, _last_work, self._done
-        )
+        self._run = partial(_run, self._begun, self.pending, collected, write, staging, self._done)
         run = partial(self._run, nice=nice)
         self._thread = threading.Thread(target=run, name="pyckpt-save", daemon=False)
         self._has_thread = False
@@ -121,10 +121,8 @@ class BackgroundSave(Generic[T]):
 
     def start(self) -> PendingSave[T]:
         """Lets the thread go on. Without one, the save is written before this returns."""
-        global _last_work
         pending_saves.begin(self.pending, self._collected.path)
-        _last_work = self._done
-        self._begun.set_result(True)
+        self._begun.set_result(_take_turn(self._done))
         if not self._has_thread:
             self._run(nice=0)
         return self.pending
@@ -135,22 +133,25 @@ class BackgroundSave(Generic[T]):
         if not self._begun.done():
             pending_saves.forget(self.pending)
             self._done.set()
-            self._begun.set_result(False)
+            self._begun.set_result(None)
             self._staging.close()
             self._collected.close()
 
 
 def in_turn(work: Callable[[], T]) -> Future[T]:
-    """Does ``work`` after all that is under way. If nothing is, before it returns."""
-    global _last_work
-    earlier, done = _last_work, Latch()
+    """Does ``work`` after all that is under way. If nothing is, before it returns.
+
+    The Future has its error. Before it returns, Ctrl-C and exceptions of signal handlers are raised
+    besides.
+    """
+    done = Latch()
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
+    turn = _take_turn(done)
 
     def run() -> None:
         try:
-            if earlier is not None:
-                earlier.wait()
+            turn.wait()
             outcome = work()
         except BaseException as error:
             done.set()
@@ -159,11 +160,38 @@ def in_turn(work: Callable[[], T]) -> Future[T]:
             done.set()
             future.set_result(outcome)
 
-    _last_work = done
-    is_next = earlier is None or earlier.is_set()
-    if is_next or not _start(threading.Thread(target=run, name="pyckpt-in-turn", daemon=False)):
+    thread = threading.Thread(target=run, name="pyckpt-in-turn", daemon=False)
+    if turn.has_come() or not _start(thread):
         run()
+        error = future.exception()
+        if error is not None and is_interrupt(error):
+            raise error
     return future
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """The place of a piece of work behind all that began before it."""
+
+    earlier: Latch | None
+
+    def wait(self) -> None:
+        if self.earlier is not None:
+            self.earlier.wait()
+
+    def has_come(self) -> bool:
+        return self.earlier is None or self.earlier.is_set()
+
+
+def _take_turn(done: Latch) -> _Turn:
+    """Puts work that ends when ``done`` is set behind all other.
+
+    Threads and signal handlers may come at the same time. CPython lets none in between the load and
+    the store, because nothing is called there.
+    """
+    global _last_work
+    earlier, _last_work = _last_work, done
+    return _Turn(earlier)
 
 
 class _Staging:
@@ -259,17 +287,17 @@ def _start(thread: threading.Thread) -> bool:
 
 
 def _run(
-    begun: Future[bool],
+    begun: Future[_Turn | None],
     pending: PendingSave[T],
     collected: Collected,
     write: Write[T],
     staging: _Staging,
-    earlier: Latch | None,
     done: Latch,
     *,
     nice: int,
 ) -> None:
-    if not begun.result():
+    turn = begun.result()
+    if turn is None:
         return
     outcome: T | BaseException
     raise_later = True
@@ -281,8 +309,7 @@ def _run(
             # again by write, which tells all ranks.
             with suppress(Exception):
                 staging.wait()
-            if earlier is not None:
-                earlier.wait()
+            turn.wait()
             try:
                 outcome = write(staging.wait, staging.settle)
             except TornSaveError:
