@@ -41,7 +41,8 @@ def save_on_signal(
 
     Use it on every rank, and call ``after_step()`` after each step on every rank. With several
     ranks they save one step after the signal, whichever rank has got it: the ranks tell each other
-    while the next step runs, so no step waits for that.
+    while the next step runs, so no step waits for that. The end of the block, unless it raises,
+    waits for all ranks, and is the last chance: if a signal has come, they save and end there.
 
     Args:
         save: Saves the state. Asynchronous saves are waited for.
@@ -103,9 +104,15 @@ class SaveOnSignal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._restore()
-        if self._largest is not None and kind is None:
-            self._largest.finish()  # the others wait for this rank's part
+        try:
+            if self._largest is not None and kind is None:
+                # Of the last step, and what came after it: no other step tells the ranks.
+                number = self._largest.turn(self._came) or self._largest.finish()
+                self._end_if(number)
+        finally:
+            self._restore()
+        if kind is None and self._came:  # just now, too late for the ranks to agree on
+            signal.raise_signal(self._came)
 
     def __call__(self) -> None:
         """Call it after each step. If a signal came: saves, waits, and raises SystemExit.
@@ -116,7 +123,10 @@ class SaveOnSignal:
         """
         if self._largest is None:
             raise OptionError("save_on_signal is a context manager: use it in a with statement")
-        number = self._largest.turn(self._came)
+        self._end_if(self._largest.turn(self._came))
+
+    def _end_if(self, number: int) -> None:
+        """Saves, waits, and raises SystemExit if ``number`` is a signal, and not 0."""
         if not number:
             return
         _LOGGER.warning("%s came: saving, and then the process ends", _name(number))

@@ -81,6 +81,29 @@ with pyckpt.save_on_signal(lambda: os.kill(os.getpid(), signal.SIGTERM)) as afte
     assert done.returncode == -signal.SIGTERM
 
 
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    def train() -> None:
+        with pyckpt.save_on_signal(lambda: pyckpt.save(1, tmp_path / "last.pt")) as after_step:
+            after_step()
+            os.kill(os.getpid(), signal.SIGUSR1)
+        pytest.fail("it goes on")
+
+    with pytest.raises(SystemExit) as ended:
+        train()
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert pyckpt.load(tmp_path / "last.pt") == 1
+
+
+def test_an_error_of_the_block_is_not_replaced() -> None:
+    def train() -> None:
+        with pyckpt.save_on_signal(lambda: pytest.fail("saved"), signals=[signal.SIGUSR1]):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            raise ValueError("why")
+
+    with pytest.raises(ValueError, match="why"):
+        train()
+
+
 def test_the_exit_code_may_be_chosen() -> None:
     with (
         pytest.raises(SystemExit) as ended,
@@ -144,3 +167,10 @@ def test_ranks_end_after_the_same_step(tmp_path: Path) -> None:
     assert 3 <= first["step"] <= 4
     assert first["signal"] == 0
     assert second["signal"] == signal.SIGTERM
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_ranks_end_together_after_their_last_step(tmp_path: Path, steps: int) -> None:
+    """The signal comes to one of them, in the last step or after it."""
+    run_ranks("last_signal_worker.py", tmp_path, steps, timeout=100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank0.pt", "rank1.pt"]
