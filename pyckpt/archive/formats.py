@@ -26,6 +26,7 @@ __all__ = [
     "file_suffixes",
     "is_compressed",
     "match_suffix",
+    "promises_archive",
     "suffix_format",
     "tar_suffixes",
     "usual_suffixes",
@@ -110,6 +111,18 @@ def file_format(path: Path) -> FileFormat:
             return FileFormat(False, row)
     _refuse_compressed(path.name)
     return TORCH_FILE
+
+
+def promises_archive(path: Path) -> bool:
+    """Whether a file's suffix says that it is what pyckpt writes.
+
+    Others may have any other suffix, or none, though ``file_format`` takes such names too.
+    """
+    try:
+        found = file_format(path)
+    except FilenameError:
+        return False
+    return found != TORCH_FILE or path.name.endswith(_TORCH_SUFFIXES)
 
 
 def archive_format(path: Path) -> _core.Format | None:

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyckpt.archive.formats import file_format
+from pyckpt.archive.formats import TAR_SUFFIX, file_format, promises_archive
 from pyckpt.errors import CheckpointError, OptionError, StateMismatchError
 from pyckpt.options import whole_number
 from pyckpt.paths import local_path
@@ -299,6 +299,7 @@ class CheckpointManager:
 
     def _tidy(self, paths: list[Path], step: int, metrics: Mapping[str, float]) -> None:
         """Puts a checkpoint that is safe into the list, and removes what need not stay."""
+        listed = self._listed()
         others = [one for one in self.all() if one.step != step]
         now = max([time.time(), *(one.saved_at + 1e-3 for one in others)])
         checkpoints = [*others, SavedCheckpoint(step, tuple(paths), metrics, now)]
@@ -307,7 +308,7 @@ class CheckpointManager:
         try:
             self._write_list(kept)
             self._link(paths)
-            self._remove_others(kept)
+            self._remove_others(kept, listed)
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} is safe, and what comes after it failed: {error}",
@@ -349,15 +350,22 @@ class CheckpointManager:
             return []
 
     def _found(self) -> dict[tuple[int, str], list[Path]]:
-        """The files in the folder by step and suffix, in the order of their ranks."""
+        """The archives in the folder by step and suffix, in the order of their ranks.
+
+        Other files that users keep beside them, such as a checksum, are none.
+        """
         found: dict[tuple[int, str], list[tuple[int, Path]]] = {}
         with suppress(FileNotFoundError):
             for path in self.folder.iterdir():
                 match = _FILE.fullmatch(path.name)
-                if match is not None and path.is_file():
+                if match is not None and self._is_archive(path, match[3] or "") and path.is_file():
                     key = (int(match[1]), match[3] or "")
                     found.setdefault(key, []).append((int(match[2]), path))
         return {key: [path for _, path in sorted(files)] for key, files in found.items()}
+
+    def _is_archive(self, path: Path, suffix: str) -> bool:
+        own = (self._suffix, self._suffix + TAR_SUFFIX)  # that is added to files of several ranks
+        return suffix in own or promises_archive(path)
 
     def _link(self, paths: Sequence[Path]) -> None:
         """Lets the names that begin with "latest" lead to these files."""
@@ -368,9 +376,11 @@ class CheckpointManager:
             if path.name not in names and path.is_symlink():
                 path.unlink()
 
-    def _remove_others(self, kept: Sequence[SavedCheckpoint]) -> None:
+    def _remove_others(
+        self, kept: Sequence[SavedCheckpoint], listed: Sequence[SavedCheckpoint]
+    ) -> None:
         names = {path.name for one in kept for path in one.paths}
-        for paths in self._found().values():
+        for paths in (*self._found().values(), *(one.paths for one in listed)):
             for path in paths:
                 if path.name not in names:
                     path.unlink(missing_ok=True)

@@ -232,6 +232,25 @@ def test_other_files_in_the_folder_stay(run: Run, folder: Path) -> None:
     assert {"step-1", "step-x-rank0.tar", "notes.txt", "latest.txt"} <= set(os.listdir(folder))
 
 
+def test_files_that_lie_beside_a_checkpoint_are_none(run: Run, folder: Path) -> None:
+    manager = pyckpt.CheckpointManager(folder, suffix=".pt")
+    manager.save(1, run.at(1))
+    beside = ["step-1-rank0.json", "step-1-rank0.pt.sha256", "step-9-rank0", "step-9-rank0.zip"]
+    for name in beside:
+        (folder / name).write_text("")
+    manager.save(2, run.at(2))
+    assert [one.step for one in manager.all()] == [1, 2]
+    assert archives(folder) == sorted([*beside, "step-1-rank0.pt", "step-2-rank0.pt"])
+
+
+@pytest.mark.parametrize("suffix", ["", ".foo", ".pth.gz", ".tar"])
+def test_older_ones_of_another_suffix_go_too(run: Run, folder: Path, suffix: str) -> None:
+    pyckpt.CheckpointManager(folder, suffix=suffix).save(1, run.at(1))
+    manager = pyckpt.CheckpointManager(folder, suffix=".tar.gz", keep_last=1)
+    manager.save(2, run.at(2))
+    assert archives(folder) == ["step-2-rank0.tar.gz"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
