@@ -160,10 +160,13 @@ class CheckpointManager:
                 checkpoint not be removed: the new one is safe then. If asynchronous, the next
                 ``save()`` or ``wait()`` raises that.
         """
-        step = whole_number("step", step, 0)
-        measured = _numbers(metrics or {})
         [channel] = begin_together("CheckpointManager.save", process_group=self._process_group)
-        together(_LISTING, self._raise_untidy, channel)
+
+        def check() -> tuple[int, dict[str, float]]:
+            self._raise_untidy()
+            return whole_number("step", step, 0), _numbers(metrics or {})
+
+        step, measured = together(_LISTING, check, channel)[channel.rank]
         name = f"{literal(str(self.folder))}/step-{step}-rank{{rank}}{literal(self._suffix)}"
         result = self._save(state, name, process_group=self._process_group, **self._options)
         if isinstance(result, PendingSave):

@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -55,6 +56,10 @@ def main() -> None:
     if rank == 0:
         assert "step-4-rank" in str(caught[0].message), caught
     assert model.weight.to_local().eq(3).all()
+
+    # A wrong argument on one rank is an error on all: none waits for it.
+    with pytest.raises(pyckpt.OptionError, match="metrics must be numbers"):
+        manager.save(5, at(5), metrics={"loss": "low"} if rank == 0 else None)
 
     # A save that fails on one rank fails on all, and nothing is removed.
     bad = pyckpt.State(model, per_rank={"x": lambda: None} if rank == 1 else {})
