@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -214,15 +214,17 @@ class CheckpointManager:
 
     def _complete(self) -> tuple[list[SavedCheckpoint], list[SavedCheckpoint]]:
         """What ``all()`` returns, and those in the list that lack a file."""
-        found = self._found()
+        # In this order: files go after they have left the list, and the first rank may remove some
+        # while another one looks.
         listed = {one.step: one for one in self._listed()}
+        unlisted = []
+        for (step, _), paths in self._found().items():
+            if step not in listed:
+                with suppress(FileNotFoundError):
+                    saved_at = max(path.stat().st_mtime for path in paths)
+                    unlisted.append(SavedCheckpoint(step, tuple(paths), {}, saved_at))
         complete = [one for one in listed.values() if not one.missing()]
         incomplete = [one for one in listed.values() if one.missing()]
-        unlisted = [
-            SavedCheckpoint(step, tuple(paths), {}, max(path.stat().st_mtime for path in paths))
-            for (step, _), paths in found.items()
-            if step not in listed
-        ]
         complete = sorted([*complete, *unlisted], key=lambda one: (one.saved_at, one.step))
         return complete, incomplete
 
@@ -243,7 +245,7 @@ class CheckpointManager:
             CheckpointError: None of the checkpoints can be read, an argument is wrong, or restoring
                 failed in the middle.
         """
-        wait_for_room(1)
+        self._wait_alone()
         [channel] = begin_together(
             "CheckpointManager.restore_latest", process_group=self._process_group
         )
@@ -280,18 +282,24 @@ class CheckpointManager:
         return None
 
     def _finish(self) -> None:
-        wait_for_room(1)
+        self._wait_alone()
         raise_uncollected()
         self._raise_untidy()
 
+    def _wait_alone(self) -> None:
+        """Waits for this rank's saves, and for the work behind them."""
+        wait_for_room(1)
+        wait(self._tidying)
+
     def _raise_untidy(self) -> None:
-        """Raises the error of work behind an asynchronous save, if that has ended."""
-        done, self._tidying = self._tidying, []
-        for future in done:
+        """Raises the error of work behind an asynchronous save that has ended. The next call raises
+        the next one.
+        """
+        for future in list(self._tidying):
             if future.done() or not under_way():
+                wait([future])
+                self._tidying.remove(future)
                 future.result()
-            else:
-                self._tidying.append(future)
 
     def _tidy_behind(
         self, pending: PendingSave[list[Path]], step: int, metrics: Mapping[str, float]
@@ -302,13 +310,13 @@ class CheckpointManager:
 
     def _tidy(self, paths: list[Path], step: int, metrics: Mapping[str, float]) -> None:
         """Puts a checkpoint that is safe into the list, and removes what need not stay."""
-        listed = self._listed()
-        others = [one for one in self.all() if one.step != step]
-        now = max([time.time(), *(one.saved_at + 1e-3 for one in others)])
-        checkpoints = [*others, SavedCheckpoint(step, tuple(paths), metrics, now)]
-        dropped = set(self._retention.dropped([one.as_kept() for one in checkpoints]))
-        kept = [one for i, one in enumerate(checkpoints) if i not in dropped]
         try:
+            listed = self._listed()
+            others = [one for one in self.all() if one.step != step]
+            now = max([time.time(), *(one.saved_at + 1e-3 for one in others)])
+            checkpoints = [*others, SavedCheckpoint(step, tuple(paths), metrics, now)]
+            dropped = set(self._retention.dropped([one.as_kept() for one in checkpoints]))
+            kept = [one for i, one in enumerate(checkpoints) if i not in dropped]
             self._write_list(kept)
             self._link(paths)
             self._remove_others(kept, listed)

@@ -232,6 +232,37 @@ def test_other_files_in_the_folder_stay(run: Run, folder: Path) -> None:
     assert {"step-1", "step-x-rank0.tar", "notes.txt", "latest.txt"} <= set(os.listdir(folder))
 
 
+@pytest.mark.parametrize("after", ["_listed", "_found"])
+def test_one_that_goes_while_somebody_looks(
+    run: Run, folder: Path, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank may remove it while another rank reads the list and the folder."""
+    first, other = (pyckpt.CheckpointManager(folder, keep_last=1) for _ in range(2))
+    first.save(1, run.at(1))
+    (folder / "checkpoints.json").unlink()
+    look = getattr(other, after)
+
+    def look_and_wait() -> Any:
+        found = look()
+        first.save(2, run.at(2))
+        return found
+
+    monkeypatch.setattr(other, after, look_and_wait)
+    assert {one.step for one in other.all()} <= {2}
+
+
+def test_no_error_in_the_background_is_lost(run: Run, folder: Path, gate: Latch) -> None:
+    manager = pyckpt.CheckpointManager(folder, asynchronous=True, max_pending=2)
+    for step in (1, 2):
+        manager.save(step, run.at(step))
+    (folder / "checkpoints.json").mkdir(parents=True)
+    gate.set()
+    for step in (1, 2):
+        with pytest.raises(pyckpt.CheckpointError, match=f"the checkpoint of step {step} is safe"):
+            manager.wait()
+    manager.wait()
+
+
 def test_files_that_lie_beside_a_checkpoint_are_none(run: Run, folder: Path) -> None:
     manager = pyckpt.CheckpointManager(folder, suffix=".pt")
     manager.save(1, run.at(1))
