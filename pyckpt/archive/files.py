@@ -10,9 +10,9 @@ from pathlib import Path
 from pyckpt.archive.parts import member_parts, segments
 from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.archive.writer import ArchiveWriter
-from pyckpt.errors import OptionError
+from pyckpt.errors import CorruptArchiveError, OptionError
 
-__all__ = ["add_stored_file", "tree"]
+__all__ = ["add_stored_file", "add_torch_file", "tree"]
 
 
 def tree(folder: Path) -> Iterator[tuple[str, Path | None]]:
@@ -44,15 +44,27 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def add_stored_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
-    """Adds a file with its mode. Returns whether torch.save wrote it."""
-    if path.stat().st_size:
-        reader = ArchiveReader(path)
-        contents = reader.contents(0)
-        if not reader.image.compression and contents is not Contents.OTHER:
-            parts, _ = member_parts(reader, reader.whole())
-            mode = stat.S_IMODE(path.stat().st_mode)
-            writer.add_segments(name, segments(reader, parts), mode)
-            return True
-    writer.add_file(name, path)
-    return False
+def add_stored_file(writer: ArchiveWriter, name: str, path: Path) -> None:
+    """Adds a copy of any file, with its mode."""
+    try:
+        is_added = add_torch_file(writer, name, path)
+    except CorruptArchiveError:  # it only begins like an archive, and is copied as it is
+        is_added = False
+    if not is_added:
+        writer.add_file(name, path)
+
+
+def add_torch_file(writer: ArchiveWriter, name: str, path: Path) -> bool:
+    """Adds a copy of a file that torch.save wrote. Returns False, and adds nothing, for another.
+
+    Raises:
+        CorruptArchiveError: The file is damaged.
+    """
+    if not path.stat().st_size:
+        return False
+    reader = ArchiveReader(path)
+    if reader.image.compression or reader.contents(0) is Contents.OTHER:
+        return False
+    parts, _ = member_parts(reader, reader.whole())
+    writer.add_segments(name, segments(reader, parts), stat.S_IMODE(path.stat().st_mode))
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pyckpt.archive.files import add_stored_file, tree
+from pyckpt.archive.files import add_stored_file, add_torch_file, tree
 from pyckpt.archive.formats import STATES_MEMBER, archive_format
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CorruptArchiveError, OptionError
@@ -50,7 +50,7 @@ def pack(
                     writer.add_directory(name)
                 else:
                     add_stored_file(writer, name, file)
-        elif not add_stored_file(writer, STATES_MEMBER, source):
+        elif not add_torch_file(writer, STATES_MEMBER, source):
             raise CorruptArchiveError(f"{source} is not a file of torch.save", path=str(source))
         writer.write()
         writer.commit()

@@ -194,6 +194,30 @@ def test_names_that_do_not_fit_together(tmp_path: Path) -> None:
         assert tar.getnames() == ["", "a", "a/file", "b"]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"\x1f\x8b\x08\0broken", b"\xfd7zXZ\0broken", b"BZh9broken", b"PK\3\4", None],
+    ids=["gzip", "xz", "bzip2", "zip", "torch"],
+)
+def test_a_file_that_is_damaged_is_copied_as_it_is(tmp_path: Path, data: bytes | None) -> None:
+    source = tmp_path / "source" / "file"
+    source.parent.mkdir()
+    if data is None:
+        torch.save(torch.ones(1000), source)
+        data = source.read_bytes()[:-30]
+    source.write_bytes(data)
+    pyckpt.pack(source.parent, tmp_path / "packed.tar")
+    with pyckpt.ArchiveWriter(tmp_path / "x.tar") as archive:
+        archive.add_file("file", source)
+        archive.write()
+        archive.commit()
+    for path in (tmp_path / "packed.tar", tmp_path / "x.tar"):
+        with tarfile.open(path) as tar:
+            member = tar.extractfile("file")
+            assert member is not None
+            assert member.read() == data
+
+
 @pytest.mark.parametrize("kind", ["pipe", "link to a folder", "link to nowhere"])
 def test_a_tree_with_what_cannot_be_packed(tmp_path: Path, kind: str) -> None:
     make_tree(tmp_path / "tree")
