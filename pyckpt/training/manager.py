@@ -8,6 +8,7 @@
 
 The list is written when a save is safe on all ranks, and before older ones go. A file that is not
 in the list, because a process died just then, counts all the same: its time says where it belongs.
+Files of a save in which the first rank's is missing, which gets its name last, do not count.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ class CheckpointManager:
         listed = {one.step: one for one in self._listed()}
         unlisted = []
         for (step, _), paths in self._found().items():
-            if step not in listed:
+            if step not in listed and self._has_first(paths):
                 with suppress(FileNotFoundError):
                     saved_at = max(path.stat().st_mtime for path in paths)
                     unlisted.append(SavedCheckpoint(step, tuple(paths), {}, saved_at))
@@ -373,6 +374,13 @@ class CheckpointManager:
                     key = (int(match[1]), match[3] or "")
                     found.setdefault(key, []).append((int(match[2]), path))
         return {key: [path for _, path in sorted(files)] for key, files in found.items()}
+
+    def _has_first(self, paths: Sequence[Path]) -> bool:
+        """Whether there is the first rank's file, which gets its name last."""
+        if self._process_group is not None:
+            return True  # that rank may have any number
+        rank = _FILE.fullmatch(paths[0].name)
+        return rank is not None and int(rank[2]) == 0
 
     def _is_archive(self, path: Path, suffix: str) -> bool:
         own = (self._suffix, self._suffix + TAR_SUFFIX)  # that is added to files of several ranks

@@ -215,6 +215,16 @@ def test_files_that_are_not_in_the_list_count(run: Run, folder: Path) -> None:
         assert [one.step for one in manager.all()] == [2, 3]
 
 
+def test_a_save_that_was_killed_before_the_first_ranks_file(run: Run, folder: Path) -> None:
+    manager = pyckpt.CheckpointManager(folder, suffix=".tar", keep_last=2)
+    manager.save(1, run.at(1))
+    for rank in (1, 2):
+        pyckpt.save(run.state.state_dict(), folder / f"step-2-rank{rank}.tar")
+    assert [one.step for one in manager.all()] == [1]
+    manager.save(3, run.at(3))
+    assert archives(folder) == ["step-1-rank0.tar", "step-3-rank0.tar"]
+
+
 def test_the_list_is_json_for_everybody(run: Run, folder: Path) -> None:
     pyckpt.CheckpointManager(folder, suffix=".tar").save(7, run.at(7), metrics={"loss": 2})
     [entry] = json.loads((folder / "checkpoints.json").read_text())["checkpoints"]
