@@ -27,7 +27,12 @@ from pyckpt.archive.save import save
 from pyckpt.options import BackgroundOptions
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.staging.lazy import is_lazy_safe
-from pyckpt.staging.pending_saves import PendingSave, raise_uncollected, wait_for_room
+from pyckpt.staging.pending_saves import (
+    PendingSave,
+    end_below,
+    raise_uncollected,
+    wait_for_room,
+)
 from pyckpt.state import State
 from pyckpt.storage.transaction import Transaction
 from pyckpt.torch_format.records import Record
@@ -125,6 +130,7 @@ class FolderSave(AbstractContextManager["FolderSave"]):
             self.pending = work.start()
         except BaseException:
             work.drop()
+            end_below(self.path, give_up=True)
             self._transaction.abandon()
             raise
 

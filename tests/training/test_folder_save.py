@@ -12,6 +12,9 @@ import pytest
 import torch
 
 import pyckpt
+from pyckpt.staging import pending_saves
+from pyckpt.staging.latch import Latch
+from pyckpt.training import background
 from pyckpt.training.async_save import ObjectSave
 from pyckpt.training.folder_save import FolderSave
 
@@ -70,6 +73,26 @@ def test_a_block_that_raises(tmp_path: Path, asynchronous: bool) -> None:
         fail()
     assert sorted(os.listdir(tmp_path)) == ["folder", "old"]
     assert torch.load(tmp_path / "folder" / "large.pt") == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_saves_into_it_end_with_a_block_that_raises(
+    tmp_path: Path, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = Latch()
+    monkeypatch.setattr(background, "_last_work", earlier)
+
+    def fail() -> None:
+        with FolderSave(tmp_path / "folder", asynchronous=asynchronous) as files:
+            pyckpt.async_save(1, files.path / "x.pt")
+            threading.Timer(0.3, earlier.set).start()
+            raise ValueError("why")
+
+    with pytest.raises(pyckpt.CheckpointError, match="why"):
+        fail()
+    assert pending_saves.under_way() == []
+    pending_saves.raise_uncollected()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
