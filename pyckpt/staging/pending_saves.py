@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,7 +75,7 @@ class PendingSave(Future[T]):
         self._progress = progress
         self._give_up = give_up
         self._raise_later = True
-        self._file: str | None = None  # that this process writes, with links resolved
+        self._files: frozenset[str] = frozenset()  # that this process writes, with links resolved
         self.set_running_or_notify_cancel()
 
     def progress(self) -> tuple[int, int]:
@@ -139,13 +139,13 @@ def _own_name(path: Path) -> str:
     return str(Path(os.path.realpath(path.parent), path.name))
 
 
-def begin(pending: PendingSave[Any], path: Path | None) -> None:
+def begin(pending: PendingSave[Any], paths: Iterable[Path]) -> None:
     """Counts a save as under way, until it ends.
 
     Args:
-        path: The file that this process writes, if any.
+        paths: The files that this process writes.
     """
-    pending._file = None if path is None else os.path.realpath(path)
+    pending._files = frozenset(map(os.path.realpath, paths))
     with _changed:
         _running.append(pending)
 
@@ -213,7 +213,7 @@ def wait_for_file(path: Path) -> None:
     with _changed:
         _changed.wait_for(
             lambda: (
-                all(pending._file != file for pending in _running)
+                all(file not in pending._files for pending in _running)
                 and not any(removal.takes(file) or removal.takes(name) for removal in _removals)
             )
         )
@@ -230,7 +230,11 @@ def end_below(folder: Path, *, give_up: bool) -> None:
     """
     start = f"{os.path.realpath(folder)}{os.sep}"
     with _changed:
-        found = [one for one in (*_running, *_uncollected) if (one._file or "").startswith(start)]
+        found = [
+            one
+            for one in (*_running, *_uncollected)
+            if any(file.startswith(start) for file in one._files)
+        ]
     if give_up:
         for one in found:
             one._give_up()

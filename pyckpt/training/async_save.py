@@ -105,7 +105,7 @@ class ObjectSave:
     """One object on its way to a file. See ``Collected``."""
 
     def __init__(self, obj: Any, path: Path, member: str, options: BackgroundOptions) -> None:
-        self.path = path
+        self.paths = [path]
         self._writer = ArchiveWriter(path, options)
         self._writer.add_object(member, obj)
 
@@ -124,14 +124,15 @@ class ObjectSave:
         self._writer.give_up()
 
     def write(self, before: Callable[[], None], after: Callable[[], None]) -> Path:
-        with saving(self.path):
+        [path] = self.paths
+        with saving(path):
             try:
                 before()
                 self._writer.write()
             finally:
                 after()  # its error tells more, if memory was freed that was read
             self._writer.commit()
-        return self.path
+        return path
 
     def close(self) -> None:
         self._writer.abandon()

@@ -52,8 +52,8 @@ class Collected(Protocol):
     """A save whose contents are collected, and whose bytes are still in the caller's memory."""
 
     @property
-    def path(self) -> Path | None:
-        """The file that this process writes; None if it writes none, or several."""
+    def paths(self) -> Sequence[Path]:
+        """The files that this process writes."""
         ...
 
     @property
@@ -121,7 +121,7 @@ class BackgroundSave(Generic[T]):
 
     def start(self) -> PendingSave[T]:
         """Lets the thread go on. Without one, the save is written before this returns."""
-        pending_saves.begin(self.pending, self._collected.path)
+        pending_saves.begin(self.pending, self._collected.paths)
         self._begun.set_result(_take_turn(self._done))
         if not self._has_thread:
             self._run(nice=0)

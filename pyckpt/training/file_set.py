@@ -92,8 +92,9 @@ class FileSet:
             raise self._error
 
     @property
-    def path(self) -> None:
-        """Not one file: see ``Collected``."""
+    def paths(self) -> list[Path]:
+        """The files that this rank writes."""
+        return [writer.path for writer in self._writers]
 
     def state_records(self) -> list[Record]:
         """The records of all bytes in the objects' own memory that have not been written."""
@@ -175,7 +176,7 @@ class FileSet:
     def _commit(self) -> list[Path]:
         for writer in self._writers:
             writer.commit(keep_previous=True)
-        return [writer.path for writer in self._writers]
+        return self.paths
 
     def _publish(self) -> None:
         if self.pointer is not None:

@@ -153,7 +153,7 @@ class FolderSave(AbstractContextManager["FolderSave"]):
 class _Files:
     """Several files that are written in the background. See ``Collected``."""
 
-    path = None
+    paths: Sequence[Path] = ()  # none that the end of the transaction waits for: it is in the save
 
     def __init__(self) -> None:
         self.saves: list[ObjectSave] = []

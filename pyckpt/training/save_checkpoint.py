@@ -222,9 +222,9 @@ class Save:
         self._samples: WeightSamples | None = None
 
     @property
-    def path(self) -> Path | None:
+    def paths(self) -> list[Path]:
         """The file that this rank writes, if it writes one."""
-        return None if self._writer is None else self._writer.path
+        return [] if self._writer is None else [self._writer.path]
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, Literal
@@ -381,8 +381,8 @@ def test_ctrl_c_at_the_last_moment_of_the_call_leaves_nothing(
 ) -> None:
     begin = pending_saves.begin
 
-    def interrupted(pending: pyckpt.PendingSave[Any], path: Path | None) -> None:
-        begin(pending, path)
+    def interrupted(pending: pyckpt.PendingSave[Any], paths: Sequence[Path]) -> None:
+        begin(pending, paths)
         raise KeyboardInterrupt
 
     threads = threading.active_count()

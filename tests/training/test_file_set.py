@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 import pyckpt
-from pyckpt.options import WriteOptions
+from pyckpt.options import BackgroundOptions, WriteOptions
 from pyckpt.ranks.exchange import Channel
 from pyckpt.storage.small_files import Replacement
+from pyckpt.training.background import BackgroundSave
 from pyckpt.training.file_set import FileSet
 
 
@@ -113,3 +115,30 @@ def test_the_first_error_is_the_one_that_is_raised(tmp_path: Path) -> None:
         files.write(Channel())
     files.close()
     assert names_below(tmp_path) == []
+
+
+def test_the_end_of_a_transaction_waits_for_a_set_in_the_background(tmp_path: Path) -> None:
+    weight = torch.randn(5_000_000)
+
+    def start(folder: Path) -> None:
+        files = FileSet(BackgroundOptions(), 1)
+        files.add_folder(folder / "new")
+        for name in ("a.pt", "b.pt"):
+            files.add(folder / "new" / name, {"weight": weight}, at_once=False)
+        save = BackgroundSave(files, partial(files.write, Channel()), 0)
+        save.begin(None, chosen=True)
+        save.start()
+
+    with pyckpt.transaction(tmp_path / "x") as folder:
+        start(folder)
+    for name in ("a.pt", "b.pt"):
+        assert torch.equal(torch.load(tmp_path / "x" / "new" / name)["weight"], weight)
+
+    def fail() -> None:
+        with pyckpt.transaction(tmp_path / "y") as folder:
+            (folder / "new" / "b.pt").mkdir(parents=True)  # so that it cannot have its name
+            start(folder)
+
+    with pytest.raises(pyckpt.CheckpointError, match=r"b\.pt"):
+        fail()
+    assert os.listdir(tmp_path) == ["x"]
