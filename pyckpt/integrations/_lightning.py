@@ -6,12 +6,12 @@ other's plugins. This module imports neither. Its classes are mixed into those o
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
@@ -264,7 +264,7 @@ class SavingCallback:
                 if callback.save_last == "link" and self.io.is_asynchronous:
                     raise _link_refused()
             if hasattr(callback, "file_exists"):
-                _count_what_is_under_way(callback)
+                callback.file_exists = partial(_is_there_or_under_way, callback)
         trainer.strategy.checkpoint_io = self.io
         if trainer.world_size > 1:
             _tell_all_ranks(trainer.strategy)
@@ -296,50 +296,39 @@ def _tell_all_ranks(strategy: Any) -> None:
     Lightning writes on rank 0, and the other ranks wait in a barrier. If rank 0 raised, they would
     wait until its process ends.
     """
-
-    def told(method: Callable[..., None]) -> Callable[..., None]:
-        return lambda *arguments, **options: _on_all_ranks(lambda: method(*arguments, **options))
-
-    def after_saves(load: Callable[..., Any]) -> Callable[..., Any]:
-        def load_checkpoint(*arguments: Any, **options: Any) -> Any:
-            _on_all_ranks(strategy.checkpoint_io.wait)
-            return load(*arguments, **options)
-
-        return load_checkpoint
-
-    _wrap(strategy, "save_checkpoint", told)
-    _wrap(strategy, "remove_checkpoint", told)
-    _wrap(strategy, "load_checkpoint", after_saves)
+    strategy.save_checkpoint = partial(_told, strategy, "save_checkpoint")
+    strategy.remove_checkpoint = partial(_told, strategy, "remove_checkpoint")
+    strategy.load_checkpoint = partial(_load_after_saves, strategy)
 
 
-def _count_what_is_under_way(model_checkpoint: Any) -> None:
-    """Makes names new that would be new if saves were not asynchronous.
+# These stand in an object's own attributes, which can be copied and pickled with it. The object may
+# be used again without pyckpt.
+
+
+def _told(strategy: Any, name: str, *arguments: Any, **options: Any) -> None:
+    """A method of the strategy, of whose error all ranks hear."""
+    _on_all_ranks(lambda: getattr(type(strategy), name)(strategy, *arguments, **options))
+
+
+def _load_after_saves(strategy: Any, *arguments: Any, **options: Any) -> Any:
+    """In place of ``strategy.load_checkpoint``."""
+    if isinstance(strategy.checkpoint_io, SavingIO):
+        _on_all_ranks(strategy.checkpoint_io.wait)
+    return type(strategy).load_checkpoint(strategy, *arguments, **options)
+
+
+def _is_there_or_under_way(model_checkpoint: Any, filepath: str, trainer: Any) -> bool:
+    """In place of ``model_checkpoint.file_exists``: what will be there counts too.
 
     Lightning adds ``-v1`` to a name if there is a file of that name. A file that is still being
     written would be replaced instead.
     """
-
-    def counting(exists: Callable[..., bool]) -> Callable[..., bool]:
-        def file_exists(filepath: str, trainer: Any) -> bool:
-            strategy = trainer.strategy
-            return exists(filepath, trainer) or bool(
-                strategy.reduce_boolean_decision(
-                    strategy.checkpoint_io.is_under_way(filepath), all=False
-                )
-            )
-
-        return file_exists
-
-    _wrap(model_checkpoint, "file_exists", counting)
-
-
-def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
-    """Wraps a method of one object, once: it may be set up for several fits."""
-    method = getattr(owner, name)
-    if not hasattr(method, "is_wrapped_by_pyckpt"):
-        wrapped: Any = functools.wraps(method)(wrapper(method))
-        wrapped.is_wrapped_by_pyckpt = True
-        setattr(owner, name, wrapped)
+    is_there: bool = type(model_checkpoint).file_exists(model_checkpoint, filepath, trainer)
+    strategy = trainer.strategy
+    if is_there or not isinstance(strategy.checkpoint_io, SavingIO):
+        return is_there
+    is_under_way = strategy.checkpoint_io.is_under_way(filepath)
+    return bool(strategy.reduce_boolean_decision(is_under_way, all=False))
 
 
 def _on_all_ranks(step: Callable[[], None]) -> None:

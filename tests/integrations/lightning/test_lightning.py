@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -19,7 +21,12 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+)
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 import pyckpt
@@ -243,6 +250,16 @@ def test_a_name_that_is_being_written_is_taken(tmp_path: Path) -> None:
         )
         names[how] = sorted(name.partition(".")[0] for name in files(tmp_path / how))
     assert names["callback, asynchronous"] == names["stock"] == ["same", "same-v1"]
+
+
+def test_callbacks_can_be_used_again_without_pyckpt(tmp_path: Path) -> None:
+    used = ModelCheckpoint(tmp_path, "x", save_last=True)
+    fit(tmp_path / "a", epochs=1, callbacks=[used, PyckptCallback(asynchronous=True)])
+    for epochs, again in enumerate(
+        (used, copy.deepcopy(used), pickle.loads(pickle.dumps(used))), 2
+    ):
+        fit(tmp_path / "b", epochs=epochs, callbacks=[again])
+        assert torch.load(tmp_path / "last.ckpt")["epoch"] == epochs - 1
 
 
 def test_urls_are_refused(tmp_path: Path) -> None:
