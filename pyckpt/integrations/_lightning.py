@@ -186,7 +186,8 @@ def _check_last(checkpoint: Mapping[str, Any], path: str, asynchronous: bool) ->
         FilenameError: It would not, and would train from scratch.
         OptionError: The same, for some time.
     """
-    for state in checkpoint.get("callbacks", {}).values():
+    callbacks = checkpoint.get("callbacks")
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
         last = state.get("last_model_path") if isinstance(state, Mapping) else None
         if not last:
             continue

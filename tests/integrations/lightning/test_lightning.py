@@ -522,6 +522,8 @@ def test_fabric(tmp_path: Path, asynchronous: bool) -> None:
     rest = fabric.load(tmp_path / "x.tgz", {"model": model, "optimizer": optimizer})
     assert rest == {"step": 3}
     assert is_equal(dict(model.state_dict()), saved)
+    fabric.save(tmp_path / "y.tgz", {"callbacks": ["any"]})  # names are the user's own
+    assert fabric.load(tmp_path / "y.tgz") == {"callbacks": ["any"]}
 
 
 # The end of the process
