@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import pyckpt
@@ -81,6 +83,7 @@ class SavingIO:
             "max_pending": max_pending,
         }
         self._under_way: list[tuple[str, Future[Any]]] = []
+        self._begun: set[Path] = set()  # all files of asynchronous saves
         self.optimizers: Sequence[Any] | None = None
         self.raises_at_teardown = True
 
@@ -97,7 +100,8 @@ class SavingIO:
     ) -> None:
         """Saves a checkpoint, or starts to. ``storage_options`` are options of ``pyckpt.save``."""
         options = {**self._options, **_known(storage_options, self._options)}
-        _check_last(checkpoint, os.fspath(path), self._asynchronous)
+        _check_last(checkpoint, os.fspath(path), self._begun)
+        _end_link(path)
         if _OF_SLURM.fullmatch(PurePath(path).name):
             _save_for_slurm(checkpoint, Path(path), options)
         elif self._asynchronous:
@@ -105,6 +109,7 @@ class SavingIO:
                 checkpoint, path, optimizers=self.optimizers, **options, **self._background
             )
             self._follow(path, pending)
+            self._begun.add(Path(path).resolve())
         else:
             pyckpt.save(checkpoint, path, **options)
 
@@ -179,8 +184,11 @@ def _known(storage_options: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:
     return storage_options
 
 
-def _check_last(checkpoint: Mapping[str, Any], path: str, asynchronous: bool) -> None:
+def _check_last(checkpoint: Mapping[str, Any], path: str, begun: Collection[Path]) -> None:
     """Checks that Lightning will find its last checkpoint, as far as the checkpoint tells.
+
+    Args:
+        begun: The files of asynchronous saves. Other links may be those of an earlier run.
 
     Raises:
         FilenameError: It would not, and would train from scratch.
@@ -193,8 +201,25 @@ def _check_last(checkpoint: Mapping[str, Any], path: str, asynchronous: bool) ->
             continue
         if last == path:
             _check_extension(path)
-        if asynchronous and last != path and Path(last).is_symlink():
+        if last != path and Path(last).is_symlink() and Path(last).resolve() in begun:
             raise _link_refused()
+
+
+def _end_link(path: str | os.PathLike[str]) -> None:
+    """Puts a file with the same contents in the place of a link, if ``path`` is one to a file.
+
+    It is one of ``save_last="link"``, in a run that has another ``save_last`` now. pyckpt.save
+    would replace the file that it leads to: another checkpoint.
+    """
+    link = Path(path)
+    if link.is_symlink() and link.is_file():
+        with TemporaryDirectory(prefix=".link.", dir=link.parent) as folder:
+            copy = Path(folder, link.name)
+            try:
+                copy.hardlink_to(link.resolve())
+            except OSError:  # a file system without hard links, or another one
+                shutil.copy2(link, copy)
+            copy.replace(link)
 
 
 def _check_extension(name: str) -> None:

@@ -231,6 +231,18 @@ def test_links_to_what_is_not_written_yet_are_refused(tmp_path: Path) -> None:
     assert pyckpt.load(tmp_path / "b" / "last.ckpt")["global_step"] == run.trainer.global_step
 
 
+@pytest.mark.parametrize("how", ["callback, asynchronous", "plugin", "plugin, asynchronous"])
+def test_a_link_that_becomes_a_file_leaves_the_other_checkpoint(tmp_path: Path, how: str) -> None:
+    kept = {"save_top_k": -1}
+    fit(tmp_path, epochs=2, saving={**kept, "save_last": "link"}, **switched_on("callback"))
+    assert os.readlink(tmp_path / "last.ckpt") == "epoch=1-step=8.ckpt"
+    fit(tmp_path, epochs=3, ckpt_path="last", saving=kept, **switched_on(how))
+    names = [*(f"epoch={epoch}-step={(epoch + 1) * STEPS}.ckpt" for epoch in range(3)), "last.ckpt"]
+    assert files(tmp_path) == names
+    steps = [torch.load(tmp_path / name)["global_step"] for name in names]
+    assert steps == [STEPS, 2 * STEPS, 3 * STEPS, 3 * STEPS]
+
+
 def test_a_name_that_is_being_written_is_taken(tmp_path: Path) -> None:
     """Lightning numbers equal names, if it sees them."""
     names = {}
