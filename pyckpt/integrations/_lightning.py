@@ -26,26 +26,19 @@ from pyckpt.paths import local_path
 from pyckpt.ranks.exchange import begin_together, together
 from pyckpt.staging.pending_saves import raise_uncollected
 from pyckpt.storage.flush import flush_folder
-from pyckpt.warn import warn
 
-__all__ = ["SavingCallback", "SavingIO", "check_version", "load_from_checkpoint"]
+__all__ = ["NEWEST_TRIED", "SavingCallback", "SavingIO", "load_from_checkpoint"]
 
 T = TypeVar("T")
 
-_NEWEST_TRIED = (2, 6)
+NEWEST_TRIED = (2, 6)
+"""The newest release of either package that this was tried with."""
+
 _PIECE_NBYTES = 16 << 20
 # What Lightning saves when Slurm is about to end the job.
 _OF_SLURM = re.compile(r"hpc_ckpt_\d+\.ckpt")
 # Callbacks that change weights between the steps of the optimizers.
 _SWAPPING = {"StochasticWeightAveraging", "WeightAveraging"}
-
-
-def check_version(package: str, version: str) -> None:
-    """Warns of a version that is newer than what was tried."""
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if found > _NEWEST_TRIED:
-        tried = ".".join(map(str, _NEWEST_TRIED))
-        warn(f"pyckpt was tried with {package} up to {tried}, and this is {version}")
 
 
 class SavingIO:

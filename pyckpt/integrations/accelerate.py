@@ -26,14 +26,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import accelerate
-from accelerate.utils import DistributedType
-from accelerate.utils.constants import OPTIMIZER_NAME
-
 import pyckpt
+from pyckpt.integrations.needed import needed
 from pyckpt.ranks.exchange import together
 from pyckpt.training.folder_save import FolderSave
 from pyckpt.warn import warn_if_untried
+
+with needed("accelerate", "huggingface"):
+    import accelerate
+    from accelerate.utils import DistributedType
+    from accelerate.utils.constants import OPTIMIZER_NAME
 
 __all__ = ["Accelerator"]
 

@@ -33,22 +33,24 @@ from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any
 
-import composer
-import composer.utils
-from composer.callbacks import CheckpointSaver
-from composer.core import Event
-from composer.utils import checkpoint, dist, reproducibility
-from composer.utils.file_helpers import is_tar
-
 import pyckpt
 from pyckpt.archive.formats import file_format, file_suffixes
 from pyckpt.errors import CheckpointError, FilenameError, OptionError, TornSaveError
+from pyckpt.integrations.needed import needed
 from pyckpt.key_paths import IgnoreKeys, without_ignored
 from pyckpt.options import BackgroundOptions, Stage
 from pyckpt.staging.lazy import distrust, is_lazy_safe
 from pyckpt.state import is_deepspeed_engine
 from pyckpt.training.first_rank import FirstRankSave, begin_on_first_rank, save_on_first_rank
 from pyckpt.warn import warn
+
+with needed("mosaicml", "composer"):
+    import composer
+    import composer.utils
+    from composer.callbacks import CheckpointSaver
+    from composer.core import Event
+    from composer.utils import checkpoint, dist, reproducibility
+    from composer.utils.file_helpers import is_tar
 
 try:
     from composer.utils.compression import is_compressed_pt

@@ -36,21 +36,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import deepspeed
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.engine import DeepSpeedEngine
-
 from pyckpt.archive.load import load
 from pyckpt.errors import OptionError
+from pyckpt.integrations.needed import needed
 from pyckpt.options import BackgroundOptions, WriteOptions
 from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
 from pyckpt.staging.pending_saves import PendingSave, raise_uncollected, wait_for_room
 from pyckpt.storage.small_files import Replacement
 from pyckpt.training.background import BackgroundSave
-from pyckpt.training.deepspeed_types import allow_deepspeed_types
 from pyckpt.training.file_set import FileSet
-from pyckpt.warn import warn
+from pyckpt.warn import warn_if_untried
+
+with needed("deepspeed", "deepspeed"):
+    import deepspeed
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    from pyckpt.training.deepspeed_types import allow_deepspeed_types
 
 __all__ = ["Attachment", "attach", "detach"]
 
@@ -101,9 +104,7 @@ def attach(
             f"this engine saves with {type(engine.checkpoint_engine).__qualname__}, which divides "
             "the files among the ranks in its own way: leave it out of DeepSpeed's configuration"
         )
-    version = tuple(map(int, deepspeed.__version__.split(".")[:2]))
-    if version > _NEWEST_TRIED:
-        warn(f"pyckpt has not been tried with DeepSpeed {deepspeed.__version__}")
+    warn_if_untried("DeepSpeed", deepspeed.__version__, _NEWEST_TRIED)
     allow_deepspeed_types()
     options = (
         BackgroundOptions(compression_level, num_threads, fsync, nice=nice)

@@ -25,21 +25,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import transformers
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
-from transformers.utils import is_sagemaker_mp_enabled, is_torch_xla_available
-
 import pyckpt
+from pyckpt.integrations.needed import check_has, needed
 from pyckpt.ranks.exchange import together
 from pyckpt.training.folder_save import FolderSave
 from pyckpt.warn import warn_if_untried
+
+with needed("transformers", "huggingface"):
+    import transformers
+    from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+    from transformers.utils import is_sagemaker_mp_enabled, is_torch_xla_available
 
 __all__ = ["CheckpointMixin", "Trainer"]
 
 _Base: Any = object  # a Trainer's class comes behind the mixin
 
 warn_if_untried("transformers", transformers.__version__, (5, 24))
+check_has(
+    transformers.Trainer,
+    "_finalize_training",
+    "_get_output_dir",
+    "_push_from_checkpoint",
+    "_save_checkpoint",
+    "_save_optimizer_and_scheduler",
+)
 
 
 @dataclass

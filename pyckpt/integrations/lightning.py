@@ -12,18 +12,21 @@ they contain, ``DeepSpeedStrategy``, and paths that are URLs, which are refused.
 
 from __future__ import annotations
 
-import lightning
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import strategies
-from lightning.pytorch.callbacks import Callback
-
 from pyckpt.integrations._lightning import (
+    NEWEST_TRIED,
     SavingCallback,
     SavingIO,
-    check_version,
     load_from_checkpoint,
 )
 from pyckpt.integrations._lightning_sharded import ShardedSaving
+from pyckpt.integrations.needed import check_has, needed
+from pyckpt.warn import warn_if_untried
+
+with needed("lightning", "lightning"):
+    import lightning
+    from lightning.fabric.plugins import CheckpointIO
+    from lightning.pytorch import strategies
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 __all__ = [
     "FSDPStrategy",
@@ -33,7 +36,8 @@ __all__ = [
     "load_from_checkpoint",
 ]
 
-check_version("lightning", lightning.__version__)
+warn_if_untried("lightning", lightning.__version__, NEWEST_TRIED)
+check_has(ModelCheckpoint, "file_exists")
 
 
 class PyckptIO(SavingIO, CheckpointIO):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import pytorch_lightning
-from lightning_fabric.plugins import CheckpointIO
-from pytorch_lightning import strategies
-from pytorch_lightning.callbacks import Callback
-
 from pyckpt.integrations._lightning import (
+    NEWEST_TRIED,
     SavingCallback,
     SavingIO,
-    check_version,
     load_from_checkpoint,
 )
 from pyckpt.integrations._lightning_sharded import ShardedSaving
+from pyckpt.integrations.needed import check_has, needed
+from pyckpt.warn import warn_if_untried
+
+with needed("pytorch-lightning", "pytorch-lightning"):
+    import pytorch_lightning
+    from lightning_fabric.plugins import CheckpointIO
+    from pytorch_lightning import strategies
+    from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 __all__ = [
     "FSDPStrategy",
@@ -23,7 +26,8 @@ __all__ = [
     "load_from_checkpoint",
 ]
 
-check_version("pytorch_lightning", pytorch_lightning.__version__)
+warn_if_untried("pytorch_lightning", pytorch_lightning.__version__, NEWEST_TRIED)
+check_has(ModelCheckpoint, "file_exists")
 
 
 class PyckptIO(SavingIO, CheckpointIO):
