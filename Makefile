@@ -11,11 +11,11 @@ CHECK_PACKAGES := clang-format clang-tidy
 SOURCES := $(sort $(shell find csrc -name '*.cc'))
 HEADERS := $(sort $(shell find csrc -name '*.h'))
 
-.PHONY: help demo test test-frameworks test-versions test-nvme test-asan test-tsan fuzz check bench bundle clean
+.PHONY: help demo test test-frameworks test-versions test-nvme test-asan test-tsan fuzz check bench bench-frameworks bundle clean
 
 help:
 	@echo "make demo | test | test-frameworks | test-versions | test-nvme | test-asan | test-tsan | fuzz | check"
-	@echo "make bench | bundle | clean"
+	@echo "make bench | bench-frameworks | bundle | clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
@@ -129,6 +129,9 @@ build/fuzz/%.o: %.cc $(HEADERS) $(wildcard fuzz/*.h)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.save
+
+bench-frameworks: .venv/installed $(patsubst %,.venv-%/installed,composer deepspeed huggingface lightning)
+	$(BIN)/python -m benchmarks.frameworks
 
 # What a machine without package registries needs beside Python, a compiler and torch.
 bundle: .venv/bin/python
