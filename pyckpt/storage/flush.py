@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["flush_folder", "flush_tree"]
+__all__ = ["flush_folder", "flush_tree", "make_folders"]
 
 
 def flush_tree(folder: Path) -> None:
@@ -25,6 +25,17 @@ def flush_tree(folder: Path) -> None:
             if stat.S_ISREG(file.lstat().st_mode):
                 _flush(file, os.O_NOFOLLOW)
         flush_folder(Path(path))
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Makes ``folder`` and its parents. Returns the folders in which a new name is: flush them."""
+    made = []
+    while not folder.exists():
+        made.append(folder)
+        folder = folder.parent
+    for one in reversed(made):
+        one.mkdir(exist_ok=True)
+    return [one.parent for one in made]
 
 
 def flush_folder(folder: Path) -> None:

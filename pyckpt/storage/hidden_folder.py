@@ -16,7 +16,7 @@ from typing import Literal
 
 from pyckpt import _core
 from pyckpt.storage.claim import Claim, sweep
-from pyckpt.storage.flush import flush_folder
+from pyckpt.storage.flush import flush_folder, make_folders
 
 __all__ = ["HiddenFolder"]
 
@@ -45,7 +45,7 @@ class HiddenFolder:
         # How the new folder got its name: there was no other, or in one step, or in two.
         self._how: Literal["named", "exchanged", "moved"] | None = None
         sweep(target.parent)
-        self._made_in = _make_parents(target.parent)
+        self._made_in = make_folders(target.parent)
         self._claim = Claim(target)
         self.path = self._claim.new
         try:
@@ -103,14 +103,3 @@ class HiddenFolder:
         elif how is not None and not os.path.lexists(self.path):
             self._target.rename(self.path)
         # Where the old folder was moved, the claim brings it back: it does so for dead processes.
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Makes ``folder`` and its parents. Returns the folders in which a new name is."""
-    made = []
-    while not folder.exists():
-        made.append(folder)
-        folder = folder.parent
-    for one in reversed(made):
-        one.mkdir(exist_ok=True)
-    return [one.parent for one in made]

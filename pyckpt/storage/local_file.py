@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyckpt import _core
 from pyckpt.errors import FilenameError
+from pyckpt.storage.flush import flush_folder, make_folders
 
 __all__ = ["LocalFile"]
 
@@ -21,6 +22,7 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made_in: list[Path] = []  # where prepare() has made folders
         # A symbolic link stays: the file that it points to is replaced.
         self._target = Path(os.path.realpath(path))
         try:
@@ -34,7 +36,10 @@ class LocalFile:
         return _core.file_sink(os.fsencode(self._target), durable)
 
     def prepare(self) -> None:
-        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._made_in += make_folders(self._target.parent)
 
     def finish(self, *, durable: bool) -> None:
-        """Nothing is left to do: the sink has flushed it."""
+        """If ``durable``, flushes the names of new folders. The sink flushes the rest."""
+        if durable:
+            for folder in self._made_in:
+                flush_folder(folder)
