@@ -95,23 +95,16 @@ class PendingSave(Future[T]):
 
     def result(self, timeout: float | None = None) -> T:
         """Waits for the result, or raises the CheckpointError that ended the save."""
-        try:
-            return super().result(timeout)
-        finally:
-            self._collect()
+        self.exception(timeout)
+        return super().result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Waits for the end of the save, and returns the error or None."""
-        try:
-            return super().exception(timeout)
-        finally:
-            self._collect()
-
-    def _collect(self) -> None:
-        if self.done():
-            with _changed:
-                if self in _uncollected:
-                    _uncollected.remove(self)
+        error = super().exception(timeout)
+        with _changed:
+            if self in _uncollected:
+                _uncollected.remove(self)
+        return error
 
 
 class Removal:
