@@ -58,7 +58,11 @@ def save_on_signal(
     """
     if not callable(save):
         raise OptionError(f"save must be a function without arguments, not {save!r}")
-    return SaveOnSignal(save, list(signals), exit_code, process_group)
+    try:
+        numbers = list(signals)
+    except TypeError:
+        raise OptionError(f"signals must be a list of signals, not {signals!r}") from None
+    return SaveOnSignal(save, numbers, exit_code, process_group)
 
 
 class SaveOnSignal:

@@ -153,6 +153,8 @@ def in_thread(function: Callable[[], Any]) -> BaseException | None:
 def test_wrong_uses() -> None:
     with pytest.raises(pyckpt.OptionError, match="a function"):
         pyckpt.save_on_signal(3)  # type: ignore[arg-type]
+    with pytest.raises(pyckpt.OptionError, match="a list of signals"):
+        pyckpt.save_on_signal(lambda: None, signals=15)  # type: ignore[arg-type]
     with pytest.raises(pyckpt.OptionError, match="with statement"):
         pyckpt.save_on_signal(lambda: None)()
     error = in_thread(pyckpt.save_on_signal(lambda: None).__enter__)
