@@ -41,7 +41,7 @@ from pyckpt.errors import OptionError
 from pyckpt.integrations.needed import needed
 from pyckpt.options import BackgroundOptions, WriteOptions
 from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
-from pyckpt.staging.pending_saves import PendingSave, raise_uncollected, wait_for_room
+from pyckpt.staging.pending_saves import PendingSave, raise_uncollected, wait_for_all
 from pyckpt.storage.small_files import Replacement
 from pyckpt.training.background import BackgroundSave
 from pyckpt.training.file_set import FileSet
@@ -147,7 +147,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Lets the engine save and load as before. Waits for a save that is under way."""
-        wait_for_room(1)
+        wait_for_all()
         if self._engine.checkpoint_engine is self._ours:
             self._engine.checkpoint_engine = self._replaced
             for name in ("save_checkpoint", "load_checkpoint", "destroy"):
@@ -167,12 +167,12 @@ class Attachment:
 
     def _load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """In place of ``engine.load_checkpoint``, with the same arguments."""
-        wait_for_room(1)  # or ``latest`` would still have the tag of the save before
+        wait_for_all()  # or ``latest`` would still have the tag of the save before
         return self._load(*args, **kwargs)
 
     def _wait_and_destroy(self) -> None:
         """In place of ``engine.destroy``, which may be followed by the end of the process group."""
-        wait_for_room(1)
+        wait_for_all()
         self._destroy()
 
 
@@ -283,7 +283,7 @@ class _PyckptEngine(CheckpointEngine):
         """
         if self._files is not None:  # of a save that Ctrl-C has ended
             self._files.close()
-        wait_for_room(1)
+        wait_for_all()
         self._channels = begin_together(call, 2 if self._is_asynchronous else 1)
         together("preparing the checkpoint", raise_uncollected, self._channels[0])
         self._files = FileSet(self._options, current_ranks().local_world_size)
