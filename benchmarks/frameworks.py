@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         _say("\n".join(wrong))
         return 1
-    _say("The last checkpoints of all ways of a framework hold the same tensors.")
+    if reports:
+        _say("The last checkpoints of all ways of a framework hold the same tensors.")
     return 0
 
 
