@@ -77,6 +77,7 @@ class CheckpointMixin(_Base):
 
     asynchronous: bool = False
 
+    control: Any
     _current: _Save | None = None
     _pending: pyckpt.PendingSave[Path] | None = None
 
@@ -129,7 +130,8 @@ class CheckpointMixin(_Base):
                 "asynchronous is not possible with push_to_hub: the upload of a checkpoint would "
                 "begin before it is written"
             )
-        return self.asynchronous
+        # Training does not go on. transformers' just-in-time checkpoint also needs it to be there.
+        return self.asynchronous and not self.control.should_training_stop
 
     def _get_output_dir(self, trial: Any) -> str:
         save = self._current

@@ -143,6 +143,33 @@ def test_a_push_begins_when_the_checkpoint_has_its_name(tmp_path: Path) -> None:
         trainer.train()
 
 
+@pytest.mark.parametrize("kind", list(TRAINERS))
+def test_a_checkpoint_just_in_time_is_there_when_its_save_returns(
+    tmp_path: Path, kind: str
+) -> None:
+    """transformers makes it when a signal says that the machine goes soon."""
+    found: list[str] = []
+
+    class Ends(TRAINERS[kind]):  # type: ignore[name-defined, misc]
+        def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+            super()._save_checkpoint(*args, **options)
+            found.extend(os.listdir(tmp_path / f"checkpoint-{self.state.global_step}"))
+
+    class Signalled(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for callback in trainer.callback_handler.callbacks:
+                if hasattr(callback, "jit_manager") and state.global_step == 3:
+                    callback.jit_manager.is_checkpoint_requested = True
+
+    trainer = make_trainer(Ends, tmp_path, enable_jit_checkpoint=True, save_strategy="no")
+    trainer.add_callback(Signalled)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= set(found)
+    assert os.listdir(tmp_path) == ["checkpoint-3"]
+    assert "checkpoint-is-incomplete.txt" not in os.listdir(tmp_path / "checkpoint-3")
+
+
 def test_save_model_is_left_alone(tmp_path: Path) -> None:
     trainer = make_trainer(huggingface.Trainer, tmp_path / "run")
     trainer.save_model(str(tmp_path / "model"))
