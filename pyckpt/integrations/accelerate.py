@@ -176,13 +176,33 @@ class Accelerator(accelerate.Accelerator):
 
 def _keep_others(folder: Path, written: Path) -> None:
     """Links the files of ``folder`` that ``written`` does not have. No rank writes any more."""
+
+    def replaced(source: str, names: list[str]) -> list[str]:
+        target = written / os.path.relpath(source, folder)
+        return [
+            name
+            for name in names
+            if os.path.lexists(target / name)
+            and not (_is_folder(Path(source, name)) and _is_folder(target / name))
+        ]
+
     if folder.is_dir():
-        shutil.copytree(folder, written, symlinks=True, copy_function=_link, dirs_exist_ok=True)
+        shutil.copytree(
+            folder,
+            written,
+            symlinks=True,
+            ignore=replaced,
+            copy_function=_link,
+            dirs_exist_ok=True,
+        )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _link(source: str, target: str) -> None:
-    if not os.path.lexists(target):
-        try:
-            os.link(source, target)
-        except OSError:  # a file system without hard links
-            shutil.copy2(source, target)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

@@ -135,6 +135,21 @@ def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
     assert training.steps(2) == expected
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_links_in_the_folder(tmp_path: Path, asynchronous: bool) -> None:
+    training = Training(Accelerator)
+    folder = training.accelerator.save_state(tmp_path / "state")
+    (folder / "optimizer.bin").rename(tmp_path / "elsewhere")
+    (folder / "optimizer.bin").symlink_to(tmp_path / "elsewhere")
+    (folder / "mine").symlink_to("nowhere")
+    training.steps(1)
+    training.accelerator.save_state(folder, asynchronous=asynchronous)
+    expected = training.steps(2)
+    training.accelerator.load_state(folder)
+    assert training.steps(2) == expected
+    assert os.readlink(folder / "mine") == "nowhere"
+
+
 def test_a_failed_save_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
