@@ -21,11 +21,13 @@ import pyckpt
 from pyckpt import _core
 from pyckpt.archive.formats import STATES_MEMBER, file_format, is_compressed
 from pyckpt.archive.reader import ArchiveReader
+from pyckpt.integrations._lightning_sharded import ShardedSaving
 from pyckpt.options import BackgroundOptions
 from pyckpt.paths import local_path
 from pyckpt.ranks.exchange import begin_together, together
 from pyckpt.staging.pending_saves import raise_uncollected
 from pyckpt.storage.flush import flush_folder
+from pyckpt.warn import warn
 
 __all__ = ["NEWEST_TRIED", "SavingCallback", "SavingIO", "load_from_checkpoint"]
 
@@ -284,6 +286,7 @@ class SavingCallback:
                     raise _link_refused()
             if hasattr(callback, "file_exists"):
                 callback.file_exists = partial(_is_there_or_under_way, callback)
+        _warn_of_own_ways(trainer.strategy)
         trainer.strategy.checkpoint_io = self.io
         if trainer.world_size > 1:
             _tell_all_ranks(trainer.strategy)
@@ -307,6 +310,24 @@ class SavingCallback:
         """
         self.io.optimizers = None
         _on_all_ranks(self.io.wait)
+
+
+def _warn_of_own_ways(strategy: Any) -> None:
+    """Warns if the strategy will not ask its CheckpointIO to save."""
+    names = [kind.__name__ for kind in type(strategy).__mro__]
+    if "DeepSpeedStrategy" in names:
+        warn(
+            f"{names[0]} lets DeepSpeed save, not pyckpt: give trainer.strategy.deepspeed_engine "
+            "to pyckpt.integrations.deepspeed.attach in on_fit_start of a callback"
+        )
+    elif not isinstance(strategy, ShardedSaving) and (
+        getattr(strategy, "_state_dict_type", None) == "sharded"
+        or getattr(strategy, "_save_distributed_checkpoint", False)
+    ):
+        warn(
+            f"{names[0]} saves shards by itself, not through pyckpt: take the strategy of this "
+            "name from pyckpt.integrations.lightning or .pytorch_lightning"
+        )
 
 
 def _tell_all_ranks(strategy: Any) -> None:

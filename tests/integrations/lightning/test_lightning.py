@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 import pyckpt
+import pyckpt.integrations.lightning as integration
 from pyckpt.integrations.lightning import PyckptCallback, PyckptIO, load_from_checkpoint
 from tests.integrations.lightning.training import (
     EPOCHS,
@@ -272,6 +274,21 @@ def test_callbacks_can_be_used_again_without_pyckpt(tmp_path: Path) -> None:
     ):
         fit(tmp_path / "b", epochs=epochs, callbacks=[again])
         assert torch.load(tmp_path / "last.ckpt")["epoch"] == epochs - 1
+
+
+@pytest.mark.parametrize("module", [lightning.pytorch.strategies, integration])
+def test_strategies_that_ask_no_plugin_are_warned_of(module: Any) -> None:
+    sharded = {"data_parallel_size": 1, "tensor_parallel_size": 1}
+    for options in ({}, {"save_distributed_checkpoint": False}):
+        strategy = module.ModelParallelStrategy(**sharded, **options)
+        trainer = lightning.Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            PyckptCallback().setup(trainer, Net(), "fit")
+        is_stock = module is not integration
+        assert [str(one.message)[:38] for one in caught] == (
+            ["ModelParallelStrategy saves shards by "] if is_stock and not options else []
+        )
 
 
 def test_urls_are_refused(tmp_path: Path) -> None:
