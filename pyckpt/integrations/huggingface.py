@@ -81,6 +81,16 @@ class CheckpointMixin(_Base):
     _current: _Save | None = None
     _pending: pyckpt.PendingSave[Path] | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        order = cls.__mro__
+        is_trainer = transformers.Trainer in order
+        if is_trainer and order.index(CheckpointMixin) > order.index(transformers.Trainer):
+            raise TypeError(  # its methods would never be called
+                f"CheckpointMixin goes in front of the Trainer's class: class {cls.__name__}"
+                f"(CheckpointMixin, {cls.__bases__[0].__name__})"
+            )
+
     def wait_for_checkpoint(self) -> None:
         """Waits until the last checkpoint is there, and those are gone that it replaces.
 

@@ -170,6 +170,11 @@ def test_a_checkpoint_just_in_time_is_there_when_its_save_returns(
     assert "checkpoint-is-incomplete.txt" not in os.listdir(tmp_path / "checkpoint-3")
 
 
+def test_the_mixin_goes_in_front() -> None:
+    with pytest.raises(TypeError, match=r"class Wrong\(CheckpointMixin, Seq2SeqTrainer\)"):
+        type("Wrong", (transformers.Seq2SeqTrainer, huggingface.CheckpointMixin), {})
+
+
 def test_save_model_is_left_alone(tmp_path: Path) -> None:
     trainer = make_trainer(huggingface.Trainer, tmp_path / "run")
     trainer.save_model(str(tmp_path / "model"))
