@@ -164,7 +164,7 @@ clean:
 .venv/installed-test: .venv/installed tests/requirements-composer.txt
 	sh scripts/system-packages $(TEST_PACKAGES)
 	$(PIP) "deepspeed>=0.14" backports.zstd hypothesis pytest pytest-timeout pytest-xdist coolname "importlib-metadata<9" \
-	    packaging pillow "psutil<8" py-cpuinfo "pyyaml<7" "requests<3" "tqdm<5"
+	    packaging pillow "psutil<8" py-cpuinfo "pyyaml<7" "requests<3" "tqdm<5" boto3 fsspec "moto[server]"
 	$(PIP) --no-deps -r tests/requirements-composer.txt
 	touch $@
 

@@ -1,4 +1,4 @@
-"""What a path means: a file of this machine. URLs are refused, ``~`` is the user's folder."""
+"""What a path means: a file of this machine, no URL. ``~`` is the user's folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any
 
 from pyckpt.errors import FilenameError
 
-__all__ = ["check_is_local", "expand_user", "local_path", "path_text"]
+__all__ = ["check_is_local", "expand_user", "is_url", "local_path", "path_text"]
 
-# pathlib makes one slash of two.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+# pathlib makes one slash of two. Some libraries chain protocols: "simplecache::s3://".
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*:/")
+
+
+def is_url(path: str) -> bool:
+    """Whether ``path`` looks like a URL, and so is no file of this machine."""
+    return _URL.match(path) is not None
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -45,10 +50,9 @@ def check_is_local(path: str) -> None:
     """
     if not path:
         raise FilenameError("the path is empty", path=path)
-    if _URL.match(path):
+    if is_url(path):
         raise FilenameError(
-            f"{path!r} is a URL, and pyckpt writes and reads files of this machine alone: save to "
-            "a file and copy that",
+            f"{path!r} is a URL, and this takes files of this machine alone: see docs/stores.md",
             path=path,
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyckpt.errors import CheckpointError, SaveInProgressError
+from pyckpt.paths import is_url
 from pyckpt.staging.latch import Latch
 
 __all__ = [
@@ -110,7 +111,7 @@ class PendingSave(Future[T]):
 class Removal:
     """A removal of a file or folder that is under way, until ``end()``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self._name = _own_name(path)
         with _changed:
             _removals.append(self)
@@ -127,18 +128,21 @@ class Removal:
             _changed.notify_all()
 
 
-def _own_name(path: Path) -> str:
-    """The path with all links resolved, but for one that is its last part."""
-    return str(Path(os.path.realpath(path.parent), path.name))
+def _own_name(path: str | Path) -> str:
+    """The path with all links resolved, but for one that is its last part. A URL is itself."""
+    text = os.fspath(path)
+    if is_url(text):
+        return text
+    return str(Path(os.path.realpath(Path(text).parent), Path(text).name))
 
 
-def begin(pending: PendingSave[Any], paths: Iterable[Path]) -> None:
+def begin(pending: PendingSave[Any], paths: Iterable[str | Path]) -> None:
     """Counts a save as under way, until it ends.
 
     Args:
         paths: The files that this process writes.
     """
-    pending._files = frozenset(map(os.path.realpath, paths))
+    pending._files = frozenset(map(_identity, paths))
     with _changed:
         _running.append(pending)
 
@@ -196,13 +200,13 @@ def wait_for_all() -> None:
         _changed.wait_for(lambda: not _running and not _removals)
 
 
-def wait_for_file(path: Path) -> None:
+def wait_for_file(path: str | Path) -> None:
     """Waits until no save under way writes ``path``, and no removal under way takes it away.
 
     Else they would replace, or remove, what comes later. Not for the threads of saves, which take
     turns with removals.
     """
-    file, name = os.path.realpath(path), _own_name(path)
+    file, name = _identity(path), _own_name(path)
     with _changed:
         _changed.wait_for(
             lambda: (
@@ -316,6 +320,12 @@ def _what_is_left(seconds: float) -> str:
 
 # Not atexit: its functions are called only after all threads have been joined.
 threading._register_atexit(_wait_at_exit)  # type: ignore[attr-defined]
+
+
+def _identity(path: str | Path) -> str:
+    """A text that is equal for paths of one file. A URL is itself."""
+    text = os.fspath(path)
+    return text if is_url(text) else os.path.realpath(text)
 
 
 def _forget() -> None:

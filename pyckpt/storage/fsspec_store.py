@@ -1,0 +1,101 @@
+"""Objects in whatever fsspec opens."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import fsspec
+
+from pyckpt.errors import OptionError
+from pyckpt.storage.fsspec_upload import FsspecUpload, reported
+from pyckpt.storage.store import ObjectInfo, UnfinishedUpload
+from pyckpt.storage.urls import Url
+
+__all__ = ["FsspecStore"]
+
+_ETAGS = ("ETag", "etag", "md5", "content_md5", "oid", "created", "mtime")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+
+
+class FsspecStore:
+    """See :class:`pyckpt.storage.store.Store`. The options are those of the file system's class.
+
+    It tries again as often as that class does.
+
+    Raises:
+        OptionError: The options are wrong.
+    """
+
+    def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
+        # An instance of its own, because a transaction is a state of the instance.
+        own = {"skip_instance_cache": True, "use_listings_cache": False, **options}
+        try:
+            with reported("connecting to", url):
+                self._fs: Any = fsspec.filesystem(url.scheme, **own)
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"the file system of {url.scheme}:// cannot be made: {error}") from (
+                error
+            )
+
+    def stat(self, url: Url) -> ObjectInfo:
+        with reported("looking at", url):
+            info = self._fs.info(str(url))
+            if info.get("type") == "directory":
+                raise FileNotFoundError(errno.ENOENT, "it is a folder, and no object", url)
+            return _object_info(url, info)
+
+    def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
+        if etag is not None and self.stat(url).etag != etag:
+            raise OSError(errno.ESTALE, "it was replaced", url)
+        with reported("reading", url):
+            data: bytes = self._fs.cat_file(str(url), start=start, end=end)
+            return data
+
+    def list(self, prefix: Url) -> Iterator[ObjectInfo]:
+        folder = prefix.rpartition("/")[0] + "/"
+        with reported("listing", prefix):
+            try:
+                found: dict[str, Any] = self._fs.find(folder, detail=True)
+            except FileNotFoundError:
+                return
+            start = self._fs._strip_protocol(prefix.rstrip("/"))
+            for path in sorted(found):
+                if path.startswith(start):
+                    url = Url(f"{prefix.scheme}://{path.lstrip('/')}")
+                    yield _object_info(url, found[path])
+
+    def remove(self, url: Url) -> bool:
+        with reported("removing", url):
+            try:
+                self._fs.rm_file(str(url))
+            except FileNotFoundError:
+                return False
+            return True
+
+    def open_upload(self, url: Url) -> FsspecUpload:
+        return FsspecUpload(self._fs, url)
+
+    def unfinished(self, prefix: Url) -> Iterator[UnfinishedUpload]:
+        """None: fsspec lists no uploads. What is unfinished expires by the store's own rules."""
+        return iter(())
+
+    def abort(self, upload: UnfinishedUpload) -> None:
+        """There is none."""
+
+
+def _object_info(url: Url, info: Mapping[str, Any]) -> ObjectInfo:
+    etag = next((str(info[name]) for name in _ETAGS if info.get(name) is not None), None)
+    time = next((info[name] for name in _TIMES if info.get(name) is not None), None)
+    return ObjectInfo(url, int(info.get("size") or 0), etag, _seconds(time))
+
+
+def _seconds(time: Any) -> float | None:
+    try:
+        if isinstance(time, str):
+            time = datetime.fromisoformat(time.replace("Z", "+00:00"))
+        return float(time.timestamp() if isinstance(time, datetime) else time)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,116 @@
+"""Objects in S3, and in what speaks its protocol."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from pyckpt.storage.parts import IN_FLIGHT
+from pyckpt.storage.s3_client import new_client, send
+from pyckpt.storage.s3_upload import S3Upload
+from pyckpt.storage.store import ObjectInfo, UnfinishedUpload
+from pyckpt.storage.urls import Url
+
+__all__ = ["S3Store"]
+
+T = TypeVar("T")
+
+
+class S3Store:
+    """See :class:`pyckpt.storage.store.Store`.
+
+    Raises:
+        OptionError: An option is unknown or wrong.
+    """
+
+    def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
+        extra = options.get("s3_additional_kwargs") or {}
+        self._extra: dict[str, Any] = dict(extra)
+        self._client = new_client(options, IN_FLIGHT + 1)
+
+    def stat(self, url: Url) -> ObjectInfo:
+        head = self._send("looking at", url, lambda: self._client.head_object(**_place(url)))
+        return ObjectInfo(
+            url, int(head["ContentLength"]), head.get("ETag"), head["LastModified"].timestamp()
+        )
+
+    def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
+        if start >= end:
+            return b""
+        condition = {} if etag is None else {"IfMatch": etag}
+
+        def read() -> bytes:
+            place = {**_place(url), **condition, "Range": f"bytes={start}-{end - 1}"}
+            answer = self._client.get_object(**place)
+            data: bytes = answer["Body"].read()
+            return data
+
+        return self._send("reading", url, read)
+
+    def list(self, prefix: Url) -> Iterator[ObjectInfo]:
+        more: dict[str, Any] = {}
+        while True:
+            page = self._page("listing", prefix, self._client.list_objects_v2, more)
+            for one in page.get("Contents", ()):
+                url = _url(prefix, one["Key"])
+                modified = one["LastModified"].timestamp()
+                yield ObjectInfo(url, int(one["Size"]), one.get("ETag"), modified)
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def remove(self, url: Url) -> bool:
+        try:
+            self.stat(url)  # a DELETE does not tell
+        except FileNotFoundError:
+            return False
+        self._send("removing", url, lambda: self._client.delete_object(**_place(url)))
+        return True
+
+    def open_upload(self, url: Url) -> S3Upload:
+        return S3Upload(self._client, url, self._extra)
+
+    def unfinished(self, prefix: Url) -> Iterator[UnfinishedUpload]:
+        more: dict[str, Any] = {}
+        while True:
+            page = self._page(
+                "listing the uploads of", prefix, self._client.list_multipart_uploads, more
+            )
+            for one in page.get("Uploads", ()):
+                started = one["Initiated"].timestamp()
+                yield UnfinishedUpload(_url(prefix, one["Key"]), one["UploadId"], started)
+            if not page.get("IsTruncated"):
+                return
+            more = {
+                "KeyMarker": page["NextKeyMarker"],
+                "UploadIdMarker": page["NextUploadIdMarker"],
+            }
+
+    def abort(self, upload: UnfinishedUpload) -> None:
+        place = {**_place(upload.url), "UploadId": upload.id}
+        try:
+            self._send(
+                "aborting the upload of",
+                upload.url,
+                lambda: self._client.abort_multipart_upload(**place),
+            )
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # it has ended meanwhile
+                raise
+
+    def _page(self, doing: str, prefix: Url, listing: Any, more: Mapping[str, Any]) -> Any:
+        return self._send(
+            doing, prefix, lambda: listing(Bucket=prefix.bucket, Prefix=prefix.key, **more)
+        )
+
+    def _send(self, doing: str, url: Url, request: Callable[[], T]) -> T:
+        return send(request, url, doing)
+
+
+def _place(url: Url) -> dict[str, str]:
+    return {"Bucket": url.bucket, "Key": url.key}
+
+
+def _url(prefix: Url, key: str) -> Url:
+    return Url(f"{prefix.scheme}://{prefix.bucket}/{key}")
