@@ -70,10 +70,13 @@ class Parts:
             self._part.write(piece[:room])
             piece = piece[room:]
 
-    def only_part(self) -> io.BytesIO | None:
-        """All bytes, if they are less than a part or just one, and none is handed over."""
-        if self._count:
-            return None
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part is handed over."""
+        return self._count > 0
+
+    def only_part(self) -> io.BytesIO:
+        """A file of all bytes, if no part is handed over. It stands at its start. Call it once."""
         self._part.truncate()
         self._part.seek(0)
         return self._part

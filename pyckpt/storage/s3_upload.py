@@ -75,7 +75,7 @@ class S3Upload:
 
     def seal(self, nbytes: int) -> None:
         assert self._parts is not None
-        if self._id is not None or self._parts.only_part() is None:
+        if self._id is not None or self._parts.has_begun:
             self._parts.finish()
 
     def commit(self, keep_previous: bool) -> None:
@@ -141,8 +141,8 @@ class S3Upload:
 
     def _put(self) -> str | None:
         """Uploads all in one request. Returns the version of the object, if it has one."""
-        part = self._parts.only_part() if self._parts is not None else None
-        assert part is not None
+        assert self._parts is not None
+        part = self._parts.only_part()
         arguments = {**self._marked(), "Body": part, **self._checksum(part)}
         return _version(self._send("uploading", "put_object", arguments))
 
