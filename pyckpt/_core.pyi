@@ -60,6 +60,12 @@ def ordered_sink(write: Callable[[memoryview], object]) -> Sink:
     ``write`` takes all of a piece, or raises. The memory is valid during the call.
     """
 
+def upload_sink(upload: object) -> Sink:
+    """Calls the methods of ``upload``, which are those of a sink.
+
+    It gets the bytes as ``write`` of ``ordered_sink`` does. See pyckpt.storage.store.Upload.
+    """
+
 class ArchiveWriter:
     def __init__(
         self,

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +20,7 @@ from pyckpt.archive.trial import measure
 from pyckpt.archive.verify import Report, verify
 from pyckpt.errors import CheckpointError, CorruptArchiveError
 from pyckpt.sharded.archive_sets import add_set_problems
+from pyckpt.storage.sweep import age_seconds, sweep
 from pyckpt.terminal import printable
 
 __all__ = ["main"]
@@ -46,6 +48,7 @@ examples:
   pyckpt convert ckpts/ba000042-rank0.tar.gz archive/ba000042-rank0.tar.lzma
   pyckpt save weights.pt weights.tar.bz2
   pyckpt bench --nbytes 200000000
+  pyckpt sweep s3://bucket/run/ --older-than 36h
 """
 
 
@@ -136,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--nbytes", type=int, default=100_000_000, help="of float32 noise (default: %(default)s)")
     add("--folder", type=Path, default=Path(), help="where to write (default: the current folder)")
     add("--json", action="store_true")
+
+    add = command("sweep", _sweep, "abort uploads to a store that killed processes have left")
+    add("prefix", help="what their URLs begin with: s3://bucket/run/")
+    add("--older-than", default="1d", help="in s, m, h or d: longer than any save takes (1d)")
+    add("-n", "--dry-run", action="store_true", help="only list them")
     return parser
 
 
@@ -314,4 +322,12 @@ def _bench(options: argparse.Namespace) -> int:
             f"{name:12} save {result['save_seconds']:8.3f} s  load {result['load_seconds']:8.3f} s"
             f"  {result['file_nbytes'] / options.nbytes:7.1%} of {options.nbytes:,} bytes"
         )
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    age = age_seconds(options.older_than)
+    for upload in sweep(options.prefix, older_than=age, dry_run=options.dry_run):
+        began = datetime.fromtimestamp(upload.started).isoformat(sep=" ", timespec="seconds")
+        _print(printable(f"{upload.url}, begun {began}"))
     return 0

@@ -1,4 +1,4 @@
-"""Paths: files of this machine, and nothing else."""
+"""Paths: files of this machine. What takes URLs too is in tests/storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import nn
 import pyckpt
 from pyckpt.paths import expand_user, local_path
 
-URLS = ["s3://bucket/x.pt", "gs://b/{run_name}/x.tar", "hf://u/x", "file:///x", "MemoRy://x"]
+URLS = [
+    *("s3://bucket/x.pt", "gs://b/{run_name}/x.tar", "hf://u/x", "file:///x", "MemoRy://x"),
+    "simplecache::s3://bucket/x",
+]
 
 
 @pytest.mark.parametrize("path", ["x.pt", "./a b/x", "/x", "a:b/x", "2024-01-01T10:00/x", "~x/y~"])
@@ -59,8 +62,14 @@ CALLS = {
 }
 
 
+NO_PATHS = [
+    *("nix://bucket/x.pt", "nix:/bucket/x.pt", "x::s3://bucket/x.pt", PurePosixPath(URLS[0])),
+    *("s3://bucket/", "s3://x.pt", "s3://bucket/\0.pt", "file://x/y.pt", "", b"x.tar", None),
+]
+
+
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("path", [URLS[0], PurePosixPath(URLS[0]), "", b"x.tar", None])
+@pytest.mark.parametrize("path", NO_PATHS)
 def test_every_function_refuses_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, path: Any
 ) -> None:

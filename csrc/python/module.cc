@@ -19,6 +19,7 @@
 #include "container/tar_format.h"
 #include "python/by_type.h"
 #include "python/reader.h"
+#include "python/upload_sink.h"
 #include "write/archive_writer.h"
 #include "write/exchange_names.h"
 #include "write/file_sink.h"
@@ -258,6 +259,7 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("path"), py::arg("durable"));
   m.def("ordered_sink", &pyckpt::NewOrderedSink, py::arg("write"));
+  m.def("upload_sink", &pyckpt::NewUploadSink, py::arg("upload"));
 
   py::class_<ArchiveWriter>(m, "ArchiveWriter")
       .def(py::init([](std::shared_ptr<pyckpt::Sink> sink, const Format* format, bool tar,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 from pyckpt.archive import writer
@@ -19,6 +18,9 @@ from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
 from pyckpt.staging.pending_saves import wait_for_file
 from pyckpt.storage.file_object import OutputFile, is_file_object
+from pyckpt.storage.remote_object import target_at
+from pyckpt.storage.target import Target
+from pyckpt.storage.urls import Location, StorageOptions, location
 
 __all__ = ["ArchiveWriter", "saving"]
 
@@ -43,10 +45,11 @@ class ArchiveWriter:
     Only one thread at a time may use it.
 
     Args:
-        f: The file; its suffix decides the format, as in ``save``. ``write()`` makes its folder. Or
-            a file object, which ``write()`` writes to, and in which all stays that was written.
+        f: The file or the URL; its suffix decides the format, as in ``save``. ``write()`` makes its
+            folder. Or a file object, which ``write()`` writes to, and in which all stays that was
+            written.
         format: As in ``save``.
-        compression_level, num_threads, fsync, progress: As in ``save``.
+        compression_level, num_threads, fsync, progress, storage_options: As in ``save``.
 
     Raises:
         FilenameError: The suffix is unknown, or the path exists and is not a regular file.
@@ -66,21 +69,26 @@ class ArchiveWriter:
         num_threads: int | None = None,
         fsync: bool = True,
         progress: ProgressHook = False,
+        storage_options: StorageOptions = None,
     ) -> None:
         options = WriteOptions(compression_level, num_threads, fsync, progress)
-        target: Path | OutputFile
-        if is_file_object(f, "write"):
+        target: Target
+        self._path: Location
+        self._has_name = not is_file_object(f, "write")
+        if not self._has_name:
             kind = TORCH_FILE if format is None else suffix_format(format)
             target = OutputFile(f)
             self._path = target.path
+            if storage_options:
+                raise OptionError("storage_options are for URLs, and not for file objects")
         else:
             if format is not None:
                 raise OptionError(
                     "format is for file objects: the suffix of a path says its format"
                 )
-            target = self._path = local_path(f)  # type: ignore[arg-type]
+            self._path = location(f)  # type: ignore[arg-type]
             kind = file_format(self._path)
-        self._is_local = target is self._path
+            target = target_at(self._path, storage_options)
         self._is_tar = kind.is_tar
         self._names = MemberNames()
         self._has_one = False
@@ -95,8 +103,8 @@ class ArchiveWriter:
         self.abandon()
 
     @property
-    def path(self) -> Path:
-        """The file."""
+    def path(self) -> Location:
+        """The file, or the URL."""
         return self._path
 
     @property
@@ -186,7 +194,7 @@ class ArchiveWriter:
             raise OptionError(f"there is no place of {name!r} in {self._path}") from None
 
     def write(self) -> int:
-        """Writes all members to a hidden file, or to the file object. Returns the size.
+        """Writes all members to a hidden file, an upload or the file object. Returns the size.
 
         An asynchronous save of the same file, which is under way, is finished first.
         """
@@ -195,14 +203,14 @@ class ArchiveWriter:
         with saving(self._path):
             self._require("planned")
             self._state = "failed"
-            if self._is_local:
+            if self._has_name:
                 wait_for_file(self._path)  # else it would replace this newer file
             nbytes = self._writer.write()
             self._state = "written"
         return nbytes
 
     def commit(self) -> None:
-        """Gives the hidden file its name. A file that was there is replaced."""
+        """Gives the hidden file its name, or lets the object appear. What was there is replaced."""
         with saving(self._path):
             self._require("written")
             self._writer.commit()
@@ -250,7 +258,7 @@ class ArchiveWriter:
 
 
 @contextmanager
-def saving(path: Path) -> Iterator[None]:
+def saving(path: Location) -> Iterator[None]:
     """Makes errors of a save CheckpointErrors that name the file, except Ctrl-C and the like."""
     try:
         yield

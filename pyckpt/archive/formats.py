@@ -10,9 +10,11 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from pyckpt import _core
 from pyckpt.errors import FilenameError, OptionError
+from pyckpt.storage.urls import Location
 
 __all__ = [
     "STATES_MEMBER",
@@ -31,6 +33,8 @@ __all__ = [
     "tar_suffixes",
     "usual_suffixes",
 ]
+
+L = TypeVar("L", bound=Location)
 
 STATES_MEMBER = "composer_states.pt"
 """The name of the member that holds the object. Composer uses the same."""
@@ -95,7 +99,7 @@ def suffix_format(suffix: str) -> FileFormat:
     return file_format(Path(f"x{suffix}"))
 
 
-def file_format(path: Path) -> FileFormat:
+def file_format(path: Location) -> FileFormat:
     """The format that a file's name asks for.
 
     Raises:
@@ -125,7 +129,7 @@ def promises_archive(path: Path) -> bool:
     return found != TORCH_FILE or path.name.endswith(_TORCH_SUFFIXES)
 
 
-def archive_format(path: Path) -> _core.Format | None:
+def archive_format(path: Location) -> _core.Format | None:
     """The tar format of this file name, or None for one file of torch.save.
 
     Raises:
@@ -191,8 +195,9 @@ def match_suffix(name: str, suffixes: list[str]) -> str | None:
     return None
 
 
-def add_tar_suffix(path: Path, suffixes: list[str]) -> Path:
+def add_tar_suffix(path: L, suffixes: list[str]) -> L:
     """``path`` itself if it ends with one of ``suffixes``, else ``path`` with ``.tar`` appended."""
     if match_suffix(path.name, suffixes) is not None:
         return path
-    return path.with_name(path.name + TAR_SUFFIX)
+    named: L = path.with_name(path.name + TAR_SUFFIX)  # type: ignore[assignment]  # of the same type
+    return named

@@ -9,6 +9,7 @@ from typing import IO, Any
 from pyckpt.archive.assembly import ArchiveWriter
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.progress import ProgressHook
+from pyckpt.storage.urls import StorageOptions
 from pyckpt.torch_format.torch_arguments import check_save_arguments
 
 __all__ = ["save"]
@@ -28,11 +29,16 @@ def save(
     fsync: bool = True,
     member: str = STATES_MEMBER,
     progress: ProgressHook = False,
+    storage_options: StorageOptions = None,
 ) -> None:
     """Saves any object that torch.save can save, and takes the arguments of torch.save.
 
     The suffix of a path decides the format. The file under the path is replaced as a whole or not
     at all. Folders are created.
+
+    A URL, such as ``"s3://bucket/run/x.tar.gz"``, names an object in a store. It is uploaded while
+    it is compressed, with no copy on a disk, and appears as a whole or not at all: see
+    docs/stores.md.
 
     A file object gets the format of ``format``, piece by piece from where it stands, on the thread
     that calls. It need not seek, so it may be a pipe or a socket. After an error, what was written
@@ -43,7 +49,7 @@ def save(
 
     Args:
         obj: Its tensors are read in place and must not change during the call.
-        f: A path, or a binary file object: anything with ``write(bytes)``.
+        f: A path, a URL, or a binary file object: anything with ``write(bytes)``.
         pickle_module: As in torch.save; only Python's pickle.
         pickle_protocol: As in torch.save; only 2.
         format: The suffix that says what a file object gets, such as ``".tar.gz"``. None means
@@ -58,6 +64,7 @@ def save(
         member: The name of the member inside a tar.
         progress: True shows a bar. A function is called with the bytes done and the total, about 20
             times a second. Both only on rank 0.
+        storage_options: For URLs: what the store's client is told besides the environment.
 
     Raises:
         CheckpointError: The file could not be written, or an argument is wrong
@@ -73,6 +80,7 @@ def save(
         num_threads=num_threads,
         fsync=fsync,
         progress=progress,
+        storage_options=storage_options,
     ) as writer:
         writer.add_object(member, obj)
         writer.write()

@@ -18,6 +18,7 @@ from pyckpt.options import WriteOptions
 from pyckpt.progress import reporting
 from pyckpt.storage.local_file import LocalFile
 from pyckpt.storage.target import Target
+from pyckpt.storage.urls import Location
 from pyckpt.torch_format.mmap_guard import guarded
 from pyckpt.torch_format.records import Reader, Record
 from pyckpt.torch_format.serialize import serialize
@@ -52,7 +53,8 @@ Content = list[Record] | tuple[Segment, ...] | bytes | Path | None
 class ArchiveWriter:
     """Writes one archive in two steps: all bytes to a sink, then the commit.
 
-    For a file of this machine, the sink is a hidden file, and the commit is the rename.
+    For a file of this machine, the sink is a hidden file, and the commit is the rename. For an
+    object in a store, the sink is an upload, and the commit lets the object appear.
 
     Add members, call ``write()``, then ``commit()``. ``abandon()`` is allowed at any time before
     ``commit()``. Used as a context manager, it abandons what was not committed. Only one thread at
@@ -81,7 +83,7 @@ class ArchiveWriter:
         writers_on_node: int = 1,
         kind: FileFormat | None = None,
     ) -> None:
-        path = target if isinstance(target, Path) else target.path
+        path: Location = target if isinstance(target, Path) else target.path
         kind = kind or file_format(path)
         self.path = path
         self._target = LocalFile(target) if isinstance(target, Path) else target
@@ -240,10 +242,10 @@ class ArchiveWriter:
         self._given_up = True
 
     def commit(self, *, keep_previous: bool = False) -> None:
-        """Renames the new file to its target.
+        """Renames the new file to its target, or lets the object appear.
 
         With ``keep_previous``, the previous file is kept until ``keep()``, and ``restore()`` can
-        bring it back.
+        bring it back. A previous object cannot be brought back, unless its bucket has versions.
         """
         self._writer.commit(keep_previous)
 
@@ -296,7 +298,7 @@ def _deflates(kind: FileFormat, level: int | None) -> bool:
     return not kind.is_tar and kind.row is None and level not in (None, 0)
 
 
-def _level(path: Path, kind: FileFormat, level: int | None) -> int:
+def _level(path: Location, kind: FileFormat, level: int | None) -> int:
     row = kind.row
     if not kind.is_tar and row is None and level is not None:
         row = deflate_format()

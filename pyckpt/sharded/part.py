@@ -15,6 +15,7 @@ from pathlib import Path
 from pyckpt.archive import members
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.errors import CorruptArchiveError
+from pyckpt.storage.urls import Location
 
 __all__ = ["METADATA", "Part", "find_part"]
 
@@ -40,10 +41,11 @@ class Part:
     files: tuple[str, ...]
 
     @classmethod
-    def of(cls, save_id: str, rank: int, paths: Sequence[Path]) -> Part:
+    def of(cls, save_id: str, rank: int, paths: Sequence[Location]) -> Part:
         """The part that ``rank`` writes. ``paths`` are those of all ranks."""
-        folder = paths[rank].absolute().parent
-        files = tuple(os.path.relpath(path.absolute(), folder) for path in paths)
+        absolute = [_absolute(path) for path in paths]
+        folder = absolute[rank].parent
+        files = tuple(os.path.relpath(path, folder) for path in absolute)
         return cls(save_id, rank, files)
 
     @property
@@ -71,6 +73,11 @@ class Part:
         if not fits or not all(isinstance(one, str) for one in files) or not 0 <= rank < len(files):
             raise ValueError("no description of an archive")
         return cls(save_id, rank, tuple(files))
+
+
+def _absolute(path: Location) -> Path:
+    """Where an archive is: from the root of the file system, or as if all stores were in one."""
+    return path.absolute() if isinstance(path, Path) else Path("/", *path.split("://", 1))
 
 
 def find_part(reader: ArchiveReader) -> Part | None:

@@ -11,7 +11,6 @@ import pickle
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from pyckpt.sharded.members import add_shards
 from pyckpt.sharded.merge import packed_outline, with_merged_groups
 from pyckpt.sharded.part import METADATA, Part
 from pyckpt.sharded.planning import plan_together
+from pyckpt.storage.urls import Location
 from pyckpt.tensor_kinds import PLAIN_TENSORS
 from pyckpt.torch_format.records import Record
 
@@ -39,7 +39,7 @@ _COLLECTING = "collecting the training state"
 def add_sharded_state(
     writer: ArchiveWriter,
     tree: Mapping[str, Any],
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     staged: Callable[[Record], Record],
     channel: Channel,
     *,

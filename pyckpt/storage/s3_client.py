@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -60,6 +61,7 @@ def new_client(options: Mapping[str, Any], connections: int) -> Any:
             f"storage_options of s3:// cannot have {', '.join(map(repr, unknown))}: "
             f"they are {', '.join(_OPTIONS)}"
         )
+    settings: Mapping[str, Any] = options.get("config_kwargs") or {}
     arguments: dict[str, Any] = {
         "aws_access_key_id": options.get("key"),
         "aws_secret_access_key": options.get("secret"),
@@ -71,7 +73,8 @@ def new_client(options: Mapping[str, Any], connections: int) -> Any:
         "max_pool_connections": connections,
         "connect_timeout": _CONNECT_SECONDS,
         "read_timeout": _READ_SECONDS,
-        **(options.get("config_kwargs") or {}),
+        **settings,
+        "s3": {**_signing(arguments["endpoint_url"]), **(settings.get("s3") or {})},
         # Requests are sent again by pyckpt.storage.retries, which can be stopped.
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
@@ -82,6 +85,18 @@ def new_client(options: Mapping[str, Any], connections: int) -> Any:
         return session.create_client("s3", config=Config(**config), **arguments)
     except (failures.BotoCoreError, TypeError, ValueError) as error:
         raise OptionError(f"no client of S3 can be made: {error}") from error
+
+
+def _signing(endpoint: str | None) -> dict[str, Any]:
+    """Leaves the SHA-256 of parts out where TLS protects them: it costs more than all the rest.
+
+    The header with the checksum of a part is signed in any case.
+    """
+    endpoint = (
+        endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    is_plain = endpoint is not None and endpoint.lower().startswith("http://")
+    return {} if is_plain else {"payload_signing_enabled": False}
 
 
 def send(

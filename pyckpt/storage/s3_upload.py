@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from pyckpt import _core
 from pyckpt.storage.parts import Parts, part_nbytes
 from pyckpt.storage.s3_client import send
@@ -178,7 +180,8 @@ class S3Upload:
             if self._uses_md5:
                 digest = hashlib.md5(data, usedforsecurity=False).digest()
                 return {"ContentMD5": base64.b64encode(digest).decode()}
-            crc = _core.crc32(data).to_bytes(4, "big")
+            address = np.frombuffer(data, np.uint8).ctypes.data
+            crc = _core.crc32(address, len(data)).to_bytes(4, "big")
         return {"ChecksumCRC32": base64.b64encode(crc).decode()}
 
     def _send(self, doing: str, method: str, arguments: Mapping[str, Any]) -> Any:

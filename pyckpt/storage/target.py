@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 from pyckpt import _core
+from pyckpt.storage.urls import Location
 
 __all__ = ["Target"]
 
@@ -17,7 +17,8 @@ class Target(Protocol):
         path: What messages call it.
     """
 
-    path: Path
+    @property
+    def path(self) -> Location: ...
 
     def sink(self, *, durable: bool) -> _core.Sink:
         """A new sink that writes there. It is not open yet."""

@@ -25,6 +25,7 @@ StorageOptions: TypeAlias = Mapping[str, Any] | None
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _S3 = ("s3", "s3a")
+# What to install for schemes of fsspec, beside fsspec itself.
 _EXTRAS = {
     "gs": "gs",
     "gcs": "gs",
@@ -71,9 +72,13 @@ class Url(str):
         """The last part of the URL, which says the format."""
         return self.rpartition("/")[2]
 
+    def with_name(self, name: str) -> Url:
+        """The URL with another last part."""
+        return Url(self.rpartition("/")[0] + "/" + name)
+
 
 Location: TypeAlias = Path | Url
-"""A file of this machine, or an object."""
+"""A file of this machine, or an object in a store. Both have a ``name`` and ``with_name``."""
 
 
 def location(path: str | os.PathLike[str]) -> Location:
@@ -124,8 +129,8 @@ def _store_class(scheme: str, text: str) -> Any:
     if scheme in _S3:
         _require("botocore", "s3", text)
         return importlib.import_module("pyckpt.storage.s3_store").S3Store
-    extra = _EXTRAS.get(scheme, "stores")
-    fsspec = _require("fsspec", extra, text)
+    extra = _EXTRAS.get(scheme)
+    fsspec = _require("fsspec", extra or "stores", text)
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError as error:
@@ -145,9 +150,8 @@ def _require(package: str, extra: str, text: str) -> Any:
         raise _absent(f"{package} is not installed", extra, text) from error
 
 
-def _absent(why: str, extra: str, text: str) -> FilenameError:
+def _absent(why: str, extra: str | None, text: str) -> FilenameError:
+    command = "" if extra is None else f': pip install "pyckpt[{extra}]"'
     return FilenameError(
-        f"{text!r} needs a package that is not there ({why}): "
-        f'pip install "pyckpt[{extra}]", or what it names',
-        path=text,
+        f"{text!r} needs a package that is not installed ({why}){command}", path=text
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,12 @@ from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.member_names import check_member
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import BackgroundOptions, Stage, WhenBusy
-from pyckpt.paths import local_path
 from pyckpt.staging.lazy import check_lazy, is_lazy_safe
 from pyckpt.staging.pending_saves import PendingSave, check_may_begin, wait_for_room
 from pyckpt.state import State
+from pyckpt.storage.remote_object import target_at
+from pyckpt.storage.target import Target
+from pyckpt.storage.urls import Location, StorageOptions, location
 from pyckpt.torch_format.records import Record
 from pyckpt.training.background import BackgroundSave
 
@@ -37,7 +38,8 @@ def async_save(
     nice: int = 10,
     max_pending: int = 1,
     when_busy: WhenBusy = "wait",
-) -> PendingSave[Path]:
+    storage_options: StorageOptions = None,
+) -> PendingSave[Location]:
     """Starts to save an object as it is now, and returns while the file is written.
 
     It saves the same file as ``save``, and as all or nothing. It is no collective: any rank may
@@ -59,12 +61,13 @@ def async_save(
         optimizers: The optimizer, or optimizers, whose parameters and states are in ``obj``. They
             must train all that training changes, but for buffers. Without them everything is
             copied.
-        compression_level, fsync, member: As in ``save``.
+        path: A path or a URL.
+        compression_level, fsync, member, storage_options: As in ``save``.
         num_threads: Worker threads; None takes half as many as ``save``, at least one.
         nice, max_pending, when_busy: As in ``async_save_checkpoint``.
 
     Returns:
-        A Future of the path.
+        A Future of the path or the URL.
 
     Raises:
         CheckpointError: An argument is wrong (FilenameError, OptionError), the object cannot be
@@ -81,7 +84,7 @@ def async_save(
         when_busy=when_busy,
     )
     check_member(member)
-    path = local_path(path)
+    target = target_at(location(path), storage_options)
     # A state without a model: what its optimizers train is all that is read in place.
     trained = State(torch.nn.Module(), optimizers)
     if stage == "lazy":
@@ -90,8 +93,8 @@ def async_save(
         wait_for_room(options.max_pending)
     check_may_begin(options.max_pending)
     lazy = stage == "lazy" or (stage is None and is_lazy_safe(trained))
-    with saving(path):
-        save = ObjectSave(obj, path, member, options)
+    with saving(target.path):
+        save = ObjectSave(obj, target, member, options)
         work = BackgroundSave(save, save.write, options.nice)
         try:
             work.begin(trained if lazy else None, chosen=stage is not None)
@@ -104,9 +107,9 @@ def async_save(
 class ObjectSave:
     """One object on its way to a file. See ``Collected``."""
 
-    def __init__(self, obj: Any, path: Path, member: str, options: BackgroundOptions) -> None:
-        self.paths = [path]
-        self._writer = ArchiveWriter(path, options)
+    def __init__(self, obj: Any, target: Target, member: str, options: BackgroundOptions) -> None:
+        self.paths = [target.path]
+        self._writer = ArchiveWriter(target, options)
         self._writer.add_object(member, obj)
 
     @property
@@ -123,7 +126,7 @@ class ObjectSave:
     def give_up(self) -> None:
         self._writer.give_up()
 
-    def write(self, before: Callable[[], None], after: Callable[[], None]) -> Path:
+    def write(self, before: Callable[[], None], after: Callable[[], None]) -> Location:
         [path] = self.paths
         with saving(path):
             try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from pyckpt.errors import OptionError
@@ -17,6 +17,7 @@ from pyckpt.ranks.exchange import begin_together, together
 from pyckpt.staging.lazy import check_lazy, is_lazy_safe
 from pyckpt.staging.pending_saves import PendingSave, check_may_begin, wait_for_room
 from pyckpt.state import TrainingState
+from pyckpt.storage.urls import Location, StorageOptions
 from pyckpt.training.background import BackgroundSave
 from pyckpt.training.save_checkpoint import Save, StateDictType
 
@@ -38,7 +39,8 @@ def async_save_checkpoint(
     max_pending: int = 1,
     when_busy: WhenBusy = "wait",
     process_group: Any = None,
-) -> PendingSave[list[Path]]:
+    storage_options: StorageOptions = None,
+) -> PendingSave[list[Location]]:
     """Starts to save the training state as it is now, and returns while the file is written.
 
     It saves the same contents to the same file as ``save_checkpoint``, and handles failed ranks in
@@ -62,7 +64,7 @@ def async_save_checkpoint(
 
     Args:
         state, filename, weights_only, ignore_keys, state_dict_type, compression_level, fsync,
-            process_group: As in ``save_checkpoint``.
+            process_group, storage_options: As in ``save_checkpoint``.
         num_threads: Worker threads of each rank that writes; None takes half as many as
             ``save_checkpoint``, at least one.
         nice: By how much the priority of these threads is lowered, 0 to 19.
@@ -99,7 +101,7 @@ def async_save_checkpoint(
             check_lazy(state)
         return options
 
-    save = Save(state, filename, weights_only, ignore_keys, state_dict_type)
+    save = Save(state, filename, weights_only, ignore_keys, state_dict_type, storage_options)
     work = BackgroundSave(save, partial(save.write, background), nice)
     try:
         save.collect(make_options, training)

@@ -21,7 +21,6 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from pyckpt.errors import TornSaveError
@@ -35,6 +34,7 @@ from pyckpt.staging.latch import Latch
 from pyckpt.staging.lazy import LiveRecords, distrust
 from pyckpt.staging.pending_saves import PendingSave
 from pyckpt.state import TrainingState
+from pyckpt.storage.urls import Location
 from pyckpt.torch_format.records import Record
 
 __all__ = ["BackgroundSave", "Collected", "in_turn"]
@@ -52,7 +52,7 @@ class Collected(Protocol):
     """A save whose contents are collected, and whose bytes are still in the caller's memory."""
 
     @property
-    def paths(self) -> Sequence[Path]:
+    def paths(self) -> Sequence[Location]:
         """The files that this process writes."""
         ...
 

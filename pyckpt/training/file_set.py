@@ -45,6 +45,7 @@ class FileSet:
         self.pointer: Replacement | None = None
         self._options = options
         self._writers_on_node = writers_on_node
+        self._paths: list[Path] = []
         self._writers: list[ArchiveWriter] = []
         self._unwritten: list[ArchiveWriter] = []
         self._new_folders: list[Path] = []
@@ -64,6 +65,7 @@ class FileSet:
         try:
             writer = ArchiveWriter(path, self._options, writers_on_node=self._writers_on_node)
             self._writers.append(writer)
+            self._paths.append(path)
             writer.add_object(STATES_MEMBER, obj, compact_views=True)
             if at_once:
                 writer.write()
@@ -94,7 +96,7 @@ class FileSet:
     @property
     def paths(self) -> list[Path]:
         """The files that this rank writes."""
-        return [writer.path for writer in self._writers]
+        return self._paths
 
     def state_records(self) -> list[Record]:
         """The records of all bytes in the objects' own memory that have not been written."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pyckpt.archive.save import save
 from pyckpt.ranks.exchange import Channel, begin_together, together
 from pyckpt.staging.pending_saves import PendingSave, raise_uncollected, wait_for_room
+from pyckpt.storage.urls import Location
 from pyckpt.training.async_save import async_save
 
 __all__ = ["FirstRankSave", "begin_on_first_rank", "save_on_first_rank"]
@@ -58,7 +58,7 @@ def begin_on_first_rank(
     """
     [channel] = begin_together("async_save_checkpoint")
     contents = _make_together(make, channel)
-    pending: PendingSave[Path] | None = None
+    pending: PendingSave[Location] | None = None
 
     def begin() -> None:
         nonlocal pending
@@ -72,7 +72,7 @@ def begin_on_first_rank(
 class FirstRankSave:
     """An asynchronous save of the first rank, as every rank sees it."""
 
-    def __init__(self, pending: PendingSave[Path] | None, channel: Channel) -> None:
+    def __init__(self, pending: PendingSave[Location] | None, channel: Channel) -> None:
         self._pending = pending
         self._channel = channel
 

@@ -34,6 +34,7 @@ from pyckpt.staging.pending_saves import (
     wait_for_room,
 )
 from pyckpt.state import State
+from pyckpt.storage.local_file import LocalFile
 from pyckpt.storage.transaction import Transaction
 from pyckpt.torch_format.records import Record
 from pyckpt.training.async_save import ObjectSave
@@ -100,7 +101,8 @@ class FolderSave(AbstractContextManager["FolderSave"]):
         if optimizer is not None:
             self._optimizers.append(optimizer)
         with saving(path):
-            self._later.saves.append(ObjectSave(obj, path, STATES_MEMBER, self._options))
+            target = LocalFile(path)
+            self._later.saves.append(ObjectSave(obj, target, STATES_MEMBER, self._options))
 
     def remove_after(self, paths: Iterable[Path]) -> None:
         """Removes older checkpoints when the folder has its name. A failure is only logged."""

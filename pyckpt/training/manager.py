@@ -38,6 +38,7 @@ from pyckpt.staging.pending_saves import (
 )
 from pyckpt.state import RestorableState, TrainingState
 from pyckpt.storage.small_files import replace_file, replace_link
+from pyckpt.storage.urls import Location
 from pyckpt.training.async_save_checkpoint import async_save_checkpoint
 from pyckpt.training.background import in_turn
 from pyckpt.training.load_checkpoint import load_checkpoint
@@ -144,7 +145,7 @@ class CheckpointManager:
 
     def save(
         self, step: int, state: TrainingState, *, metrics: Mapping[str, float] | None = None
-    ) -> list[Path] | PendingSave[list[Path]]:
+    ) -> list[Location] | PendingSave[list[Location]]:
         """Saves ``state`` as the checkpoint of a step; one of the same step is replaced.
 
         Call it on every rank.
@@ -303,14 +304,16 @@ class CheckpointManager:
                 future.result()
 
     def _tidy_behind(
-        self, pending: PendingSave[list[Path]], step: int, metrics: Mapping[str, float]
+        self, pending: PendingSave[list[Location]], step: int, metrics: Mapping[str, float]
     ) -> None:
         # Future's own methods: PendingSave's would count as the caller's asking.
         if Future.exception(pending) is None:
-            self._tidy(Future.result(pending), step, metrics)
+            files: list[Location] = Future.result(pending)
+            self._tidy(files, step, metrics)
 
-    def _tidy(self, paths: list[Path], step: int, metrics: Mapping[str, float]) -> None:
+    def _tidy(self, files: Sequence[Location], step: int, metrics: Mapping[str, float]) -> None:
         """Puts a checkpoint that is safe into the list, and removes what need not stay."""
+        paths = [Path(file) for file in files]
         try:
             listed = self._listed()
             others = [one for one in self.all() if one.step != step]

@@ -11,7 +11,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from pyckpt.errors import FilenameError, MixedFilesError
-from pyckpt.paths import check_is_local, expand_user, local_path, path_text
+from pyckpt.paths import check_is_local, expand_user, is_url, local_path, path_text
+from pyckpt.storage.urls import Location, location
 
 if TYPE_CHECKING:
     from pyckpt.ranks.exchange import Ranks
@@ -46,16 +47,16 @@ VARIABLES = ("run_name", *RANK_VARIABLES, *_COUNT_NAMES, *_TIME_NAMES)
 """The names that a filename may contain in braces."""
 
 
-def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Path:
-    """The path that ``filename`` stands for, now and on this rank.
+def render(filename: str | PurePath, state: TrainingState, ranks: Ranks) -> Location:
+    """The path or URL that ``filename`` stands for, now and on this rank.
 
     Ranks and counts are integers. The three wall-clock times are seconds, as floats. Python's
     format specs apply (``{batch:06d}``).
 
     Raises:
         FilenameError: A variable is unknown, a format is wrong, a value leads out of the folder
-            that stands before the first variable, the name is empty or names a folder, or the
-            system cannot encode it.
+            that stands before the first variable, the name is empty or names a folder, the system
+            cannot encode it, or no store serves the URL.
     """
     return _render(filename, _lookups(state, ranks))
 
@@ -68,7 +69,7 @@ def render_ranks(filename: str | PurePath, ranks: Ranks) -> Path:
     Raises:
         FilenameError: As in ``render``. Variables other than RANK_VARIABLES are unknown.
     """
-    return _render(filename, _rank_lookups(ranks))
+    return _render_path(expand_user(path_text(filename)), _rank_lookups(ranks))
 
 
 def literal(text: str) -> str:
@@ -144,11 +145,19 @@ def find(path: str | PurePath, ranks: Ranks) -> Path:
         is_there = os.path.lexists(literal)
     except ValueError:  # the system cannot encode it: render_ranks says so
         is_there = False
-    return literal if is_there else render_ranks(path, ranks)
+    return literal if is_there else render_ranks(literal, ranks)
 
 
-def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) -> Path:
-    template = expand_user(path_text(filename))
+def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) -> Location:
+    if is_url(path_text(filename)):
+        named = location(filename)
+        if not isinstance(named, Path):
+            return _render_url(named, lookups)
+        filename = named
+    return _render_path(expand_user(path_text(filename)), lookups)
+
+
+def _render_path(template: str, lookups: Mapping[str, Callable[[], Any]]) -> Path:
     literal_folder, rendered = _substitute(template, lookups)
     check_is_local(rendered)
     if "\0" in rendered:
@@ -164,6 +173,17 @@ def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) 
         raise FilenameError(f"{rendered!r} (from {template!r}) does not name a file", path=rendered)
     _check_inside(literal_folder, rendered, template)
     return Path(rendered)
+
+
+def _render_url(template: str, lookups: Mapping[str, Callable[[], Any]]) -> Location:
+    literal_folder, rendered = _substitute(template, lookups)
+    _check_inside(_behind_scheme(literal_folder), _behind_scheme(rendered), template)
+    return location(rendered)
+
+
+def _behind_scheme(url: str) -> str:
+    """The bucket and the key, as an absolute path."""
+    return url.partition(":/")[2]
 
 
 def _lookups(state: TrainingState, ranks: Ranks) -> Mapping[str, Callable[[], Any]]:

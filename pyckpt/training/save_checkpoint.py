@@ -34,6 +34,8 @@ from pyckpt.state import (
     is_deepspeed_engine,
     model_state_dict,
 )
+from pyckpt.storage.remote_object import target_at
+from pyckpt.storage.urls import Location, StorageOptions
 from pyckpt.tensor_kinds import is_shard
 from pyckpt.torch_format.records import Record
 from pyckpt.training.agreement import Description
@@ -67,7 +69,8 @@ def save_checkpoint(
     fsync: bool = True,
     progress: ProgressHook = False,
     process_group: Any = None,
-) -> list[Path]:
+    storage_options: StorageOptions = None,
+) -> list[Location]:
     """Saves the training state; the counterpart of ``composer.utils.save_checkpoint``.
 
     Call it on every rank. Without DeepSpeed rank 0 writes one file; with DeepSpeed every rank
@@ -92,7 +95,7 @@ def save_checkpoint(
             ``.pt.gz``, ``.pt.bz2``, ``.pt.xz``, ``.pt.zst`` and ``.pt.lzma`` for torch's own file
             in one compressed stream. Names of other compressed files are an error; any other name
             gets torch's own file. With DeepSpeed ``.tar`` is appended unless the name has a tar's
-            suffix.
+            suffix. A URL is an object in a store: see docs/stores.md.
         weights_only: Save ``{"state": {"model": ...}, "rng": ...}``. Not with DeepSpeed.
         ignore_keys: What to leave out: globs over key paths such as ``state/optimizers/*``, or a
             callable that edits the dict before it is saved. In a sharded state, the tensors in it
@@ -114,6 +117,7 @@ def save_checkpoint(
             with one dimension. None means all. Only they make the call. The first one does what
             rank 0 does else, and lists by rank have their states alone. ``{rank}`` and the other
             rank names remain those among all ranks. Not with DeepSpeed, unless it has all ranks.
+        storage_options: As in ``save``; for the ranks that write.
 
     Returns:
         The path that rank 0 wrote, on every rank; with DeepSpeed and for "sharded" the paths of all
@@ -129,7 +133,7 @@ def save_checkpoint(
     # removal take it away.
     wait_for_all()
     [channel] = begin_together("save_checkpoint", process_group=process_group)
-    save = Save(state, filename, weights_only, ignore_keys, state_dict_type)
+    save = Save(state, filename, weights_only, ignore_keys, state_dict_type, storage_options)
 
     def make_options() -> WriteOptions:
         raise_uncollected()
@@ -146,9 +150,9 @@ def save_checkpoint(
 class _Target:
     """What a rank is going to write. Every rank knows the targets of all ranks."""
 
-    path: Path
+    path: Location
     writes: bool
-    identity: str  # see file_identity
+    identity: str  # see file_identity; a URL is its own
     template: str
     values: dict[str, str]  # what the template's variables stand for
     contents: str  # for messages: "the whole state"
@@ -200,8 +204,10 @@ class Save:
         weights_only: bool,
         ignore_keys: IgnoreKeys,
         state_dict_type: StateDictType | None = None,
+        storage_options: StorageOptions = None,
     ) -> None:
         self.is_deepspeed = False
+        self._storage_options = storage_options
         self._state_dict_type = state_dict_type
         self._state: Any = state
         self._filename = filename
@@ -222,7 +228,7 @@ class Save:
         self._samples: WeightSamples | None = None
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Location]:
         """The file that this rank writes, if it writes one."""
         return [] if self._writer is None else [self._writer.path]
 
@@ -283,7 +289,7 @@ class Save:
         channel: Channel,
         before: Callable[[], None] = lambda: None,
         after: Callable[[], None] = lambda: None,
-    ) -> list[Path]:
+    ) -> list[Location]:
         """Writes and commits; returns the paths of all ranks that write.
 
         Args:
@@ -343,7 +349,7 @@ class Save:
         writes = self._is_each_rank_writing or self._is_first
         if writes:
             self._writer = ArchiveWriter(
-                path,
+                target_at(path, self._storage_options),
                 options,
                 writers_on_node=(self._ranks.local_world_size if self._is_each_rank_writing else 1),
             )
@@ -351,7 +357,7 @@ class Save:
         return _Target(
             path,
             writes,
-            file_identity(path),
+            file_identity(path) if isinstance(path, Path) else path,
             os.fspath(self._filename),
             values(self._filename, self._state),
             self._what(),

@@ -1,0 +1,79 @@
+#include "python/upload_sink.h"
+
+#include <cstdint>
+#include <exception>
+#include <utility>
+
+#include "base/bytes.h"
+#include "write/ordered_sink.h"
+
+namespace py = pybind11;
+
+namespace pyckpt {
+namespace {
+
+class UploadSink final : public Sink {
+ public:
+  explicit UploadSink(py::object upload)
+      : upload_(std::move(upload)), ordered_([this](Span piece) { WritePiece(piece); }) {}
+
+  void Open(std::uint64_t most_nbytes) override {
+    ordered_.Open(most_nbytes);
+    Call("open", most_nbytes);
+  }
+
+  void Run(const Work& work, const Poll& poll) override { ordered_.Run(work, poll); }
+
+  void WriteAt(std::uint64_t offset, const std::vector<Span>& spans) override {
+    ordered_.WriteAt(offset, spans);
+  }
+
+  void Stop() noexcept override { ordered_.Stop(); }
+
+  void Seal(std::uint64_t nbytes) override { Call("seal", nbytes); }
+
+  void Commit(bool keep_previous) override { Call("commit", keep_previous); }
+
+  void Keep() noexcept override { CallQuietly("keep"); }
+
+  void Restore() noexcept override { CallQuietly("restore"); }
+
+  void Abandon() noexcept override { CallQuietly("abandon"); }
+
+ private:
+  void WritePiece(Span piece) {
+    const py::gil_scoped_acquire gil;
+    const py::memoryview view =
+        py::memoryview::from_memory(piece.data, static_cast<py::ssize_t>(piece.nbytes));
+    upload_.attr("write")(view);
+    view.attr("release")();  // fails if somebody still uses it
+  }
+
+  template <typename... Arguments>
+  void Call(const char* method, const Arguments&... arguments) {
+    const py::gil_scoped_acquire gil;
+    upload_.attr(method)(arguments...);
+  }
+
+  // The exception that may be under way stays the one that Python sees.
+  void CallQuietly(const char* method) noexcept {
+    const py::gil_scoped_acquire gil;
+    const py::error_scope under_way;
+    try {
+      upload_.attr(method)();
+    } catch (const std::exception&) {  // a failure here is ignored: see Sink
+      PyErr_Clear();
+    }
+  }
+
+  py::object upload_;
+  OrderedSink ordered_;
+};
+
+}  // namespace
+
+std::shared_ptr<Sink> NewUploadSink(py::object upload) {
+  return std::make_shared<UploadSink>(std::move(upload));
+}
+
+}  // namespace pyckpt
