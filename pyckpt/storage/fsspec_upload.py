@@ -49,7 +49,8 @@ class FsspecUpload:
         self._defers = False
         self._keeps_nothing = False
         self._is_committed = False
-        self._may_remove = False  # after commit(True), of an object that replaced none
+        # Whether there was an older object; None if nothing has to be taken back.
+        self._has_replaced: bool | None = None
 
     def open(self, most_nbytes: int) -> None:
         with reported("beginning the upload", self._url):
@@ -80,24 +81,23 @@ class FsspecUpload:
 
     def commit(self, keep_previous: bool) -> None:
         with reported("committing", self._url):
-            self._may_remove = keep_previous and not self._fs.exists(str(self._url))
+            has_replaced = self._fs.exists(str(self._url)) if keep_previous else None
             if self._defers:
                 self._file.commit()
             else:
                 self._file.close()
         self._is_committed = True
+        self._has_replaced = has_replaced
 
     def keep(self) -> None:
-        self._may_remove = False
+        self._has_replaced = None
 
     def restore(self) -> None:
-        if not self._is_committed:
-            return
-        may_remove, self._may_remove = self._may_remove, False
-        if may_remove:
+        has_replaced, self._has_replaced = self._has_replaced, None
+        if has_replaced is False:
             with suppress(Exception):
                 self._fs.rm_file(str(self._url))
-        else:
+        elif has_replaced:
             _LOGGER.warning(
                 "%s is the new one of a save that failed on another rank: the previous one cannot "
                 "be brought back",
@@ -105,12 +105,9 @@ class FsspecUpload:
             )
 
     def abandon(self) -> None:
-        if self._is_committed:
-            if self._may_remove:
-                self.restore()
-            return
+        self.restore()
         file, self._file = self._file, None
-        if file is None:
+        if file is None or self._is_committed:
             return
         # Closing it, as the garbage collector does, would let a part of the object appear.
         if isinstance(file, AbstractBufferedFile):

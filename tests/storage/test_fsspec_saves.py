@@ -1,0 +1,218 @@
+"""Saves by way of fsspec: what appears, and when."""
+
+from __future__ import annotations
+
+import gc
+import io
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import fsspec
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from torch import nn
+
+import pyckpt
+from pyckpt.archive import formats
+from pyckpt.archive.writer import ArchiveWriter
+from pyckpt.options import WriteOptions
+from pyckpt.storage.remote_object import target_at
+from pyckpt.storage.urls import Url, location, open_store
+from tests.states import assert_equal, mixed_state
+
+pytestmark = pytest.mark.timeout(120)
+
+OLD = b"the old object"
+SUFFIXES = [*formats.usual_suffixes(), ".pt", ".pt.gz"]
+
+
+class AtCloseFile(AbstractBufferedFile):
+    """As Azure and Hugging Face have it: the object appears with the last block."""
+
+    def _initiate_upload(self) -> None:
+        self.fs.calls.append("begin")
+        self.blocks: list[bytes] = []
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        if "fail" in self.path:
+            raise RuntimeError("the store is down")
+        self.blocks.append(self.buffer.getvalue())
+        if final:
+            self.fs.objects[self.path] = b"".join(self.blocks)
+        return True
+
+
+class AtCloseSystem(AbstractFileSystem):
+    protocol = "atclose"
+    objects: ClassVar[dict[str, bytes]] = {}
+    calls: ClassVar[list[str]] = []
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AtCloseFile:
+        return AtCloseFile(self, path, mode, kwargs["block_size"])
+
+    def info(self, path: str, **_: object) -> dict[str, Any]:
+        try:
+            nbytes = len(self.objects[self._strip_protocol(path)])
+        except KeyError:
+            raise FileNotFoundError(path) from None
+        return {"name": path, "size": nbytes, "type": "file"}
+
+    def rm_file(self, path: str) -> None:
+        del self.objects[self._strip_protocol(path)]
+
+
+class PlainSystem(AbstractFileSystem):
+    """Its files are seen while they are written."""
+
+    protocol = "plain"
+
+    def _open(self, path: str, mode: str = "rb", **_: object) -> Any:
+        return io.BufferedWriter(io.FileIO("/dev/null", "wb"))
+
+
+@pytest.fixture(autouse=True)
+def stores() -> Iterator[None]:
+    fsspec.register_implementation("atclose", AtCloseSystem, clobber=True)
+    fsspec.register_implementation("plain", PlainSystem, clobber=True)
+    yield
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    AtCloseSystem.objects.clear()
+    AtCloseSystem.calls.clear()
+
+
+def put(url: str, data: bytes) -> None:
+    if url.startswith("memory"):
+        fsspec.filesystem("memory").pipe_file(url, data)
+    else:
+        AtCloseSystem.objects[url.removeprefix("atclose://")] = data
+
+
+def get(url: str) -> bytes | None:
+    if url.startswith("memory"):
+        system = fsspec.filesystem("memory")
+        return bytes(system.cat_file(url)) if system.exists(url) else None
+    return AtCloseSystem.objects.get(url.removeprefix("atclose://"))
+
+
+BOTH = pytest.mark.parametrize("scheme", ["memory", "atclose"])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@BOTH
+def test_every_format(scheme: str, suffix: str) -> None:
+    state = mixed_state()
+    url = f"{scheme}://run/x{suffix}"
+    pyckpt.save(state, url)
+    data = get(url)
+    assert data is not None
+    assert_equal(pyckpt.load(io.BytesIO(data)), state)
+
+
+@BOTH
+def test_the_old_object_stays_until_the_commit(scheme: str) -> None:
+    url = f"{scheme}://run/x.pt"
+    state = {"w": torch.arange(20 << 20, dtype=torch.uint8)}
+    for old in (None, OLD):
+        if old is not None:
+            put(url, old)
+        for end in ("abandon", "commit"):
+            with pyckpt.ArchiveWriter(url) as archive:
+                archive.add_object("x", state)
+                archive.write()
+                assert get(url) == old
+                getattr(archive, end)()
+            gc.collect()
+            assert (get(url) == old) == (end == "abandon")
+        assert_equal(torch.load(io.BytesIO(get(url) or b"")), state)
+        if scheme == "atclose":
+            del AtCloseSystem.objects["run/x.pt"]
+        else:
+            fsspec.filesystem("memory").rm(url)
+
+
+@BOTH
+def test_an_exception_in_the_middle(scheme: str) -> None:
+    url = f"{scheme}://run/x.tar"
+    put(url, OLD)
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pyckpt.save({"w": torch.zeros(30 << 20)}, url, progress=stop)
+    gc.collect()
+    assert get(url) == OLD
+
+
+def test_errors_of_the_library() -> None:
+    put("atclose://run/fail.tar", OLD)
+    with pytest.raises(pyckpt.CheckpointError, match="RuntimeError: the store is down") as caught:
+        pyckpt.save({"w": torch.zeros(30 << 20)}, "atclose://run/fail.tar")
+    assert caught.value.path == "atclose://run/fail.tar"
+    del caught
+    gc.collect()
+    assert get("atclose://run/fail.tar") == OLD
+
+
+def test_a_file_system_whose_files_are_seen_while_they_are_written() -> None:
+    with pytest.raises(pyckpt.CheckpointError, match="PlainSystem cannot write an object"):
+        pyckpt.save({}, "plain://x.tar")
+
+
+@pytest.mark.parametrize("end", ["restore", "abandon"])
+@BOTH
+def test_going_back(scheme: str, end: str, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"{scheme}://run/x.tar"
+
+    def committed() -> ArchiveWriter:
+        writer = ArchiveWriter(target_at(location(url)), WriteOptions())
+        writer.add_object("x", {})
+        writer.write()
+        writer.commit(keep_previous=True)
+        return writer
+
+    getattr(committed(), end)()
+    assert get(url) is None
+    put(url, OLD)
+    getattr(committed(), end)()
+    assert get(url) not in (None, OLD)
+    assert "cannot be brought back" in caplog.text
+    writer = committed()
+    writer.keep()
+    writer.abandon()
+    assert get(url) is not None
+
+
+def test_all_ways_to_save() -> None:
+    state = pyckpt.State(nn.Linear(2, 2), run_name="first")
+    [url] = pyckpt.save_checkpoint(state, "memory://{run_name}/rank{rank}.tar.gz")
+    assert url == "memory://first/rank0.tar.gz"
+    assert get(url)
+    assert pyckpt.async_save({"x": 1}, "memory://a.pt").result() == "memory://a.pt"
+    assert torch.load(io.BytesIO(get("memory://a.pt") or b"")) == {"x": 1}
+    assert pyckpt.remove(url).result()
+    assert not pyckpt.remove(url).result()
+    with pytest.raises(pyckpt.OptionError, match="storage_options"):
+        pyckpt.save({}, "memory://x.tar", storage_options=["x"])  # type: ignore[arg-type]
+
+
+def test_what_a_store_tells() -> None:
+    for name in ("run/a", "run/b", "other"):
+        put(f"memory://{name}", name.encode())
+    store = open_store(Url("memory://run"))
+    found = list(store.list(Url("memory://run/")))
+    assert [(one.url, one.nbytes) for one in found] == [
+        ("memory://run/a", 5),
+        ("memory://run/b", 5),
+    ]
+    assert list(store.list(Url("memory://nothing/"))) == []
+    info = store.stat(Url("memory://other"))
+    assert store.read_range(Url("memory://other"), 1, 3) == b"th"
+    assert info.nbytes == 5
+    with pytest.raises(FileNotFoundError):
+        store.stat(Url("memory://nix"))
+    assert list(store.unfinished(Url("memory://"))) == []
