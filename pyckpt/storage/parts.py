@@ -23,11 +23,13 @@ IN_FLIGHT = 8
 _LEAST_NBYTES = 8 << 20
 # Stores take 10,000. The contents may be somewhat larger than they were thought to be.
 _MOST_PARTS = 9000
+_MULTIPLE = 256 << 10  # Google wants that
 
 
 def part_nbytes(most_nbytes: int) -> int:
     """How large a part is, if the contents have hardly more than ``most_nbytes``."""
-    return max(_LEAST_NBYTES, -(-most_nbytes // _MOST_PARTS))
+    least = max(_LEAST_NBYTES, -(-most_nbytes // _MOST_PARTS))
+    return -(-least // _MULTIPLE) * _MULTIPLE
 
 
 class Parts:
