@@ -174,10 +174,23 @@ class ZipEntry:
     @property
     def header_offset(self) -> int: ...
 
+class Supply(Protocol):
+    """Brings bytes into a file. A range is (offset, nbytes). Several threads may call it at once.
+
+    csrc/base/supply.h says what each method does.
+    """
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None: ...
+    def hold(self, ranges: Sequence[tuple[int, int]]) -> None: ...
+    def release(self, ranges: Sequence[tuple[int, int]]) -> None: ...
+    def stop(self, error: BaseException) -> None:
+        """Ends all waiting with this error, now and later."""
+
 class StreamImage:
     """The decompressed bytes of a file. A range is (offset, nbytes).
 
-    With ``fd``, the file is open already, and ``path`` is its name in messages.
+    With ``fd``, the file is open already, and ``path`` is its name in messages. With ``supply``,
+    its bytes are brought when they are wanted.
     """
 
     def __init__(
@@ -185,6 +198,7 @@ class StreamImage:
         path: bytes,
         fd: int | None = None,
         *,
+        supply: Supply | None = None,
         threads: int,
         mapped: bool,
         progress: Callable[[int], None] | None,

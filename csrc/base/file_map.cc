@@ -8,7 +8,7 @@
 
 namespace pyckpt {
 
-FileMap::FileMap(const OpenFile& file, Writes writes) {
+FileMap::FileMap(const OpenFile& file, Writes writes) : supply_(file.supply()) {
   if (file.nbytes() == 0) return;
   const int protection = PROT_READ | (writes == Writes::kToCopy ? PROT_WRITE : 0);
   void* address =

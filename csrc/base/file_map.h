@@ -4,13 +4,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "base/bytes.h"
 #include "base/open_file.h"
+#include "base/supply.h"
 
 namespace pyckpt {
 
-// The bytes are valid as long as the map lives. If another process shortens the file, reading
+// The bytes are valid as long as the map lives. Those of a file with a supply must be held while
+// they are read. If another process shortens the file, reading
 // the lost part ends this process with a bus error. Files that are replaced by renaming, as
 // pyckpt does, are safe.
 class FileMap {
@@ -25,11 +28,15 @@ class FileMap {
   ~FileMap();
 
   Span bytes() const { return {data_, nbytes_}; }
+  FileBytes file_bytes() const { return {bytes(), supply_.get()}; }
+  // Null if all bytes are there.
+  Supply* supply() const { return supply_.get(); }
   std::uint8_t* data() const { return data_; }
 
  private:
   std::uint8_t* data_ = nullptr;
   std::size_t nbytes_ = 0;
+  std::shared_ptr<Supply> supply_;
 };
 
 }  // namespace pyckpt

@@ -17,8 +17,8 @@ OpenFile::OpenFile(std::string path)
   Examine();
 }
 
-OpenFile::OpenFile(int fd, std::string name)
-    : path_(std::move(name)), fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)) {
+OpenFile::OpenFile(int fd, std::string name, std::shared_ptr<Supply> supply)
+    : path_(std::move(name)), fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)), supply_(std::move(supply)) {
   Examine();
 }
 

@@ -18,10 +18,14 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/supply.h"
 
 namespace pyckpt {
 
 inline constexpr std::uint64_t kUnknownNbytes = ~std::uint64_t{0};
+
+// So many bytes of a file tell its format.
+inline constexpr std::uint64_t kHeadNbytes = std::uint64_t{64} << 10;
 
 // The largest block that is decoded in parallel, in raw bytes. Files with larger blocks are decoded
 // from start to end. This bounds the memory of a worker.
@@ -184,11 +188,12 @@ class Decompressor {
   Decompressor& operator=(const Decompressor&) = delete;
   virtual ~Decompressor() = default;
 
-  // Whether the first bytes of the file are those of this format.
+  // Whether the first bytes of the file are those of this format. kHeadNbytes of them are there.
   virtual bool Recognizes(Span file) const = 0;
   // Null if the file does not say where its blocks are, has only one block, or has a block of more
-  // than kMostBlockNbytes.
-  virtual std::unique_ptr<BlockStream> OpenBlocks(Span file) const = 0;
+  // than kMostBlockNbytes. What it reads of the file to find that out stays there; it needs all of
+  // the file if that has no index at its end.
+  virtual std::unique_ptr<BlockStream> OpenBlocks(const FileBytes& file) const = 0;
   virtual std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const = 0;
 
   // Whether raw is an index that an encoder of this format adds to a tar. raw is what follows the

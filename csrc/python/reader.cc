@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/open_file.h"
+#include "base/supply.h"
 #include "codec/decoder.h"
 #include "codec/formats.h"
 #include "read/inflated_image.h"
@@ -52,21 +53,66 @@ struct ImageBytes {
   py::buffer_info Buffer() const { return {bytes.get(), static_cast<py::ssize_t>(nbytes)}; }
 };
 
+// A Python object that brings bytes into a file: expect(), hold() and release() take ranges.
+class PythonSupply final : public Supply {
+ public:
+  explicit PythonSupply(py::object supply) : supply_(std::move(supply)) {}
+  ~PythonSupply() override {
+    const py::gil_scoped_acquire gil;
+    supply_ = {};
+  }
+
+  void Expect(const std::vector<FileRange>& ranges) override { Call("expect", ranges); }
+  void Hold(const std::vector<FileRange>& ranges) override { Call("hold", ranges); }
+
+  void Release(const std::vector<FileRange>& ranges) noexcept override {
+    const py::gil_scoped_acquire gil;
+    try {
+      Call("release", ranges);
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("releasing bytes of a file");
+    }
+  }
+
+  // Ends all waiting with the error. Call it with the GIL.
+  void Stop(const py::error_already_set& error) { supply_.attr("stop")(error.value()); }
+
+ private:
+  void Call(const char* method, const std::vector<FileRange>& ranges) const {
+    const py::gil_scoped_acquire gil;
+    std::vector<Range> pairs;
+    pairs.reserve(ranges.size());
+    for (const FileRange& range : ranges) pairs.emplace_back(range.offset, range.nbytes);
+    supply_.attr(method)(pairs);
+  }
+
+  py::object supply_;
+};
+
 using PythonPoll = std::optional<std::function<void(std::uint64_t)>>;
 
-std::shared_ptr<StreamImage> Open(const std::string& path, std::optional<int> fd, int threads,
-                                  bool mapped, const PythonPoll& progress) {
+std::shared_ptr<StreamImage> Open(const std::string& path, std::optional<int> fd,
+                                  const py::object& supply_object, int threads, bool mapped,
+                                  const PythonPoll& progress) {
+  std::shared_ptr<PythonSupply> supply;
+  if (!supply_object.is_none()) supply = std::make_shared<PythonSupply>(supply_object);
   ReadOptions options;
   options.threads = threads;
   options.mapped = mapped;
-  options.poll = [progress](std::uint64_t nbytes) {
+  options.poll = [progress, supply](std::uint64_t nbytes) {
     const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    if (progress) (*progress)(nbytes);
+    try {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (progress) (*progress)(nbytes);
+    } catch (const py::error_already_set& error) {
+      if (supply) supply->Stop(error);  // workers may wait for bytes
+      throw;
+    }
   };
   // progress is a Python object, so the GIL must be held while it is copied and released.
-  return OpenImage(fd ? std::make_shared<OpenFile>(*fd, path) : std::make_shared<OpenFile>(path),
-                   options);
+  return OpenImage(
+      fd ? std::make_shared<OpenFile>(*fd, path, supply) : std::make_shared<OpenFile>(path),
+      options);
 }
 
 // (offset, nbytes, code_offset, message, code_is_in_file)
@@ -178,7 +224,8 @@ void BindReader(py::module_* m) {
 
   py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")
       .def(py::init(&Open), py::arg("path"), py::arg("fd") = py::none(), py::kw_only(),
-           py::arg("threads"), py::arg("mapped"), py::arg("progress"))
+           py::arg("supply") = py::none(), py::arg("threads"), py::arg("mapped"),
+           py::arg("progress"))
       .def_property_readonly("compression", &Compression)
       .def_property_readonly("nbytes", &Nbytes)
       .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)

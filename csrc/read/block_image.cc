@@ -8,6 +8,7 @@
 #include "base/anonymous_map.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/supply.h"
 
 namespace pyckpt {
 namespace {
@@ -53,6 +54,8 @@ class BlockImage final : public StreamImage {
     try {
       for (std::size_t i = 0; i < decoded_.size(); ++i) {
         if (present_[i] == kNever) {  // a block without bytes: no extent contains it
+          const Held held =
+              file_->supply() ? Held(file_->supply(), {CodeOf(stream_->blocks()[i])}) : Held();
           std::uint8_t none = 0;
           decoded_[i] = empty_decoder->Decode(file_->bytes(), stream_->blocks()[i], &none, 0);
         }
@@ -75,6 +78,15 @@ class BlockImage final : public StreamImage {
 
   void ExpectUnits(Extent extent) override {
     PreferHugePages(base() + extent.offset, extent.nbytes);
+  }
+
+  void ExpectCode(const std::vector<std::size_t>& units) override {
+    if (file_->supply() == nullptr) return;
+    std::vector<FileRange> ranges;
+    for (const std::size_t unit : units) {
+      if (present_[unit] != kHere) ranges.push_back(CodeOf(stream_->blocks()[unit]));
+    }
+    file_->supply()->Expect(ranges);
   }
 
   std::size_t UnitAt(std::uint64_t offset) const override {
@@ -120,6 +132,23 @@ class BlockImage final : public StreamImage {
     return nbytes;
   }
 
+  // Decoders look at a few bytes behind a block.
+  static constexpr std::uint64_t kBehindNbytes = 64;
+
+  FileRange CodeOf(const CodeBlock& block) const {
+    const std::uint64_t begin = block.code_bit / 8;
+    const std::uint64_t end = (block.code_bit + block.code_nbits + 7) / 8 + kBehindNbytes;
+    return {begin, std::min<std::uint64_t>(end, file_->bytes().nbytes) - begin};
+  }
+
+  Held HoldCode(const std::vector<BlockTask>& tasks) const {
+    if (file_->supply() == nullptr) return {};
+    std::vector<FileRange> ranges;
+    ranges.reserve(tasks.size());
+    for (const BlockTask& task : tasks) ranges.push_back(CodeOf(task.block));
+    return {file_->supply(), std::move(ranges)};
+  }
+
   void Load(BlockDecoder* decoder, Buffer* buffer, std::vector<LoadedUnit>* units, bool keep) {
     std::vector<LoadedUnit*> missing;
     for (LoadedUnit& loaded : *units) {
@@ -132,6 +161,7 @@ class BlockImage final : public StreamImage {
       tasks[i].block = stream_->blocks()[missing[i]->unit];
       tasks[i].out = missing[i]->raw;
     }
+    const Held held = HoldCode(tasks);
     decoder->DecodeInTurn(file_->bytes(), &tasks);
     for (std::size_t i = 0; i < tasks.size(); ++i) Note(tasks[i], keep, missing[i]);
   }

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/file_map.h"
+#include "base/supply.h"
 #include "codec/decoder.h"
 #include "codec/gzip/chunk_inflater.h"
 #include "codec/gzip/format.h"
@@ -70,6 +71,15 @@ class InflatedImage final : public StreamImage {
     zip_->RequireAll(code);
   }
 
+  void ExpectCode(const std::vector<std::size_t>& units) override {
+    if (!mapping_ || mapping_->supply() == nullptr) return;
+    std::vector<FileRange> ranges;
+    for (const std::size_t unit : units) {
+      if (present_[unit] == 0) ranges.push_back(FileRangeOf(unit));
+    }
+    mapping_->supply()->Expect(ranges);
+  }
+
   std::size_t UnitAt(std::uint64_t offset) const override {
     const auto after =
         std::upper_bound(units_.begin(), units_.end(), offset,
@@ -106,7 +116,26 @@ class InflatedImage final : public StreamImage {
     Buffer buffer;
   };
 
+  // Inflaters look at a few bytes behind a chunk.
+  static constexpr std::uint64_t kBehindNbytes = 64;
+
+  FileRange FileRangeOf(std::size_t unit) const {
+    const Extent& code = units_[unit].code;
+    const std::uint64_t end = code.end() + kBehindNbytes;
+    return {code.offset, std::min<std::uint64_t>(end, mapping_->bytes().nbytes) - code.offset};
+  }
+
+  Held HoldCode(const std::vector<LoadedUnit>& units) const {
+    if (!mapping_ || mapping_->supply() == nullptr) return {};
+    std::vector<FileRange> ranges;
+    for (const LoadedUnit& loaded : units) {
+      if (present_[loaded.unit] == 0) ranges.push_back(FileRangeOf(loaded.unit));
+    }
+    return {mapping_->supply(), std::move(ranges)};
+  }
+
   void Load(Worker* worker, std::vector<LoadedUnit>* units, bool keep) {
+    const Held held = HoldCode(*units);
     std::vector<LoadedUnit*> missing;
     for (LoadedUnit& loaded : *units) {
       const Extent& raw = units_[loaded.unit].raw;

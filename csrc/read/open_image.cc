@@ -15,11 +15,12 @@ namespace pyckpt {
 std::shared_ptr<StreamImage> OpenImage(const std::shared_ptr<const OpenFile>& file,
                                        const ReadOptions& options) {
   auto map = std::make_unique<FileMap>(*file, FileMap::Writes::kForbidden);
+  map->file_bytes().Need(0, kHeadNbytes);
   const Format* format = FindFormat(map->bytes());
   if (format == nullptr) {
     return options.mapped ? OpenMappedImage(*file, options) : OpenReadImage(file, options);
   }
-  std::unique_ptr<BlockStream> stream = format->decompressor->OpenBlocks(map->bytes());
+  std::unique_ptr<BlockStream> stream = format->decompressor->OpenBlocks(map->file_bytes());
   if (!stream || stream->blocks().empty()) {
     return NewSequentialImage(std::move(map), *format, options);
   }

@@ -1,5 +1,5 @@
 // Streams whose size is not known before they are decoded. They are decoded from the start, as far
-// as needed.
+// as needed. All of a file with a supply is brought first.
 #ifndef PYCKPT_READ_ORDERED_IMAGE_H_
 #define PYCKPT_READ_ORDERED_IMAGE_H_
 
@@ -23,7 +23,9 @@ namespace pyckpt {
 class OrderedImage : public StreamImage {
  public:
   OrderedImage(std::unique_ptr<FileMap> file, const Format& format, const ReadOptions& options)
-      : StreamImage(options), file_(std::move(file)), format_(format) {}
+      : StreamImage(options), file_(std::move(file)), format_(format) {
+    file_->file_bytes().NeedAll();
+  }
 
   const Format* format() const override { return &format_; }
   std::uint64_t CodeNbytes(Extent /*extent*/) const override { return 0; }

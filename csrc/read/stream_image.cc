@@ -76,14 +76,18 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
   std::sort(pieces.begin(), pieces.end(), [](const Part& a, const Part& b) {
     return std::tie(a.unit, a.extent) < std::tie(b.unit, b.extent);
   });
+  std::vector<std::size_t> wanted;  // units
   std::vector<std::size_t> starts;  // where the pieces of each unit begin
   for (std::size_t i = 0; i < pieces.size(); ++i) {
-    if (i == 0 || pieces[i].unit != pieces[i - 1].unit) starts.push_back(i);
+    if (i != 0 && pieces[i].unit == pieces[i - 1].unit) continue;
+    wanted.push_back(pieces[i].unit);
+    starts.push_back(i);
   }
   starts.push_back(pieces.size());
+  ExpectCode(wanted);
 
-  const std::vector<std::size_t> groups = Groups(
-      starts.size() - 1, [&](std::size_t i) { return UnitExtent(pieces[starts[i]].unit).nbytes; });
+  const std::vector<std::size_t> groups =
+      Groups(wanted.size(), [&](std::size_t i) { return UnitExtent(wanted[i]).nbytes; });
 
   std::mutex mutex;  // guards the damages
   const auto use = [&](const LoadedUnit& loaded, std::size_t at) {
@@ -115,7 +119,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
         return [&, loader](std::size_t group) {
           std::vector<LoadedUnit> units(groups[group + 1] - groups[group]);
           for (std::size_t i = 0; i < units.size(); ++i) {
-            units[i].unit = pieces[starts[groups[group] + i]].unit;
+            units[i].unit = wanted[groups[group] + i];
           }
           loader(&units, keep);
           for (std::size_t i = 0; i < units.size(); ++i) use(units[i], groups[group] + i);

@@ -171,6 +171,9 @@ class StreamImage {
   // Called before all bytes of the extent, which consists of whole units, are brought to their
   // places.
   virtual void ExpectUnits(Extent extent) { (void)extent; }
+  // Called before loaders bring these units, which are in order. Files with a supply say what code
+  // they will hold.
+  virtual void ExpectCode(const std::vector<std::size_t>& units) { (void)units; }
   // A unit is what a loader brings in one call. These give the unit at an offset, a unit's place,
   // and a loader.
   virtual std::size_t UnitAt(std::uint64_t offset) const;

@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/file_map.h"
 #include "base/file_source.h"
+#include "base/supply.h"
 
 namespace pyckpt {
 namespace {
@@ -14,7 +15,9 @@ namespace {
 class MappedImage final : public StreamImage {
  public:
   MappedImage(const OpenFile& file, const ReadOptions& options)
-      : StreamImage(options), map_(std::make_shared<FileMap>(file, FileMap::Writes::kToCopy)) {}
+      : StreamImage(options), map_(std::make_shared<FileMap>(file, FileMap::Writes::kToCopy)) {
+    map_->file_bytes().NeedAll();
+  }
 
   std::uint64_t nbytes() const override { return map_->bytes().nbytes; }
   std::shared_ptr<const FileMap> Mapping() override { return map_; }
@@ -46,6 +49,17 @@ class ReadImage final : public StreamImage {
 
   void ExpectUnits(Extent extent) override {
     PreferHugePages(base() + extent.offset, extent.nbytes);
+  }
+
+  void ExpectCode(const std::vector<std::size_t>& units) override {
+    Supply* supply = source_.file().supply().get();
+    if (supply == nullptr) return;
+    std::vector<FileRange> ranges;
+    for (const std::size_t unit : units) {
+      const Extent extent = UnitExtent(unit);
+      if (present_[unit] == 0) ranges.push_back({extent.offset, extent.nbytes});
+    }
+    supply->Expect(ranges);
   }
 
   Loader NewLoader() override {

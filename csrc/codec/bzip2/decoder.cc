@@ -207,7 +207,9 @@ class Bzip2Decoder final : public SequentialDecoder {
 
 bool Bzip2Decompressor::Recognizes(Span file) const { return HasHeader(file, 0); }
 
-std::unique_ptr<BlockStream> Bzip2Decompressor::OpenBlocks(Span file) const {
+std::unique_ptr<BlockStream> Bzip2Decompressor::OpenBlocks(const FileBytes& stored) const {
+  stored.NeedAll();
+  const Span file = stored.bytes();
   const std::vector<std::uint64_t> bits = FindMagics(file);
   if (bits.size() < 2) return nullptr;
   return std::make_unique<Bzip2Blocks>(file, bits);

@@ -16,7 +16,7 @@ namespace pyckpt::bzip2 {
 class Bzip2Decompressor final : public Decompressor {
  public:
   bool Recognizes(Span file) const override;
-  std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
+  std::unique_ptr<BlockStream> OpenBlocks(const FileBytes& stored) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
 };
 

@@ -121,6 +121,9 @@ class ChunkStream final : public BlockStream {
   std::vector<CodeBlock> blocks_;
 };
 
+// An index, and what is around it at the end of a file.
+constexpr std::size_t kMostEndNbytes = kMostIndexNbytes + 1024;
+
 // A chunk index, and where the parts of its file are.
 struct FoundIndex {
   ChunkIndex chunks;
@@ -339,7 +342,9 @@ class MemberDecoder final : public SequentialDecoder {
 
 bool GzipDecompressor::Recognizes(Span file) const { return HasMagic(file, 0); }
 
-std::unique_ptr<BlockStream> GzipDecompressor::OpenBlocks(Span file) const {
+std::unique_ptr<BlockStream> GzipDecompressor::OpenBlocks(const FileBytes& stored) const {
+  stored.NeedLast(kMostEndNbytes);
+  const Span file = stored.bytes();
   const std::optional<FoundIndex> index = FindIndex(file);
   if (!index) return nullptr;
   std::vector<CodeBlock> chunks = FindChunks(file, *index);

@@ -16,7 +16,7 @@ namespace pyckpt::gzip {
 class GzipDecompressor final : public Decompressor {
  public:
   bool Recognizes(Span file) const override;
-  std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
+  std::unique_ptr<BlockStream> OpenBlocks(const FileBytes& stored) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
   bool IsIndex(Span raw) const override;
 };

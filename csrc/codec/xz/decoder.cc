@@ -86,7 +86,7 @@ class LiblzmaDecoder final : public SequentialDecoder {
 
 bool XzDecompressor::Recognizes(Span file) const { return HasMagic(file, 0); }
 
-std::unique_ptr<BlockStream> XzDecompressor::OpenBlocks(Span file) const {
+std::unique_ptr<BlockStream> XzDecompressor::OpenBlocks(const FileBytes& file) const {
   Layout layout = ReadStreams(file);
   const std::vector<CodeBlock>& blocks = layout.blocks;
   if (blocks.size() < 2 || std::any_of(blocks.begin(), blocks.end(), [](const CodeBlock& block) {
@@ -133,7 +133,9 @@ bool LzmaDecompressor::Recognizes(Span file) const {
          (raw_nbytes == UINT64_MAX || raw_nbytes < std::uint64_t{1} << 38);
 }
 
-std::unique_ptr<BlockStream> LzmaDecompressor::OpenBlocks(Span /*file*/) const { return nullptr; }
+std::unique_ptr<BlockStream> LzmaDecompressor::OpenBlocks(const FileBytes& /*file*/) const {
+  return nullptr;
+}
 
 std::unique_ptr<SequentialDecoder> LzmaDecompressor::OpenSequential(Span file) const {
   return std::make_unique<LiblzmaDecoder>(

@@ -18,7 +18,7 @@ namespace pyckpt::xz {
 class XzDecompressor final : public Decompressor {
  public:
   bool Recognizes(Span file) const override;
-  std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
+  std::unique_ptr<BlockStream> OpenBlocks(const FileBytes& file) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
   // pixz adds one.
   bool IsIndex(Span raw) const override;
@@ -28,7 +28,7 @@ class LzmaDecompressor final : public Decompressor {
  public:
   // The format has no magic, so this checks that the header's fields have values that xz accepts.
   bool Recognizes(Span file) const override;
-  std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
+  std::unique_ptr<BlockStream> OpenBlocks(const FileBytes& file) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
 };
 

@@ -33,9 +33,11 @@ Index ReadIndex(Span file, std::uint64_t begin, std::uint64_t end) {
 
 // Adds the stream that ends at byte end to layout, its last block first. Returns where the stream
 // begins.
-std::uint64_t ReadStream(Span file, std::uint64_t end, Layout* layout) {
+std::uint64_t ReadStream(const FileBytes& stored, std::uint64_t end, Layout* layout) {
+  const Span file = stored.bytes();
   constexpr std::uint64_t kFrame = LZMA_STREAM_HEADER_SIZE;  // of a header, and of a footer too
   if (end < 2 * kFrame) throw Error::Corrupt("xz: the file is cut off", end);
+  stored.Need(end - kFrame, kFrame);
   lzma_stream_flags footer{};
   RequireDecoded(lzma_stream_footer_decode(&footer, file.data + end - kFrame), "a stream's footer",
                  end - kFrame);
@@ -46,12 +48,14 @@ std::uint64_t ReadStream(Span file, std::uint64_t end, Layout* layout) {
     throw Error::Corrupt("xz: a stream's footer is damaged", end - kFrame);
   }
   const std::uint64_t index_begin = end - kFrame - footer.backward_size;
+  stored.Need(index_begin, footer.backward_size);
   const Index index = ReadIndex(file, index_begin, end - kFrame);
   const std::uint64_t blocks_nbytes = lzma_index_total_size(index.get());
   if (blocks_nbytes > index_begin - kFrame) {
     throw Error::Corrupt("xz: an index lists more bytes than the file has", index_begin);
   }
   const std::uint64_t begin = index_begin - blocks_nbytes - kFrame;
+  stored.Need(begin, kFrame);
   lzma_stream_flags header{};
   RequireDecoded(lzma_stream_header_decode(&header, file.data + begin), "a stream's header", begin);
   RequireDecoded(lzma_stream_flags_compare(&header, &footer), "a stream's header", begin);
@@ -76,12 +80,27 @@ std::uint64_t ReadStream(Span file, std::uint64_t end, Layout* layout) {
   return begin;
 }
 
+// Where the padding begins that ends at byte end.
+std::uint64_t BeforeZeros(const FileBytes& stored, std::uint64_t end) {
+  constexpr std::uint64_t kStepNbytes = std::uint64_t{64} << 10;
+  const std::uint8_t* file = stored.bytes().data;
+  std::uint64_t begin = end;
+  for (; end >= 4; end -= 4) {
+    if (end - 4 < begin) {
+      begin = end - std::min(end, kStepNbytes);
+      stored.Need(begin, end - begin);
+    }
+    if (LoadLe32(file + end - 4) != 0) break;
+  }
+  return end;
+}
+
 // The layout if the streams, and the padding after them, are the file's bytes up to end.
-Layout ReadStreamsUpTo(Span file, std::uint64_t end) {
+Layout ReadStreamsUpTo(const FileBytes& file, std::uint64_t end) {
   Layout layout;
   layout.used_nbytes = end;
   while (end > 0) {
-    while (end >= 4 && LoadLe32(file.data + end - 4) == 0) end -= 4;
+    end = BeforeZeros(file, end);
     end = ReadStream(file, end, &layout);
   }
   std::reverse(layout.blocks.begin(), layout.blocks.end());
@@ -115,18 +134,20 @@ bool HasMagic(Span file, std::uint64_t at) {
          std::equal(kMagic.begin(), kMagic.end(), file.data + at);
 }
 
-Layout ReadStreams(Span file) {
+Layout ReadStreams(const FileBytes& stored) {
+  const Span file = stored.bytes();
   try {
-    return ReadStreamsUpTo(file, file.nbytes);
+    return ReadStreamsUpTo(stored, file.nbytes);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kCorrupt) throw;
+    stored.NeedAll();
     const std::uint64_t end = LastFooterEnd(file, file.nbytes);
     if (end == 0 || end == file.nbytes) throw;
     // A stream that is damaged or cut off is not taken for something else.
     std::uint64_t next = end;
     while (file.nbytes - next >= 4 && LoadLe32(file.data + next) == 0) next += 4;
     if (HasMagic(file, next)) throw;
-    return ReadStreamsUpTo(file, end);
+    return ReadStreamsUpTo(stored, end);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/supply.h"
 #include "codec/decoder.h"
 
 namespace pyckpt::xz {
@@ -33,7 +34,7 @@ bool HasMagic(Span file, std::uint64_t at);
 
 // Reads the indexes of all streams. Something that is no stream may follow them. Throws Corrupt if
 // the indexes are damaged or do not fit the file.
-Layout ReadStreams(Span file);
+Layout ReadStreams(const FileBytes& stored);
 
 }  // namespace pyckpt::xz
 

@@ -146,10 +146,10 @@ class StreamDecoder final : public SequentialDecoder {
 
 bool ZstdDecompressor::Recognizes(Span file) const { return HasMagic(file, SkipFrames(file, 0)); }
 
-std::unique_ptr<BlockStream> ZstdDecompressor::OpenBlocks(Span file) const {
+std::unique_ptr<BlockStream> ZstdDecompressor::OpenBlocks(const FileBytes& file) const {
   Frames frames = FindFrames(file);
   if (frames.blocks.empty()) return nullptr;
-  return std::make_unique<FrameStream>(file, std::move(frames));
+  return std::make_unique<FrameStream>(file.bytes(), std::move(frames));
 }
 
 std::unique_ptr<SequentialDecoder> ZstdDecompressor::OpenSequential(Span file) const {

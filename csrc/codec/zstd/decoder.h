@@ -18,7 +18,7 @@ namespace pyckpt::zstd {
 class ZstdDecompressor final : public Decompressor {
  public:
   bool Recognizes(Span file) const override;
-  std::unique_ptr<BlockStream> OpenBlocks(Span file) const override;
+  std::unique_ptr<BlockStream> OpenBlocks(const FileBytes& file) const override;
   std::unique_ptr<SequentialDecoder> OpenSequential(Span file) const override;
 };
 

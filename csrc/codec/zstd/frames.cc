@@ -48,7 +48,9 @@ std::optional<Frames> FromTable(const std::vector<FrameSizes>& table) {
   return frames;
 }
 
-Frames Walk(Span file) {
+Frames Walk(const FileBytes& stored) {
+  stored.NeedAll();
+  const Span file = stored.bytes();
   Frames frames;
   while (FrameBegins(file, frames.used_nbytes)) {
     const std::uint8_t* at = file.data + frames.used_nbytes;
@@ -83,12 +85,12 @@ std::uint64_t SkipFrames(Span file, std::uint64_t at) {
 
 bool FrameBegins(Span file, std::uint64_t at) { return HasMagic(file, at) || IsSkipped(file, at); }
 
-Frames FindFrames(Span file) {
+Frames FindFrames(const FileBytes& file) {
   std::optional<Frames> frames;
   if (const auto table = DecodeSeekTable(file)) frames = FromTable(*table);
   if (frames) {
     // The table is the last frame.
-    Append(file.nbytes - frames->used_nbytes, 0, &*frames);
+    Append(file.bytes().nbytes - frames->used_nbytes, 0, &*frames);
   } else {
     frames = Walk(file);
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/supply.h"
 #include "codec/decoder.h"
 
 namespace pyckpt::zstd {
@@ -28,7 +29,7 @@ struct Frames {
 // All frames, with their sizes. No blocks if there are fewer than two frames, or if one of them
 // does not say its size, has more than kMostBlockNbytes or is damaged. Reads the seek table if
 // there is one; else each frame's block headers, until one of these reasons is found.
-Frames FindFrames(Span file);
+Frames FindFrames(const FileBytes& file);
 
 }  // namespace pyckpt::zstd
 

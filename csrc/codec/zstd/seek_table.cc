@@ -12,6 +12,9 @@ constexpr std::size_t kEntryNbytes = 8;
 constexpr std::size_t kChecksumNbytes = 4;  // of an entry, if the table has checksums
 constexpr std::uint32_t kMostFrames = 0x8000000;
 
+// Of the end of the file. Most tables are in it.
+constexpr std::uint64_t kUsualNbytes = std::uint64_t{64} << 10;
+
 // Of the footer's descriptor.
 constexpr unsigned kHasChecksums = 0x80;
 constexpr unsigned kReserved = 0x7C;
@@ -33,7 +36,9 @@ std::string EncodeSeekTable(const std::vector<FrameSizes>& frames) {
   return out;
 }
 
-std::optional<std::vector<FrameSizes>> DecodeSeekTable(Span file) {
+std::optional<std::vector<FrameSizes>> DecodeSeekTable(const FileBytes& stored) {
+  stored.NeedLast(kUsualNbytes);
+  const Span file = stored.bytes();
   if (file.nbytes < kSkippableHeaderNbytes + kFooterNbytes) return std::nullopt;
   const std::uint8_t* footer = file.data + file.nbytes - kFooterNbytes;
   const std::uint64_t frames = LoadLe32(footer);
@@ -47,6 +52,7 @@ std::optional<std::vector<FrameSizes>> DecodeSeekTable(Span file) {
   const std::uint64_t contents = frames * entry_nbytes + kFooterNbytes;
   if (file.nbytes - kSkippableHeaderNbytes < contents) return std::nullopt;
   const std::uint64_t begin = file.nbytes - kSkippableHeaderNbytes - contents;
+  stored.Need(begin, contents + kSkippableHeaderNbytes);
   const std::uint8_t* at = file.data + begin;
   if (LoadLe32(at) != kTableMagic || LoadLe32(at + 4) != contents) return std::nullopt;
   at += kSkippableHeaderNbytes;

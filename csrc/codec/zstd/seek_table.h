@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/supply.h"
 
 namespace pyckpt::zstd {
 
@@ -24,7 +25,7 @@ std::string EncodeSeekTable(const std::vector<FrameSizes>& frames);
 
 // The table at the file's end. None if there is none, or if the sizes of the frames and of the
 // table do not add up to the file's. Takes as much memory as the table.
-std::optional<std::vector<FrameSizes>> DecodeSeekTable(Span file);
+std::optional<std::vector<FrameSizes>> DecodeSeekTable(const FileBytes& stored);
 
 }  // namespace pyckpt::zstd
 
