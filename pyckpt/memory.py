@@ -16,7 +16,7 @@ __all__ = ["require_memory"]
 _SMALL_NBYTES = 1 << 20
 
 
-def require_memory(nbytes: int, path: Path) -> None:
+def require_memory(nbytes: int, path: Path | str) -> None:
     """Refuses a request for memory that would make the system kill the process.
 
     Requests below 1 MiB always pass: to ask the system takes longer than to serve them.

@@ -49,6 +49,7 @@ class StreamReader:
         path: Any file.
         fd: A descriptor of the file, if it is open; it stays open as long as this is used.
             ``path`` is only a name for messages then.
+        supply: Brings the bytes of ``fd`` when they are wanted.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         mapped: Map an uncompressed file into memory instead of reading it.
         report: Called with the bytes done and ``wanted_nbytes``. It may raise to stop the work.
@@ -69,15 +70,17 @@ class StreamReader:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         *,
         fd: int | None = None,
+        supply: _core.Supply | None = None,
         num_threads: int | None = None,
         mapped: bool = False,
         report: Report | None = None,
     ) -> None:
         self.path = path
-        self._fd = fd
+        self.fd = fd
+        self.supply = supply
         self.num_threads = default_threads() if num_threads is None else whole_threads(num_threads)
         self.wanted_nbytes: int | None = None
         self._reporter = report
@@ -90,7 +93,8 @@ class StreamReader:
         with self.corruption():
             self.image = _core.StreamImage(
                 os.fsencode(self.path),
-                self._fd,
+                self.fd,
+                supply=self.supply,
                 threads=self.num_threads,
                 mapped=self._may_map,
                 progress=None if self._reporter is None else _weakly(self._report),
@@ -111,6 +115,11 @@ class StreamReader:
             stream.image, places = _core.inflate_zip_records(self.image, entries)
         stream.mapped = False
         return stream, places
+
+    @property
+    def file_nbytes(self) -> int:
+        """Size of the file."""
+        return Path(self.path).stat().st_size if self.fd is None else os.fstat(self.fd).st_size
 
     def require(self, offset: int, nbytes: int) -> None:
         """Decodes bytes of the stream, so that they can be read or taken."""

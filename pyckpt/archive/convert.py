@@ -25,6 +25,7 @@ from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook
+from pyckpt.storage.urls import StorageOptions, location
 from pyckpt.stream import StreamReader, describe
 from pyckpt.torch_format.mmap_guard import unguarded
 from pyckpt.torch_format.records import Record, bytes_record
@@ -41,6 +42,7 @@ def convert(
     num_threads: int | None = None,
     fsync: bool = True,
     progress: ProgressHook = False,
+    storage_options: StorageOptions = None,
 ) -> None:
     """Writes the contents of ``source`` to ``path``, whose suffix decides the format.
 
@@ -51,13 +53,14 @@ def convert(
     becomes a file with the data that it leads to.
 
     Args:
-        source: A file of pyckpt, Composer or torch.save.
+        source: A file of pyckpt, Composer or torch.save; an object's URL also.
         compression_level: The format's level; None takes its standard one. Torch's own file is
             compressed only if it is given.
         num_threads: Worker threads; None takes the CPUs that this process may use.
         fsync: Whether to wait until the file is on the disk.
         progress: True shows a bar. A function is called with the bytes done and the total, about 20
             times a second. Both only on rank 0.
+        storage_options: What the store of a URL is told besides the environment.
 
     Raises:
         CorruptArchiveError: ``source`` is damaged, or has a member that is no file, no folder and
@@ -67,11 +70,11 @@ def convert(
         FilenameError: ``path`` has an unknown suffix.
         OSError: A file cannot be read or written.
     """
-    source, path = local_path(source), local_path(path)
+    source, path = location(source), local_path(path)
     with ArchiveWriter(
         path, WriteOptions(compression_level, num_threads, fsync, progress)
     ) as writer:
-        reader = ArchiveReader(source, num_threads=num_threads)
+        reader = ArchiveReader(source, storage_options=storage_options, num_threads=num_threads)
         rewritten = _add_members(writer, reader, single=archive_format(path) is None)
         writer.write()
         for record in rewritten:
@@ -114,11 +117,11 @@ def _add_members(
         if wanted.pop(file.offset, None) is None:
             if single:
                 continue
-            source = ArchiveReader(reader.path, num_threads=reader.num_threads)
+            source = reader.again()
             source.forget_all_but([file])
         if writer.is_deflated and source.is_ordered:
             # The directory of its records is at its end, so all of it is kept.
-            source = ArchiveReader(reader.path, num_threads=reader.num_threads)
+            source = reader.again()
             file = source.find(name)
         parts, has_deflated = found[file.offset]
         if has_deflated or writer.is_deflated:
@@ -165,7 +168,7 @@ def _add_records(
 def _read_headers(reader: ArchiveReader) -> tuple[MemberIndex, dict[int, tuple[list[Part], bool]]]:
     """Which members count, and what member_parts() tells of each file, by where its data begins."""
     # A stream of unknown size is decoded twice: once for its headers, once for its contents.
-    headers = ArchiveReader(reader.path) if reader.is_ordered else reader
+    headers = reader.again() if reader.is_ordered else reader
     index, found = MemberIndex(), {}
     for member in headers.members():
         index.add(member)

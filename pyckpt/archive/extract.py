@@ -28,6 +28,7 @@ from pyckpt.archive.writer import ArchiveWriter, Segment
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
 from pyckpt.paths import local_path
+from pyckpt.storage.urls import Location, StorageOptions, location
 from pyckpt.tensor_kinds import PLAIN_TENSORS
 
 __all__ = ["extract", "extract_tensor", "write_tensor"]
@@ -44,6 +45,7 @@ def extract(
     members: Sequence[str] | None = None,
     check: bool = True,
     num_threads: int | None = None,
+    storage_options: StorageOptions = None,
 ) -> list[Path]:
     """Writes members of a tar to ``folder``, which is created; returns the files.
 
@@ -55,11 +57,12 @@ def extract(
     is a device or a pipe. A link in ``folder`` that leads out of it is an error as well.
 
     Args:
-        path: The tar, compressed or not.
+        path: The tar, compressed or not; an object's URL also.
         members: The names of the members to extract; None extracts all. A folder stands for
             everything in it.
         check: Compare every checksum before a file is written.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
+        storage_options: What the store of a URL is told besides the environment.
 
     Raises:
         CorruptArchiveError: The archive is damaged, is no tar, or has a member that is no file, no
@@ -68,16 +71,18 @@ def extract(
         FileExistsError: A file already exists, or a link leads out of ``folder``.
         OSError: A file cannot be written.
     """
-    path, folder = local_path(path), local_path(folder)
+    path, folder = location(path), local_path(folder)
     if check:
-        report, index = verify_and_index(path, num_threads=num_threads)
+        report, index = verify_and_index(
+            path, num_threads=num_threads, storage_options=storage_options
+        )
         report.raise_if_damaged()
-    reader = ArchiveReader(path, num_threads=num_threads)
+    reader = ArchiveReader(path, storage_options=storage_options, num_threads=num_threads)
     if not reader.is_tar:
         raise CorruptArchiveError(f"{path} is not a tar", path=str(path))
     if not check:
         index = reader.index()
-        reader = ArchiveReader(path, num_threads=num_threads)
+        reader = reader.again()
     folders, files = _chosen(index, path, members)
     targets = {name: folder / name for name in files}
     for name in [*folders, *files]:
@@ -97,7 +102,7 @@ def extract(
 
 
 def _chosen(
-    index: MemberIndex, archive: Path, members: Sequence[str] | None
+    index: MemberIndex, archive: Location, members: Sequence[str] | None
 ) -> tuple[list[str], dict[str, Member]]:
     """The folders and the files to write, by their paths."""
     if members is None:
@@ -183,6 +188,7 @@ def extract_tensor(
     *,
     member: str | None = None,
     num_threads: int | None = None,
+    storage_options: StorageOptions = None,
 ) -> torch.Tensor:
     """Loads the tensor at a key path such as ``state/model/0.weight``; compares its checksum.
 
@@ -191,7 +197,13 @@ def extract_tensor(
         CorruptArchiveError: The archive is damaged.
     """
     options: dict[str, Any] = {} if member is None else {"member": member}
-    node = load(path, keys=_literally(key_path), num_threads=num_threads, **options)
+    node = load(
+        path,
+        keys=_literally(key_path),
+        num_threads=num_threads,
+        storage_options=storage_options,
+        **options,
+    )
     # Only the containers on the path to the tensor are left of the object.
     while isinstance(node, dict | list | tuple) and len(node) == 1:
         [node] = node.values() if isinstance(node, dict) else node

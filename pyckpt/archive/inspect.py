@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 
 from pyckpt.archive.members import FILE, FOLDER, Member, MemberIndex
 from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.options import WriteOptions
-from pyckpt.paths import local_path
+from pyckpt.storage.urls import Location, StorageOptions, location
 from pyckpt.torch_format.tensor_index import TensorInfo, tensors_in
 from pyckpt.torch_format.torch_file import StoredRecord, TorchFile
 
@@ -63,14 +62,19 @@ class ArchiveInfo:
         replaced: Names of members that do not count, because a later member has the same name.
     """
 
-    path: Path
+    path: Location
     compression: str
     file_nbytes: int
     members: tuple[MemberInfo, ...]
     replaced: tuple[str, ...]
 
 
-def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> ArchiveInfo:
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    num_threads: int | None = None,
+    storage_options: StorageOptions = None,
+) -> ArchiveInfo:
     """Lists members, records and tensors of a file of pyckpt, Composer or torch.save.
 
     Nothing is unpickled, so files from untrusted sources are safe to list. Of files that are not
@@ -81,9 +85,9 @@ def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> 
         CorruptArchiveError: The decoded part is damaged; ``verify`` gives the details.
         OSError: The file cannot be read.
     """
-    path = local_path(path)
+    path = location(path)
     WriteOptions(num_threads=num_threads)
-    reader = ArchiveReader(path, num_threads=num_threads)
+    reader = ArchiveReader(path, storage_options=storage_options, num_threads=num_threads)
     index = MemberIndex()
     found = {}
     for member in reader.members() if reader.is_tar else [reader.whole()]:
@@ -92,7 +96,7 @@ def inspect(path: str | os.PathLike[str], *, num_threads: int | None = None) -> 
     return ArchiveInfo(
         path,
         reader.image.compression,
-        path.stat().st_size,
+        reader.file_nbytes,
         tuple(found[member.header_offset] for member in index),
         tuple(member.path for member in index.replaced),
     )

@@ -18,9 +18,9 @@ from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
-from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.storage.file_object import InputFile, input_file, is_file_object
+from pyckpt.storage.urls import StorageOptions, location
 from pyckpt.torch_format.deserialize import deserialize
 from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
@@ -48,6 +48,7 @@ def load(
     member: str = STATES_MEMBER,
     progress: ProgressHook = False,
     encoding: str = "utf-8",
+    storage_options: StorageOptions = None,
 ) -> Any:
     """Loads the object from a file that pyckpt, Composer or torch.save wrote.
 
@@ -57,10 +58,10 @@ def load(
     into their final memory: no temporary file, no second copy.
 
     Args:
-        f: A path, or a binary file object: anything with ``read(nbytes)``. It is read from where it
-            stands to its end, and stands there afterwards; after an error it is where it was, if it
-            can seek. Only a regular file that stands at its start is read in place, anything else
-            is first copied to memory.
+        f: A path, an object's URL, or a binary file object: anything with ``read(nbytes)``. That is
+            read from where it stands to its end, and stands there afterwards; after an error it is
+            where it was, if it can seek. Only a regular file that stands at its start is read in
+            place, anything else is first copied to memory.
         map_location: As in torch.load, but "cpu" if it is not given.
         pickle_module: As in torch.load: only None, or Python's pickle, which means
             ``weights_only=False``.
@@ -82,6 +83,7 @@ def load(
         progress: True shows a bar. A function is called with the bytes done and the total, about 20
             times a second. Both only on rank 0.
         encoding: As in torch.load; only "utf-8".
+        storage_options: What the store of a URL is told besides the environment.
 
     Raises:
         CorruptArchiveError: The file is neither a tar nor a file of torch.save, or is damaged. For
@@ -102,7 +104,12 @@ def load(
                 report(done, total)
 
         reader = ArchiveReader(
-            file.path, fd=file.fd, num_threads=num_threads, mapped=bool(mmap), report=tell
+            file.path,
+            fd=file.fd,
+            storage_options=storage_options,
+            num_threads=num_threads,
+            mapped=bool(mmap),
+            report=tell,
         )
         obj = _load(reader, member, globs, map_location, safely, verify)
         if report is not None and reader.wanted_nbytes is not None:
@@ -112,7 +119,7 @@ def load(
         try:
             return only(obj, globs)
         except OptionError as error:
-            raise OptionError(f"{error}{_near(file, member, globs)}") from None
+            raise OptionError(f"{error}{_near(reader.again(), member, globs)}") from None
 
 
 @contextmanager
@@ -121,7 +128,7 @@ def _opened(f: Any) -> Iterator[InputFile]:
         with input_file(f) as file:
             yield file
     else:
-        yield InputFile(local_path(f))
+        yield InputFile(location(f))
 
 
 def _globs(keys: Any) -> Sequence[str] | None:
@@ -135,9 +142,8 @@ def _globs(keys: Any) -> Sequence[str] | None:
     return globs
 
 
-def _near(file: InputFile, member: str, globs: Sequence[str]) -> str:
+def _near(reader: ArchiveReader, member: str, globs: Sequence[str]) -> str:
     """Names paths of tensors, and of what holds them, that are similar to the globs."""
-    reader = ArchiveReader(file.path, fd=file.fd)
     try:
         found = reader.find(member, strict=False) if reader.is_tar else reader.whole()
         data = TorchFile(reader, found.offset, found.nbytes).read("data.pkl")

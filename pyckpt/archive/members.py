@@ -83,7 +83,7 @@ class Member:
         kind = _KINDS[self.type]
         return f"{kind} to {self.link!r}" if self.link else kind
 
-    def inner_name(self, path: Path) -> str:
+    def inner_name(self, path: Path | str) -> str:
         """The name as a relative path that cannot leave the folder it is extracted to.
 
         Args:
@@ -132,7 +132,7 @@ class MemberIndex:
         """The members that count, in the order of the tar. A hard link has its file's data."""
         return iter(self._last.values())
 
-    def folders(self, archive: Path) -> list[str]:
+    def folders(self, archive: Path | str) -> list[str]:
         """The paths of the folders.
 
         Raises:
@@ -142,7 +142,7 @@ class MemberIndex:
         return [path for path in paths if path]
 
     def files(
-        self, archive: Path, is_wanted: Callable[[str], bool] = lambda path: True
+        self, archive: Path | str, is_wanted: Callable[[str], bool] = lambda path: True
     ) -> dict[str, Member]:
         """All wanted files by their paths. A link has its file's data.
 
@@ -165,7 +165,7 @@ class MemberIndex:
                 ) from error
         return files
 
-    def file(self, name: str, archive: Path) -> Member:
+    def file(self, name: str, archive: Path | str) -> Member:
         """The file of a name, wherever links lead to.
 
         Raises:

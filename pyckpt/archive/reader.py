@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,8 @@ from pyckpt.archive.members import FILE, Member, MemberIndex, inner_path
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.progress import Report
+from pyckpt.storage.object_file import open_object
+from pyckpt.storage.urls import Location, StorageOptions, Url
 from pyckpt.stream import StreamReader
 
 __all__ = ["ArchiveReader", "Contents"]
@@ -33,9 +34,13 @@ class Contents(enum.Enum):
 
 
 class ArchiveReader(StreamReader):
-    """Reads one file. A file that is not a tar is treated as one member.
+    """Reads one file, or one object. A file that is not a tar is treated as one member.
 
     For arguments and errors see :class:`pyckpt.stream.StreamReader`.
+
+    Args:
+        path: An object's URL also.
+        storage_options: What the store of that URL is told.
 
     Attributes:
         is_tar: Whether the file is read as a tar: it is not a file of torch.save.
@@ -45,18 +50,32 @@ class ArchiveReader(StreamReader):
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         *,
         fd: int | None = None,
+        supply: _core.Supply | None = None,
+        storage_options: StorageOptions = None,
         num_threads: int | None = None,
         mapped: bool = False,
         report: Report | None = None,
     ) -> None:
-        super().__init__(path, fd=fd, num_threads=num_threads, mapped=mapped, report=report)
+        if isinstance(path, Url) and supply is None:
+            supply = file = open_object(path, storage_options)
+            fd = file.fd
+        self.path: Location
+        super().__init__(
+            path, fd=fd, supply=supply, num_threads=num_threads, mapped=mapped, report=report
+        )
         self.is_ordered = self.image.nbytes is None
         self.is_tar = self.contents(0) is Contents.OTHER
         self._tar: _core.TarReader | None = None
         self._is_last = True
+
+    def again(self) -> ArchiveReader:
+        """Another reader of the same file, with nothing decoded."""
+        return ArchiveReader(
+            self.path, fd=self.fd, supply=self.supply, num_threads=self.num_threads
+        )
 
     def members(self) -> Iterator[Member]:
         """All members in the order of the tar.

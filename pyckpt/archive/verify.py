@@ -6,16 +6,15 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.members import FILE, FOLDER, Member, MemberIndex
 from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import WriteOptions
-from pyckpt.paths import local_path
 from pyckpt.progress import ProgressHook, reporting
 from pyckpt.progress import Report as Tell
+from pyckpt.storage.urls import Location, StorageOptions, location
 from pyckpt.stream import describe
 from pyckpt.torch_format.deserialize import broken_records
 from pyckpt.torch_format.legacy_file import LegacyFile
@@ -76,7 +75,7 @@ class Report:
             ``tar -r`` makes such tars. They are checked all the same.
     """
 
-    path: Path
+    path: Location
     compression: str = ""
     members: int = 0
     records: int = 0
@@ -107,6 +106,7 @@ def verify(
     *,
     num_threads: int | None = None,
     progress: ProgressHook = False,
+    storage_options: StorageOptions = None,
 ) -> Report:
     """Compares every checksum of a file: of the compression, of tar headers, of zip records.
 
@@ -116,15 +116,18 @@ def verify(
     archive. Nothing is unpickled. For the memory see docs/reading.md.
 
     Args:
-        path: A file of pyckpt, Composer or torch.save.
+        path: A file of pyckpt, Composer or torch.save; an object's URL also.
         num_threads: None takes the CPUs that this process may use.
         progress: True shows a bar. A function is called with the bytes done and the total (None if
             unknown), about 20 times a second. Both only on rank 0.
+        storage_options: What the store of a URL is told besides the environment.
 
     Raises:
         OSError: The file cannot be read. Problems with its contents are in the report.
     """
-    return verify_and_index(path, num_threads=num_threads, progress=progress)[0]
+    return verify_and_index(
+        path, num_threads=num_threads, progress=progress, storage_options=storage_options
+    )[0]
 
 
 def verify_and_index(
@@ -132,20 +135,29 @@ def verify_and_index(
     *,
     num_threads: int | None = None,
     progress: ProgressHook = False,
+    storage_options: StorageOptions = None,
 ) -> tuple[Report, MemberIndex]:
     """Like :func:`verify`. Also returns which members count, as far as headers could be read."""
-    path = local_path(path)
+    path = location(path)
     WriteOptions(num_threads=num_threads, progress=progress)
     report, index = Report(path), MemberIndex()
     with reporting(progress, f"verifying {path.name}") as tell:
-        _verify(report, index, num_threads, tell)
+        _verify(report, index, num_threads, tell, storage_options)
     return report, index
 
 
-def _verify(report: Report, index: MemberIndex, num_threads: int | None, tell: Tell | None) -> None:
+def _verify(
+    report: Report,
+    index: MemberIndex,
+    num_threads: int | None,
+    tell: Tell | None,
+    storage_options: StorageOptions,
+) -> None:
     path = report.path
     try:
-        reader = ArchiveReader(path, num_threads=num_threads, report=tell)
+        reader = ArchiveReader(
+            path, storage_options=storage_options, num_threads=num_threads, report=tell
+        )
         reader.wanted_nbytes = reader.image.nbytes
         report.compression = reader.image.compression
         if reader.is_tar:
@@ -188,7 +200,7 @@ def _verify_tar(reader: ArchiveReader, report: Report, index: MemberIndex) -> No
     _verify_behind_tar(reader, report)
 
 
-def _verify_names(path: Path, index: MemberIndex, report: Report) -> None:
+def _verify_names(path: Location, index: MemberIndex, report: Report) -> None:
     """What is named like a file of torch.save must be a file, or a link to one."""
     for member in index:
         is_folder = member.type == FOLDER and member.path != STATES_MEMBER

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.verify import Problem, Report
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.sharded.part import Part, find_part
+from pyckpt.storage.urls import Location, beside
 
 __all__ = ["add_set_problems"]
 
@@ -37,7 +37,7 @@ def add_set_problems(reports: Sequence[Report]) -> list[tuple[Report, Problem]]:
         seen.add(part.save_id)
         for rank, file in enumerate(part.files):
             if (part.save_id, rank) not in given:
-                message = _what_is_wrong(report.path.parent / file, rank, part)
+                message = _what_is_wrong(beside(report.path, file), rank, part)
                 if message is not None:
                     added.append((report, Problem(message)))
     for report, problem in added:
@@ -45,7 +45,7 @@ def add_set_problems(reports: Sequence[Report]) -> list[tuple[Report, Problem]]:
     return added
 
 
-def _what_is_wrong(path: Path, rank: int, part: Part) -> str | None:
+def _what_is_wrong(path: Location, rank: int, part: Part) -> str | None:
     """What is wrong with the archive of a rank that was not given. None if it is there."""
     try:
         found = _part_of(path)
@@ -60,7 +60,7 @@ def _what_is_wrong(path: Path, rank: int, part: Part) -> str | None:
     return None
 
 
-def _part_or_none(path: Path) -> Part | None:
+def _part_or_none(path: Location) -> Part | None:
     """The part; None for any other file, and for one whose own report says that it is damaged."""
     try:
         return _part_of(path)
@@ -68,5 +68,5 @@ def _part_or_none(path: Path) -> Part | None:
         return None
 
 
-def _part_of(path: Path) -> Part | None:
+def _part_of(path: Location) -> Part | None:
     return find_part(ArchiveReader(path, num_threads=1))

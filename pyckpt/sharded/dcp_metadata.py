@@ -10,7 +10,6 @@ import io
 import pathlib
 import pickle
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from pyckpt import _core
 from pyckpt.errors import CorruptArchiveError
+from pyckpt.storage.urls import Location
 
 __all__ = ["dump_metadata", "load_metadata"]
 
@@ -45,7 +45,7 @@ def dump_metadata(data: Metadata) -> bytes:
     return pickle.dumps(data)
 
 
-def load_metadata(raw: bytes, path: Path) -> Metadata:
+def load_metadata(raw: bytes, path: Location) -> Metadata:
     """The metadata in the bytes of the file.
 
     Args:

@@ -11,7 +11,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from pyckpt.sharded.members import rank_of
 from pyckpt.sharded.optimizer_names import with_numbers
 from pyckpt.sharded.part import METADATA, Part, find_part
 from pyckpt.sharded.shard_reader import ShardReader, Wanted
+from pyckpt.storage.urls import Location, StorageOptions, beside
 from pyckpt.torch_format.deserialize import Outlined, byte_order, outlined
 from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
 from pyckpt.torch_format.tensor_slices import CheckedRecord, TensorSlice, part_of, read_slices
@@ -146,8 +146,20 @@ class LoadedFile(Outline):
         As ``FullFile``.
     """
 
-    def __init__(self, path: Path, *, num_threads: int | None, weights_only: bool) -> None:
-        self.tree = load(path, num_threads=num_threads, weights_only=weights_only)
+    def __init__(
+        self,
+        path: Location,
+        *,
+        num_threads: int | None,
+        weights_only: bool,
+        storage_options: StorageOptions = None,
+    ) -> None:
+        self.tree = load(
+            path,
+            num_threads=num_threads,
+            weights_only=weights_only,
+            storage_options=storage_options,
+        )
 
     def read(self, slices: Sequence[Slice], whole: Sequence[tuple[str, torch.Tensor]]) -> None:
         """See Outline."""
@@ -155,16 +167,27 @@ class LoadedFile(Outline):
             one.out.copy_(part_of(one.tensor, one.offsets, one.out.shape))
 
 
-def whole_file(path: Path, *, num_threads: int | None, weights_only: bool) -> Outline:
+def whole_file(
+    path: Location,
+    *,
+    num_threads: int | None,
+    weights_only: bool,
+    storage_options: StorageOptions = None,
+) -> Outline:
     """The outline of one file with the whole state. Raises as ``pyckpt.load``."""
-    reader = ArchiveReader(path, num_threads=num_threads)
+    reader = ArchiveReader(path, storage_options=storage_options, num_threads=num_threads)
     if not reader.is_ordered:
         member = reader.find(STATES_MEMBER) if reader.is_tar else reader.whole()
         if reader.contents(member.offset) is Contents.TORCH_ZIP:
             file = TorchFile(reader, member.offset, member.nbytes)
             if file.holds_object and all(record.stored for record in file.records.values()):
                 return FullFile(reader, file, weights_only=weights_only)
-    return LoadedFile(path, num_threads=num_threads, weights_only=weights_only)
+    return LoadedFile(
+        path,
+        num_threads=num_threads,
+        weights_only=weights_only,
+        storage_options=storage_options,
+    )
 
 
 class ArchiveSet(Outline):
@@ -181,12 +204,19 @@ class ArchiveSet(Outline):
     """
 
     def __init__(
-        self, path: Path, part: Part, *, num_threads: int | None, weights_only: bool
+        self,
+        path: Location,
+        part: Part,
+        *,
+        num_threads: int | None,
+        weights_only: bool,
+        storage_options: StorageOptions = None,
     ) -> None:
-        self._folder = path.parent
+        self._given = path
         self._part = part
         self._weights_only = weights_only
-        self._shards = ShardReader(num_threads)
+        self._options = storage_options
+        self._shards = ShardReader(num_threads, storage_options=storage_options)
         self._checked: set[int] = set()
         first = self._path(0)
         self._check(0)
@@ -203,8 +233,8 @@ class ArchiveSet(Outline):
             self._check(rank)
         self._shards.read(wanted)
 
-    def _path(self, rank: int) -> Path:
-        return self._folder / self._part.files[rank]
+    def _path(self, rank: int) -> Location:
+        return beside(self._given, self._part.files[rank])
 
     def _check(self, rank: int) -> None:
         """Checks that the archive of a rank is there, and is of this save."""
@@ -212,7 +242,7 @@ class ArchiveSet(Outline):
             return
         path = self._path(rank)
         try:
-            found = find_part(ArchiveReader(path, num_threads=1))
+            found = find_part(ArchiveReader(path, storage_options=self._options, num_threads=1))
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"the archive of rank {rank} is not there: {path}. A sharded checkpoint is "

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -20,6 +19,7 @@ from pyckpt.archive.members import FILE, Member, MemberIndex, inner_path
 from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import whole_threads
+from pyckpt.storage.urls import Location, StorageOptions
 from pyckpt.torch_format.deserialize import byte_order, deserialize
 from pyckpt.torch_format.pickle_tree import read_tree
 from pyckpt.torch_format.tensor_index import TensorInfo, lone_tensor
@@ -53,7 +53,7 @@ class Wanted:
     """
 
     key: str
-    path: Path
+    path: Location
     member: str | None
     place: tuple[int, int] | None
     offsets: tuple[int, ...]
@@ -67,14 +67,21 @@ class ShardReader:
     Args:
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         verify: Whether to compare checksums. A tensor's is known only if all of the shard is read.
+        storage_options: What the store of a URL is told besides the environment.
 
     Raises:
         OptionError: ``num_threads`` is wrong.
     """
 
-    def __init__(self, num_threads: int | None = None, verify: bool = True) -> None:
+    def __init__(
+        self,
+        num_threads: int | None = None,
+        verify: bool = True,
+        storage_options: StorageOptions = None,
+    ) -> None:
         self._threads = None if num_threads is None else whole_threads(num_threads)
         self._verify = verify
+        self._options = storage_options
 
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Reads all parts to where they are wanted.
@@ -85,16 +92,18 @@ class ShardReader:
             CheckpointError: There is not enough memory.
             OSError: A file cannot be read.
         """
-        by_path: dict[Path, list[Wanted]] = {}
+        by_path: dict[Location, list[Wanted]] = {}
         for one in wanted:
             by_path.setdefault(one.path, []).append(one)
         for path, group in by_path.items():
             with _naming(group):
-                reader = ArchiveReader(path, num_threads=self._threads)
+                reader = ArchiveReader(
+                    path, storage_options=self._options, num_threads=self._threads
+                )
             self._read_file(reader, group)
 
     def read_bytes(
-        self, path: Path, *, member: str | None = None, place: tuple[int, int] | None = None
+        self, path: Location, *, member: str | None = None, place: tuple[int, int] | None = None
     ) -> bytes:
         """The bytes of one member, or of the whole file. Raises as ``read()`` does."""
         out = bytearray()

@@ -22,8 +22,9 @@ from typing import Any
 from pyckpt import _core
 from pyckpt.errors import OptionError
 from pyckpt.memory import require_memory
+from pyckpt.storage.urls import Location
 
-__all__ = ["InputFile", "OutputFile", "input_file", "is_file_object"]
+__all__ = ["InputFile", "OutputFile", "input_file", "is_file_object", "memory_file"]
 
 _READ_NBYTES = 8 << 20
 # Their write() keeps nothing of the memory that it gets. Any other might, so it gets a copy.
@@ -93,12 +94,12 @@ class InputFile:
     """A file to read from.
 
     Attributes:
-        path: Its path, or what messages call it.
+        path: Its path or URL, or what messages call it.
         fd: A descriptor of it, if it is open.
         is_copy: Whether the descriptor has a copy of it, in memory.
     """
 
-    path: Path
+    path: Location
     fd: int | None = None
     is_copy: bool = False
 
@@ -125,7 +126,7 @@ def input_file(file: Any) -> Iterator[InputFile]:
             yield InputFile(path, fd)
             file.seek(0, os.SEEK_END)
         else:
-            with _memory_file() as copy:
+            with memory_file() as copy:
                 _copy(file, copy, path)
                 yield InputFile(path, copy.fileno(), is_copy=True)
     except BaseException:
@@ -192,7 +193,7 @@ def _can_seek(file: Any) -> bool:
     return True
 
 
-def _memory_file() -> Any:
+def memory_file() -> Any:
     """A file without a name: in memory, where the system has such files."""
     if hasattr(os, "memfd_create"):
         return io.FileIO(os.memfd_create("pyckpt", os.MFD_CLOEXEC), "r+")

@@ -48,11 +48,12 @@ class FsspecStore:
             return _object_info(url, info)
 
     def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
-        if etag is not None and self.stat(url).etag != etag:
-            raise OSError(errno.ESTALE, "it was replaced", url)
         with reported("reading", url):
             data: bytes = self._fs.cat_file(str(url), start=start, end=end)
-            return data
+        # If it is the same object afterwards, it was when the bytes were read.
+        if etag is not None and self.stat(url).etag != etag:
+            raise OSError(errno.ESTALE, "it was replaced", url)
+        return data
 
     def list(self, prefix: Url) -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0] + "/"

@@ -16,6 +16,8 @@ __all__ = ["S3Store"]
 
 T = TypeVar("T")
 
+_PIECE_NBYTES = 256 << 10
+
 
 class S3Store:
     """See :class:`pyckpt.storage.store.Store`.
@@ -40,11 +42,15 @@ class S3Store:
             return b""
         condition = {} if etag is None else {"IfMatch": etag}
 
+        data = bytearray()
+
         def read() -> bytes:
-            place = {**_place(url), **condition, "Range": f"bytes={start}-{end - 1}"}
-            answer = self._client.get_object(**place)
-            data: bytes = answer["Body"].read()
-            return data
+            # What came before the connection broke is kept.
+            span = f"bytes={start + len(data)}-{end - 1}"
+            answer = self._client.get_object(**_place(url), **condition, Range=span)
+            while piece := answer["Body"].read(_PIECE_NBYTES):
+                data.extend(piece)
+            return bytes(data)
 
         return self._send("reading", url, read)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from pyckpt.paths import is_url, local_path, path_text
 if TYPE_CHECKING:
     from pyckpt.storage.store import Store
 
-__all__ = ["Location", "StorageOptions", "Url", "location", "open_store"]
+__all__ = ["Location", "StorageOptions", "Url", "beside", "location", "open_store"]
 
 StorageOptions: TypeAlias = Mapping[str, Any] | None
 """What a store's client is told besides the environment. See docs/stores.md."""
@@ -101,6 +102,14 @@ def location(path: str | os.PathLike[str]) -> Location:
         raise FilenameError(f"{text!r} does not name an object", path=text)
     _store_class(url.scheme, text)
     return url
+
+
+def beside(place: Location, name: str) -> Location:
+    """The file or the object that ``name`` leads to from the folder in which ``place`` is."""
+    if isinstance(place, Url):
+        path = posixpath.normpath(posixpath.join("/", place.bucket, place.key, "..", name))
+        return Url(f"{place.scheme}:/{path}")
+    return place.parent / name
 
 
 def open_store(url: Url, options: StorageOptions = None) -> Store:

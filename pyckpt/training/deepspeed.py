@@ -26,6 +26,7 @@ from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
 from pyckpt.ranks.exchange import Channel, together
+from pyckpt.storage.urls import Location, StorageOptions
 from pyckpt.training.deepspeed_types import allow_deepspeed_types
 from pyckpt.training.shared_reads import Source, read_shared
 
@@ -142,11 +143,11 @@ class EngineStates:
         options: Those of ``pyckpt.load``.
     """
 
-    def __init__(self, path: Path, channel: Channel, options: dict[str, Any]) -> None:
+    def __init__(self, path: Location, channel: Channel, options: dict[str, Any]) -> None:
         self._path = path
         self._channel = channel
         self._options = options
-        self._holders: dict[str, Path] = {}
+        self._holders: dict[str, Location] = {}
         self._states: dict[str, Any] = {}
 
     def read(self, engine: Any) -> Any:
@@ -159,7 +160,7 @@ class EngineStates:
         """
         listings = together(
             "looking at the checkpoint",
-            lambda: (self._path, _state_members(self._path)),
+            lambda: (self._path, _state_members(self._path, self._options["storage_options"])),
             self._channel,
         )
         # This rank's members first, then those of the lowest rank. Equal names have equal contents.
@@ -228,7 +229,7 @@ class EngineStates:
         # A state of another rank: experts, or a part of the model that DeepSpeed looks at.
         return load(self._holder(member), **self._options, member=member)
 
-    def _holder(self, member: str) -> Path:
+    def _holder(self, member: str) -> Location:
         try:
             return self._holders[member]
         except KeyError:
@@ -272,7 +273,7 @@ def _needed(engine: Any, load_weights_only: bool) -> list[str]:
     return names
 
 
-def _state_members(path: Path) -> list[str]:
+def _state_members(path: Location, storage_options: StorageOptions) -> list[str]:
     """The names of the states in an archive.
 
     Raises:
@@ -281,5 +282,6 @@ def _state_members(path: Path) -> list[str]:
         OSError: The file cannot be read.
     """
     folder = f"{TAG}/"
-    names = [member.inner_name(path) for member in ArchiveReader(path).index()]
+    reader = ArchiveReader(path, storage_options=storage_options)
+    names = [member.inner_name(path) for member in reader.index()]
     return [n for n in names if n == STATES_MEMBER or (n.startswith(folder) and n.endswith(".pt"))]

@@ -16,6 +16,7 @@ from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks,
 from pyckpt.restoration import Restoration
 from pyckpt.sharded.part import Part, find_part
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
+from pyckpt.storage.urls import Location, StorageOptions
 from pyckpt.torch_format.weights_only import is_weights_only
 from pyckpt.training.holding import Holding, holding_of
 from pyckpt.training.named_state import keeping_shards
@@ -41,6 +42,7 @@ def load_checkpoint(
     num_threads: int | None = None,
     progress: ProgressHook = False,
     process_group: Any = None,
+    storage_options: StorageOptions = None,
 ) -> list[dict[str, Any]] | None:
     """Restores a training state; the counterpart of ``composer.utils.load_checkpoint``.
 
@@ -53,10 +55,11 @@ def load_checkpoint(
     gets the states from memory; nothing is extracted.
 
     Args:
-        path: The file, as save_checkpoint returned it. Or a name that contains ``{rank}``,
-            ``{local_rank}``, ``{world_size}``, ``{local_world_size}`` or ``{node_rank}``. Other
-            variables of save_checkpoint have the values of the time of saving, so write these
-            values out. With DeepSpeed ``.tar`` is appended as in save_checkpoint.
+        path: The file, or the object's URL, as save_checkpoint returned it. Or a name that contains
+            ``{rank}``, ``{local_rank}``, ``{world_size}``, ``{local_world_size}`` or
+            ``{node_rank}``. Other variables of save_checkpoint have the values of the time of
+            saving, so write these values out. With DeepSpeed ``.tar`` is appended as in
+            save_checkpoint.
         state: Anything that follows the RestorableState protocol, such as Composer's State.
         load_weights_only: Restore only the model, and no random states. Not with ZeRO 3, whose
             weights are in the optimizer's shards.
@@ -70,6 +73,7 @@ def load_checkpoint(
         progress: As in ``pyckpt.load``; for each file that rank 0 reads.
         process_group: The ranks that load together, as in ``save_checkpoint``. Each gets the random
             states of its place in the group.
+        storage_options: What the store of a URL is told besides the environment.
 
     Returns:
         The saved random states of all ranks. This rank's generators are restored already. If you
@@ -94,6 +98,7 @@ def load_checkpoint(
         "weights_only": weights_only,
         "num_threads": num_threads,
         "progress": of_group(progress, channel.rank),
+        "storage_options": storage_options,
     }
     loading = _Load(path, state, load_weights_only, strict_model_weights, options, channel)
     together("preparing to load the checkpoint", loading.prepare, channel)
@@ -132,11 +137,11 @@ class _Load:
         self._channel = channel
         self._is_deepspeed = False
         self._ranks = Ranks()
-        self._path = Path()
+        self._path: Location = Path()
         self._contents: dict[str, Any] = {}
         self._parts: Parts = []
         self._engine_states: Any = None
-        self._found: tuple[Path, Part] | None = None
+        self._found: tuple[Location, Part] | None = None
         self._outline: Any = None
         self._holdings: list[Holding] = []
         self._restoration = Restoration()
@@ -150,7 +155,7 @@ class _Load:
             self._options["num_threads"] = default_threads(self._ranks.local_world_size)
         WriteOptions(num_threads=self._options["num_threads"], progress=self._options["progress"])
         self._options["weights_only"] = is_weights_only(self._options["weights_only"])
-        self._path = find(self._template, self._ranks)
+        self._path = find(self._template, self._ranks, self._options["storage_options"])
         if not callable(getattr(self._state, "load_state_dict", None)):
             raise OptionError(f"{type(self._state).__qualname__} has no load_state_dict()")
         if self._is_deepspeed:
@@ -188,18 +193,24 @@ class _Load:
             or len({one.digest for one in self._holdings}) > 1
         )
 
-    def _look(self) -> tuple[tuple[Path, Part] | None, Holding]:
+    def _look(self) -> tuple[tuple[Location, Part] | None, Holding]:
         """The archive of a set that the first rank finds, and what this rank has."""
         holding = holding_of(self._state)
         if self._channel.rank != 0:
             return None, holding
-        part = find_part(ArchiveReader(self._path, num_threads=1))
-        return None if part is None else (self._path.absolute(), part), holding
+        reader = ArchiveReader(
+            self._path, storage_options=self._options["storage_options"], num_threads=1
+        )
+        part = find_part(reader)
+        path = self._path.absolute() if isinstance(self._path, Path) else self._path
+        return None if part is None else (path, part), holding
 
     def _read_outline(self) -> None:
         from pyckpt.sharded.outline import ArchiveSet, whole_file
 
-        options = {key: self._options[key] for key in ("num_threads", "weights_only")}
+        options = {
+            key: self._options[key] for key in ("num_threads", "weights_only", "storage_options")
+        }
         if self._found is None:
             self._outline = whole_file(self._path, **options)
         else:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from pyckpt.errors import FilenameError, MixedFilesError
-from pyckpt.paths import check_is_local, expand_user, is_url, local_path, path_text
-from pyckpt.storage.urls import Location, location
+from pyckpt.paths import check_is_local, expand_user, is_url, path_text
+from pyckpt.storage.urls import Location, StorageOptions, Url, location, open_store
 
 if TYPE_CHECKING:
     from pyckpt.ranks.exchange import Ranks
@@ -132,20 +132,32 @@ def _differ_by_rank_alone(name: str, rank: int, other: str, other_rank: int) -> 
     )
 
 
-def find(path: str | PurePath, ranks: Ranks) -> Path:
+def find(path: str | PurePath, ranks: Ranks, storage_options: StorageOptions = None) -> Location:
     """The checkpoint that ``path`` names: the file of that very name, or else ``render_ranks``.
 
     Paths that save_checkpoint has returned name files, and may have braces.
 
     Raises:
-        FilenameError: As in ``render_ranks``.
+        FilenameError: As in ``render_ranks``, or no store serves the URL.
+        OSError: The store does not answer.
     """
-    literal = local_path(path)
+    literal = location(path)
+    if isinstance(literal, Url):
+        return _find_object(literal, ranks, storage_options)
     try:
         is_there = os.path.lexists(literal)
     except ValueError:  # the system cannot encode it: render_ranks says so
         is_there = False
     return literal if is_there else render_ranks(literal, ranks)
+
+
+def _find_object(url: Url, ranks: Ranks, storage_options: StorageOptions) -> Location:
+    if "{" in url or "}" in url:
+        try:
+            open_store(url, storage_options).stat(url)
+        except FileNotFoundError:
+            return _render_url(url, _rank_lookups(ranks))
+    return url
 
 
 def _render(filename: str | PurePath, lookups: Mapping[str, Callable[[], Any]]) -> Location:

@@ -1,10 +1,10 @@
 """Reads what several ranks want: decompressed once per machine, handed on through a file.
 
 Every rank reads a file without compression for itself, because it comes from the page cache.
-Decompression costs CPU time. So on each machine the first rank that wants a member decompresses it
-and writes the object, uncompressed, to a temporary folder (``TMPDIR``). The others read it there.
-If the folder has no room, the others decompress too. The folder holds at most what is shared, and
-is empty again when the call returns.
+Decompression costs CPU time, and an object of a store the time of a download. So on each machine
+the first rank that wants such a member reads it and writes the object, uncompressed, to a temporary
+folder (``TMPDIR``). The others read it there. If the folder has no room, the others read it
+themselves. The folder holds at most what is shared, and is empty again when the call returns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pyckpt.archive.save import save
 from pyckpt.errors import CheckpointError
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.ranks.file_identity import file_identity, machine
+from pyckpt.storage.urls import Location, Url
 
 __all__ = ["Source", "read_shared"]
 
@@ -30,7 +31,7 @@ __all__ = ["Source", "read_shared"]
 class Source:
     """A member of an archive. A file of torch.save has no members, so ``member`` is ignored."""
 
-    path: Path
+    path: Location
     member: str
 
 
@@ -82,6 +83,8 @@ def read_shared(sources: Sequence[Source], channel: Channel, **options: Any) -> 
 
 def _key(source: Source) -> str | None:
     """A text that is equal on ranks that can share the source; None if each reads for itself."""
+    if isinstance(source.path, Url):  # it need not be fetched twice
+        return f"{machine()}\0{source.path}\0{source.member}"
     if not is_compressed(source.path):
         return None
     return f"{machine()}\0{file_identity(source.path)}\0{source.member}"

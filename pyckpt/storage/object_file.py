@@ -1,0 +1,319 @@
+"""An object of a store as a file without a name, which is filled while it is read.
+
+The file has the object's size from the start, and takes memory only where bytes have come. The core
+says what it will read (``expect``), and holds what it reads at the moment; both in ranges of bytes.
+Ranges become blocks, and neighbouring blocks become requests, of which several are under way at the
+same time. What is held comes first, however much that is. Ahead of that come at most 64 MiB, and of
+what nobody holds any more the last 32 MiB stay. The rest is taken out of the file, and comes again
+if it is wanted again.
+
+So the memory is 96 MiB, plus 4 MiB for each of 8 requests, plus what is held.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pyckpt.errors import CheckpointError
+from pyckpt.memory import require_memory
+from pyckpt.storage.file_object import memory_file
+from pyckpt.storage.store import Store
+from pyckpt.storage.urls import StorageOptions, Url, open_store
+
+__all__ = ["ObjectFile", "open_object"]
+
+_BLOCK_NBYTES = 256 << 10
+_CONNECTIONS = 8
+_MOST_AHEAD = (64 << 20) // _BLOCK_NBYTES
+_MOST_IDLE = (32 << 20) // _BLOCK_NBYTES
+_MOST_IN_REQUEST = (4 << 20) // _BLOCK_NBYTES
+_FEW_IN_REQUEST = (1 << 20) // _BLOCK_NBYTES  # fewer take as long
+_WORTH_BRIDGING = 2  # blocks that nobody wants, between two that are
+_FEW = (2 << 20) // _BLOCK_NBYTES  # whoever wants no more at a time reads on from there, perhaps
+_MOST_READ_ON = (8 << 20) // _BLOCK_NBYTES
+_MUCH_NBYTES = 64 << 20
+
+Ranges = Sequence[tuple[int, int]]
+
+
+@dataclass
+class _Block:
+    """A block that is in the file, or on its way there, or wanted.
+
+    Attributes:
+        is_there: Whether its bytes are in the file.
+        is_coming: Whether a request for it is under way.
+        holds: How many hold it.
+    """
+
+    is_there: bool = False
+    is_coming: bool = False
+    holds: int = 0
+
+
+class ObjectFile:
+    """See the module, and :class:`pyckpt._core.Supply`.
+
+    Nothing has to be closed: threads end when nothing is to be brought, and the file goes with the
+    last reference.
+
+    Attributes:
+        path: The object's URL.
+        fd: The file's descriptor.
+        nbytes: The object's size.
+    """
+
+    def __init__(self, store: Store, url: Url) -> None:
+        info = store.stat(url)
+        self.path = url
+        self.nbytes = info.nbytes
+        self._store = store
+        self._etag = info.etag
+        self._file = _SparseFile(info.nbytes)
+        self.fd = self._file.fd
+        self._changed = threading.Condition()  # guards all that follows
+        self._blocks: dict[int, _Block] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()  # there, and neither held nor ahead
+        self._ahead: set[int] = set()  # expected, there or coming, and not held yet
+        self._held_next: deque[int] = deque()
+        self._expected: deque[int] = deque()
+        self._read_on_at = -2  # where a reader of small ranges would go on
+        self._read_on = 0  # how many blocks it has read so
+        self._threads = 0
+        self._failure: BaseException | None = None
+
+    def expect(self, ranges: Ranges) -> None:
+        blocks = _blocks(ranges)
+        with self._changed:
+            for index in self._ahead:
+                self._rest(index)
+            self._ahead.clear()
+            for index in blocks:
+                if (block := self._blocks.get(index)) and not block.holds:
+                    self._idle.pop(index, None)
+                    self._ahead.add(index)
+            self._expected = deque((*blocks, *self._next_after(blocks)))
+            self._evict()
+            self._start_threads()
+
+    def hold(self, ranges: Ranges) -> None:
+        blocks = _blocks(ranges)
+        with self._changed:
+            missing = [index for index in blocks if not self._is_there(index)]
+            if len(missing) * _BLOCK_NBYTES > _MUCH_NBYTES:
+                require_memory(len(missing) * _BLOCK_NBYTES, self.path)
+            for index in blocks:
+                self._blocks.setdefault(index, _Block()).holds += 1
+                self._idle.pop(index, None)
+                self._ahead.discard(index)
+            self._held_next.extend(index for index in missing if not self._blocks[index].is_coming)
+            try:
+                self._start_threads()
+                for index in missing:
+                    while not self._is_there(index):
+                        self._require_no_failure()
+                        self._changed.wait()
+                self._require_no_failure()
+            except BaseException:
+                self._release(blocks)
+                raise
+
+    def release(self, ranges: Ranges) -> None:
+        with self._changed:
+            self._release(_blocks(ranges))
+
+    def stop(self, error: BaseException) -> None:
+        """Ends all waiting with this error, now and later."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def _is_there(self, index: int) -> bool:
+        block = self._blocks.get(index)
+        return block is not None and block.is_there
+
+    def _release(self, blocks: Iterable[int]) -> None:
+        for index in blocks:
+            self._blocks[index].holds -= 1
+            self._rest(index)
+        self._evict()
+
+    def _rest(self, index: int) -> None:
+        """Makes a block idle, unless it is held, or not there yet."""
+        block = self._blocks[index]
+        if block.holds:
+            return
+        if block.is_there:
+            self._idle[index] = None
+        elif not block.is_coming:
+            del self._blocks[index]
+
+    def _evict(self) -> None:
+        while len(self._idle) > _MOST_IDLE:
+            index, _ = self._idle.popitem(last=False)
+            del self._blocks[index]
+            self._file.drop(index * _BLOCK_NBYTES, _BLOCK_NBYTES)
+
+    def _next_after(self, blocks: Sequence[int]) -> range:
+        """What is brought ahead for those who read on in small steps: headers of a tar."""
+        if not blocks:
+            return range(0)
+        is_next = abs(blocks[0] - self._read_on_at) <= 1
+        self._read_on = self._read_on + len(blocks) if is_next and len(blocks) <= _FEW else 0
+        self._read_on_at = end = blocks[-1] + 1
+        last = -(-self.nbytes // _BLOCK_NBYTES)
+        return range(end, min(end + min(self._read_on, _MOST_READ_ON), last))
+
+    def _require_no_failure(self) -> None:
+        error = self._failure
+        if isinstance(error, OSError) and error.errno == errno.ESTALE:
+            raise CheckpointError(
+                f"{self.path} was replaced by another object while it was read",
+                path=self.path,
+                errno=errno.ESTALE,
+            ) from error
+        if error is not None:
+            raise error
+
+    def _start_threads(self) -> None:
+        wanted = len(self._held_next) + (len(self._expected) if self._has_room() else 0)
+        while self._failure is None and self._threads < min(wanted, _CONNECTIONS):
+            thread = threading.Thread(target=self._bring, name="pyckpt-object", daemon=True)
+            self._threads += 1
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more
+                self._threads -= 1
+                if not self._threads:
+                    self._failure = error
+                return
+
+    def _bring(self) -> None:
+        """What each thread does: request after request, until nothing is wanted."""
+        blocks: list[int] = []
+        try:
+            while True:
+                with self._changed:
+                    self._arrived(blocks)
+                    blocks = [] if self._failure else self._next_request()
+                    if not blocks:
+                        # Under the same lock: whoever wants more must see that this thread is gone.
+                        self._threads -= 1
+                        return
+                start = blocks[0] * _BLOCK_NBYTES
+                end = min((blocks[-1] + 1) * _BLOCK_NBYTES, self.nbytes)
+                data = self._store.read_range(self.path, start, end, self._etag)
+                if len(data) != end - start:
+                    raise OSError(errno.ESTALE, "became shorter while it was read", self.path)
+                self._file.write(data, start)
+        except BaseException as error:
+            with self._changed:
+                self._threads -= 1
+                self.stop(error)
+
+    def _arrived(self, blocks: Sequence[int]) -> None:
+        for index in blocks:
+            block = self._blocks[index]
+            block.is_coming, block.is_there = False, True
+            if index not in self._ahead:
+                self._rest(index)
+        self._evict()
+        if blocks:
+            self._changed.notify_all()
+
+    def _next_request(self) -> list[int]:
+        """The blocks of the next request, which are neighbours; none if nothing is to be brought.
+
+        They are noted as coming.
+        """
+        while self._held_next and self._is_on_its_way(self._held_next[0]):
+            self._held_next.popleft()
+        is_ahead = not self._held_next
+        queue = self._expected if is_ahead else self._held_next
+        if is_ahead and not self._has_room():
+            return []
+        share = -(-len(queue) // _CONNECTIONS)
+        most = min(max(share, _FEW_IN_REQUEST), _MOST_IN_REQUEST)
+        blocks: list[int] = []
+        while queue and len(blocks) < most:
+            index = queue[0]
+            if self._is_on_its_way(index):
+                queue.popleft()
+                continue
+            bridge = range(blocks[-1] + 1, index) if blocks else range(0)
+            if blocks and not (
+                blocks[-1] < index
+                and len(bridge) <= _WORTH_BRIDGING
+                and not any(map(self._is_on_its_way, bridge))
+            ):
+                break
+            queue.popleft()
+            for one in (*bridge, index):
+                self._blocks.setdefault(one, _Block()).is_coming = True
+            blocks += (*bridge, index)
+            if is_ahead:
+                self._ahead.add(index)
+        return blocks
+
+    def _has_room(self) -> bool:
+        """Whether more may be brought ahead: a request of the usual size."""
+        return len(self._ahead) + _MOST_IN_REQUEST <= _MOST_AHEAD
+
+    def _is_on_its_way(self, index: int) -> bool:
+        block = self._blocks.get(index)
+        return block is not None and (block.is_there or block.is_coming)
+
+
+class _SparseFile:
+    """A file without a name that takes memory only where it was written."""
+
+    def __init__(self, nbytes: int) -> None:
+        with memory_file() as file:
+            file.truncate(nbytes)
+            self.fd = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self.fd).atexit = False  # a thread may write until then
+        self._map = mmap.mmap(self.fd, nbytes) if nbytes else None
+
+    def write(self, data: bytes, offset: int) -> None:
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self.fd, view[done:], offset + done)
+
+    def drop(self, offset: int, nbytes: int) -> None:
+        """Gives the memory back, if the system can. The bytes read as zeros then."""
+        if self._map is not None and hasattr(mmap, "MADV_REMOVE"):
+            with suppress(OSError):
+                self._map.madvise(mmap.MADV_REMOVE, offset, min(nbytes, len(self._map) - offset))
+
+
+def open_object(url: Url, options: StorageOptions = None) -> ObjectFile:
+    """An object, to be read.
+
+    Raises:
+        FilenameError: No store serves the URL, or a package is not installed.
+        OptionError: The options are wrong.
+        OSError: There is no such object, or the store does not answer.
+    """
+    return ObjectFile(open_store(url, options), url)
+
+
+def _blocks(ranges: Ranges) -> list[int]:
+    """The blocks that have bytes of the ranges, each once, in the order of the ranges."""
+    found: dict[int, None] = {}
+    for offset, nbytes in ranges:
+        if nbytes:
+            found.update(
+                dict.fromkeys(
+                    range(offset // _BLOCK_NBYTES, (offset + nbytes - 1) // _BLOCK_NBYTES + 1)
+                )
+            )
+    return list(found)
