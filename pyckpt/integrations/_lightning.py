@@ -23,7 +23,7 @@ from pyckpt.archive.formats import STATES_MEMBER, file_format, is_compressed
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.integrations._lightning_sharded import ShardedSaving
 from pyckpt.options import BackgroundOptions
-from pyckpt.paths import local_path
+from pyckpt.paths import check_is_local, local_path
 from pyckpt.ranks.exchange import begin_together, together
 from pyckpt.staging.pending_saves import raise_uncollected
 from pyckpt.storage.flush import flush_folder
@@ -94,6 +94,7 @@ class SavingIO:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Saves a checkpoint, or starts to. ``storage_options`` are options of ``pyckpt.save``."""
+        check_is_local(os.fspath(path))
         options = {**self._options, **_known(storage_options, self._options)}
         _check_last(checkpoint, os.fspath(path), self._begun)
         _end_link(path)
@@ -407,8 +408,9 @@ def load_from_checkpoint(
     """
     file: Any = checkpoint_path
     if Path(checkpoint_path).is_file():
-        reader = ArchiveReader(local_path(checkpoint_path))
-        if reader.is_tar or is_compressed(reader.path):
+        path = local_path(checkpoint_path)
+        reader = ArchiveReader(path)
+        if reader.is_tar or is_compressed(path):
             pyckpt.verify(checkpoint_path).raise_if_damaged()
             file = _decompressed(reader)
     loaded: T = cls.load_from_checkpoint(file, *arguments, **options)  # type: ignore[attr-defined]
