@@ -116,6 +116,12 @@ def cut_answer(handler: _Handler) -> bool:
     return True
 
 
+def pretend(handler: _Handler) -> bool:
+    """The server says that it has done what it has not."""
+    handler.answer(204, [], b"")
+    return True
+
+
 def flip(handler: _Handler) -> bool:
     """A bit of the body changes on the way."""
     handler.body = bytes([handler.body[0] ^ 1]) + handler.body[1:]
@@ -148,7 +154,7 @@ def begun(seconds_ago: float) -> Fault:
 class Proxy:
     """Passes requests on to a server, but for those that a rule takes.
 
-    It compares checksums, as S3 does and moto does not.
+    It compares checksums, and completes an upload once, as stores do and moto does not.
 
     Attributes:
         requests: The operations that came in, in their order, with the paths.
@@ -161,6 +167,7 @@ class Proxy:
         self.most_at_once = 0
         self.at_once = 0
         self.lock = threading.Lock()
+        self.completed: set[str] = set()  # paths of uploads
         self._rules: list[tuple[re.Pattern[str], Iterator[int], Fault]] = []
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._http.daemon_threads = True
@@ -232,6 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, name: str) -> None:
         if name in ("UploadPart", "PutObject") and not self._is_checksum_right():
             answer(400, "BadDigest")(self)
+        elif name == "CompleteMultipartUpload" and self.path in self.server.proxy.completed:  # type: ignore[attr-defined]
+            answer(404, "NoSuchUpload")(self)
         else:
             self.answer(*self.forward())
 
@@ -253,6 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
         connection.request(self.command, self.path, self.body, headers)
         got = connection.getresponse()
         body = got.read()
+        if operation(self.command, self.path) == "CompleteMultipartUpload" and got.status == 200:
+            self.server.proxy.completed.add(self.path)  # type: ignore[attr-defined]
         kept = [
             (k, v)
             for k, v in got.getheaders()

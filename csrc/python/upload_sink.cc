@@ -1,7 +1,6 @@
 #include "python/upload_sink.h"
 
 #include <cstdint>
-#include <exception>
 #include <utility>
 
 #include "base/bytes.h"
@@ -57,12 +56,11 @@ class UploadSink final : public Sink {
 
   // The exception that may be under way stays the one that Python sees.
   void CallQuietly(const char* method) noexcept {
-    const py::gil_scoped_acquire gil;
-    const py::error_scope under_way;
     try {
+      const py::gil_scoped_acquire gil;
+      const py::error_scope under_way;
       upload_.attr(method)();
-    } catch (const std::exception&) {  // a failure here is ignored: see Sink
-      PyErr_Clear();
+    } catch (...) {  // NOLINT(bugprone-empty-catch): failures are ignored, see Sink
     }
   }
 

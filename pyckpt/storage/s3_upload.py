@@ -100,9 +100,10 @@ class S3Upload:
 
     def abandon(self) -> None:
         self.restore()
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            parts.stop(_STOP_SECONDS)
+        if self._is_aborted:
+            return
+        if self._parts is not None:
+            self._parts.stop(_STOP_SECONDS)
         self._is_aborted = True
         self._abort()
 

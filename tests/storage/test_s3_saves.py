@@ -21,11 +21,22 @@ import pyckpt
 from pyckpt.archive import formats
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
-from pyckpt.storage import parts
+from pyckpt.storage import parts, s3_upload
 from pyckpt.storage.remote_object import target_at
 from pyckpt.storage.urls import location
 from tests.states import assert_equal, mixed_state
-from tests.stores import Bucket, Fault, answer, begun, cut_answer, delay, flip, lose_answer, reset
+from tests.stores import (
+    Bucket,
+    Fault,
+    answer,
+    begun,
+    cut_answer,
+    delay,
+    flip,
+    lose_answer,
+    pretend,
+    reset,
+)
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -117,7 +128,7 @@ def test_parts_are_uploaded_while_the_save_runs(bucket: Bucket) -> None:
         if bucket.proxy.count("UploadPart") and done < total:
             seen.append((bucket.uploads(), bucket.get("big.tar")))
 
-    bucket.proxy.rule("UploadPart", delay(0.2))
+    bucket.proxy.rule("UploadPart", delay(1))
     pyckpt.save(noise(200 * MIB), bucket.url("big.tar"), num_threads=1, progress=look)
     assert (["big.tar"], OLD) in seen
     assert all(old == OLD for _, old in seen)
@@ -170,6 +181,25 @@ def test_ctrl_c_while_all_parts_are_stuck(bucket: Bucket) -> None:
         pyckpt.save(noise(150 * MIB), bucket.url("x.tar"))
     timer.join()
     assert bucket.keys() == []
+    assert bucket.uploads() == []
+
+
+def test_parts_that_come_after_the_abort(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_upload, "_STOP_SECONDS", 0.1)
+    bucket.proxy.rule("UploadPart", delay(2))
+    # S3 removes the parts that it has when it aborts, and not those that are on their way.
+    bucket.proxy.rule("AbortMultipartUpload", pretend, times=1)
+
+    def stop(done: int, total: int) -> None:
+        if bucket.proxy.count("UploadPart"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pyckpt.save(noise(100 * MIB), bucket.url("x.tar"), progress=stop)
+    assert bucket.uploads() == ["x.tar"]
+    for thread in threading.enumerate():
+        if thread.name == "pyckpt-upload":
+            thread.join()
     assert bucket.uploads() == []
 
 
