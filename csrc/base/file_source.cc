@@ -5,12 +5,10 @@
 #include <cerrno>
 
 #include "base/error.h"
-#include "base/supply.h"
 
 namespace pyckpt {
 
 void FileSource::Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) {
-  const Held held = file_->supply() ? Held(file_->supply().get(), {{offset, nbytes}}) : Held();
   while (nbytes != 0) {
     const ssize_t n = pread(file_->fd(), out, nbytes, static_cast<off_t>(offset));
     if (n == -1 && errno == EINTR) continue;

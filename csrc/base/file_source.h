@@ -19,7 +19,8 @@ class FileSource final : public Source {
   std::uint64_t nbytes() const { return file_->nbytes(); }
   const OpenFile& file() const { return *file_; }
 
-  // Throws Error::System, also if the file has become shorter.
+  // Throws Error::System, also if the file has become shorter. The bytes of a file with a supply
+  // must be held.
   void Read(std::uint64_t offset, std::size_t nbytes, std::uint8_t* out) override;
 
  private:

@@ -27,7 +27,7 @@ class Supply {
   virtual ~Supply() = default;
 
   // Says which bytes will be held next, in about this order, so that they can be brought ahead.
-  // Returns at once, and replaces what was said before.
+  // Returns at once, and replaces what was said before, unless that has all of it.
   virtual void Expect(const std::vector<FileRange>& ranges) = 0;
 
   // Waits until the bytes are in the file. They stay until they are released. Throws if they cannot

@@ -51,7 +51,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
     std::size_t extent;
     std::uint32_t crc;
   };
-  if (keep) Expect(extents);
+  if (keep) ExpectRuns(extents);
   const bool prepared = IsPrepared(extents);
   FillResult result;
   result.crcs.resize(extents.size());
@@ -153,6 +153,15 @@ bool StreamImage::IsPrepared(const std::vector<Extent>& extents) {
 }
 
 void StreamImage::Expect(const std::vector<Extent>& extents) {
+  std::vector<std::size_t> units;
+  for (const Extent& run : ExpectRuns(extents)) {
+    const std::size_t last = UnitAt(run.end() - 1);
+    for (std::size_t unit = UnitAt(run.offset); unit <= last; ++unit) units.push_back(unit);
+  }
+  ExpectCode(units);
+}
+
+std::vector<Extent> StreamImage::ExpectRuns(const std::vector<Extent>& extents) {
   const std::uint64_t placed = placed_nbytes();
   ExtentSet runs;
   for (const Extent& extent : extents) {
@@ -164,7 +173,9 @@ void StreamImage::Expect(const std::vector<Extent>& extents) {
     const std::uint64_t end = UnitExtent(UnitAt(extent.end() - 1)).end();
     runs.Add({begin, end + PaddingTo(end, kPageNbytes) - begin});
   }
-  for (const Extent& run : runs.Inside({0, placed})) ExpectUnits(run);
+  std::vector<Extent> found = runs.Inside({0, placed});
+  for (const Extent& run : found) ExpectUnits(run);
+  return found;
 }
 
 std::vector<std::size_t> StreamImage::Groups(

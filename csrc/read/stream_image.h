@@ -98,7 +98,8 @@ class StreamImage {
   virtual void Keep(Extent extent) { (void)extent; }
 
   // Says that all of the extents will be required or filled and kept, by whatever calls. It saves
-  // time: neighbours then share large pages of memory, whichever is decoded first.
+  // time: neighbours then share large pages of memory, whichever is decoded first, and their code
+  // comes in few requests.
   void Expect(const std::vector<Extent>& extents);
 
   // Decodes the extents, and computes their checksums if checksums is true. Without keep, the bytes
@@ -207,6 +208,9 @@ class StreamImage {
 
   // Gives back the units that are wholly in the extent, and returns where they end.
   std::uint64_t ReleaseUnits(Extent extent);
+  // Tells ExpectUnits() of the units with bytes of the extents, which may be anywhere. Returns
+  // these units, as runs.
+  std::vector<Extent> ExpectRuns(const std::vector<Extent>& extents);
 
   bool IsPrepared(const std::vector<Extent>& extents);
 

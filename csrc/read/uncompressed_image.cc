@@ -1,6 +1,7 @@
 #include "read/uncompressed_image.h"
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "base/anonymous_map.h"
@@ -52,20 +53,28 @@ class ReadImage final : public StreamImage {
   }
 
   void ExpectCode(const std::vector<std::size_t>& units) override {
-    Supply* supply = source_.file().supply().get();
-    if (supply == nullptr) return;
+    if (supply() == nullptr) return;
     std::vector<FileRange> ranges;
     for (const std::size_t unit : units) {
-      const Extent extent = UnitExtent(unit);
-      if (present_[unit] == 0) ranges.push_back({extent.offset, extent.nbytes});
+      if (present_[unit] == 0) ranges.push_back(FileRangeOf(unit));
     }
-    supply->Expect(ranges);
+    supply()->Expect(ranges);
   }
+
+  // So that a supply is asked less often.
+  std::size_t most_in_turn() const override { return supply() == nullptr ? 1 : 4; }
 
   Loader NewLoader() override {
     const auto buffer = std::make_shared<Buffer>();
     return [this, buffer](std::vector<LoadedUnit>* units, bool keep) {
-      for (LoadedUnit& loaded : *units) loaded.raw = Load(loaded.unit, keep, buffer.get());
+      const Held held = HoldUnits(*units);
+      for (LoadedUnit& loaded : *units) loaded.raw = base() + UnitExtent(loaded.unit).offset;
+      std::vector<LoadedUnit*> missing;
+      for (LoadedUnit& loaded : *units) {
+        if (present_[loaded.unit] == 0) missing.push_back(&loaded);
+      }
+      SetAddresses(missing, keep, buffer.get());
+      for (const LoadedUnit* loaded : missing) Load(*loaded, keep);
     };
   }
 
@@ -76,14 +85,26 @@ class ReadImage final : public StreamImage {
   }
 
  private:
-  std::uint8_t* Load(std::size_t unit, bool keep, Buffer* buffer) {
+  Supply* supply() const { return source_.file().supply().get(); }
+
+  FileRange FileRangeOf(std::size_t unit) const {
     const Extent extent = UnitExtent(unit);
-    std::uint8_t* place = base() + extent.offset;
-    if (present_[unit] != 0) return place;
-    if (!keep) place = buffer->Reserve(extent.nbytes);
-    source_.Read(extent.offset, extent.nbytes, place);
-    if (keep) present_[unit] = 1;
-    return place;
+    return {extent.offset, extent.nbytes};
+  }
+
+  Held HoldUnits(const std::vector<LoadedUnit>& units) const {
+    if (supply() == nullptr) return {};
+    std::vector<FileRange> ranges;
+    for (const LoadedUnit& loaded : units) {
+      if (present_[loaded.unit] == 0) ranges.push_back(FileRangeOf(loaded.unit));
+    }
+    return {supply(), std::move(ranges)};
+  }
+
+  void Load(const LoadedUnit& loaded, bool keep) {
+    const Extent extent = UnitExtent(loaded.unit);
+    source_.Read(extent.offset, extent.nbytes, loaded.raw);
+    if (keep) present_[loaded.unit] = 1;
   }
 
   FileSource source_;

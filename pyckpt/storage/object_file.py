@@ -84,7 +84,8 @@ class ObjectFile:
         self._idle: OrderedDict[int, None] = OrderedDict()  # there, and neither held nor ahead
         self._ahead: set[int] = set()  # expected, there or coming, and not held yet
         self._held_next: deque[int] = deque()
-        self._expected: deque[int] = deque()
+        self._expected: OrderedDict[int, None] = OrderedDict()
+        self._expects_few = True  # whoever said last what to expect
         self._read_on_at = -2  # where a reader of small ranges would go on
         self._read_on = 0  # how many blocks it has read so
         self._threads = 0
@@ -93,6 +94,12 @@ class ObjectFile:
     def expect(self, ranges: Ranges) -> None:
         blocks = _blocks(ranges)
         with self._changed:
+            if all(self._is_known(index) for index in blocks):
+                if self._expects_few:
+                    self._expected.update(dict.fromkeys(self._next_after(blocks)))
+                self._start_threads()
+                return
+            self._expects_few = len(blocks) <= _FEW
             for index in self._ahead:
                 self._rest(index)
             self._ahead.clear()
@@ -100,7 +107,7 @@ class ObjectFile:
                 if (block := self._blocks.get(index)) and not block.holds:
                     self._idle.pop(index, None)
                     self._ahead.add(index)
-            self._expected = deque((*blocks, *self._next_after(blocks)))
+            self._expected = OrderedDict.fromkeys((*blocks, *self._next_after(blocks)))
             self._evict()
             self._start_threads()
 
@@ -135,6 +142,10 @@ class ObjectFile:
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
+
+    def _is_known(self, index: int) -> bool:
+        """Whether a block was expected already, and has not been taken out since."""
+        return index in self._expected or index in self._ahead or self._is_there(index)
 
     def _is_there(self, index: int) -> bool:
         block = self._blocks.get(index)
@@ -232,36 +243,48 @@ class ObjectFile:
     def _next_request(self) -> list[int]:
         """The blocks of the next request, which are neighbours; none if nothing is to be brought.
 
-        They are noted as coming.
+        They are noted as coming. What is expected behind them comes with them.
         """
-        while self._held_next and self._is_on_its_way(self._held_next[0]):
-            self._held_next.popleft()
-        is_ahead = not self._held_next
-        queue = self._expected if is_ahead else self._held_next
-        if is_ahead and not self._has_room():
+        first = self._next_block()
+        if first is None:
             return []
-        share = -(-len(queue) // _CONNECTIONS)
+        share = -(-(len(self._held_next) + len(self._expected)) // _CONNECTIONS)
         most = min(max(share, _FEW_IN_REQUEST), _MOST_IN_REQUEST)
-        blocks: list[int] = []
-        while queue and len(blocks) < most:
-            index = queue[0]
-            if self._is_on_its_way(index):
-                queue.popleft()
-                continue
-            bridge = range(blocks[-1] + 1, index) if blocks else range(0)
-            if blocks and not (
-                blocks[-1] < index
-                and len(bridge) <= _WORTH_BRIDGING
-                and not any(map(self._is_on_its_way, bridge))
-            ):
+        blocks = [first]
+        bridge: list[int] = []
+        for index in range(first + 1, first + most):
+            if self._is_on_its_way(index) or len(bridge) > _WORTH_BRIDGING:
                 break
-            queue.popleft()
-            for one in (*bridge, index):
-                self._blocks.setdefault(one, _Block()).is_coming = True
-            blocks += (*bridge, index)
-            if is_ahead:
-                self._ahead.add(index)
+            bridge.append(index)
+            if self._is_wanted(index):
+                blocks += bridge
+                bridge = []
+        for index in blocks:
+            block = self._blocks.setdefault(index, _Block())
+            block.is_coming = True
+            if index in self._expected:
+                del self._expected[index]
+                if not block.holds:
+                    self._ahead.add(index)
         return blocks
+
+    def _next_block(self) -> int | None:
+        """The first block that is wanted and not on its way: held ones before expected ones."""
+        while self._held_next:
+            index = self._held_next.popleft()
+            if not self._is_on_its_way(index):
+                return index
+        while self._expected and self._has_room():
+            index = next(iter(self._expected))
+            if not self._is_on_its_way(index):
+                return index
+            del self._expected[index]
+        return None
+
+    def _is_wanted(self, index: int) -> bool:
+        block = self._blocks.get(index)
+        is_held = block is not None and block.holds > 0
+        return is_held or (index in self._expected and self._has_room())
 
     def _has_room(self) -> bool:
         """Whether more may be brought ahead: a request of the usual size."""

@@ -6,8 +6,10 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
+import botocore.loaders
 import botocore.session
 from botocore import UNSIGNED
 from botocore import exceptions as failures
@@ -82,6 +84,7 @@ def new_client(options: Mapping[str, Any], connections: int) -> Any:
         config["signature_version"] = UNSIGNED
     try:
         session = botocore.session.Session(profile=options.get("profile"))
+        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
         return session.create_client("s3", config=Config(**config), **arguments)
     except (failures.BotoCoreError, TypeError, ValueError) as error:
         raise OptionError(f"no client of S3 can be made: {error}") from error
@@ -97,6 +100,12 @@ def _signing(endpoint: str | None) -> dict[str, Any]:
     )
     is_plain = endpoint is not None and endpoint.lower().startswith("http://")
     return {} if is_plain else {"payload_signing_enabled": False}
+
+
+@cache
+def _loader(path: str | None) -> Any:
+    """What reads the descriptions of AWS's services: once, since that takes longer than a request."""
+    return botocore.loaders.create_loader(path)
 
 
 def send(
