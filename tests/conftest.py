@@ -1,5 +1,7 @@
 """Settings and fixtures that several test modules share."""
 
+import signal
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import hypothesis
@@ -45,3 +47,14 @@ def frozen_time(monkeypatch: pytest.MonkeyPatch) -> int:
     now = 1_700_000_000
     monkeypatch.setattr(writer, "time", SimpleNamespace(time=lambda: float(now)))
     return now
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Lets SIGINT raise KeyboardInterrupt here, whatever an earlier test has left.
+
+    torch's launcher, which starts ranks, leaves a handler of its own.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -104,7 +104,7 @@ def _signing(endpoint: str | None) -> dict[str, Any]:
 
 @cache
 def _loader(path: str | None) -> Any:
-    """What reads the descriptions of AWS's services: once, since that takes longer than a request."""
+    """Reads the descriptions of AWS's services, once: it takes longer than a request."""
     return botocore.loaders.create_loader(path)
 
 

@@ -355,9 +355,9 @@ def test_answers_that_make_no_sense(answer: Callable[[int], Any], message: str) 
         pyckpt.save({"w": torch.zeros(10)}, Odd())
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_nobody_reads() -> None:
     read_end, write_end = os.pipe()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     main = threading.main_thread().ident
     assert main is not None
     timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
@@ -369,7 +369,6 @@ def test_ctrl_c_while_nobody_reads() -> None:
         timer.join()
         file.close()
     finally:
-        signal.signal(signal.SIGINT, before)
         os.close(read_end)
 
 

@@ -171,6 +171,7 @@ def test_an_exception_in_the_middle(bucket: Bucket, error: type[BaseException]) 
     assert bucket.uploads() == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_all_parts_are_stuck(bucket: Bucket) -> None:
     bucket.proxy.rule("UploadPart", delay(3))
     main = threading.main_thread().ident

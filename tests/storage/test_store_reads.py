@@ -395,6 +395,7 @@ def test_a_store_that_does_not_answer(bucket: Bucket, no_pauses: None, tmp_path:
     assert caught.value.filename == bucket.url("x")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2"])
 def test_ctrl_c_ends_the_waiting(bucket: Bucket, suffix: str, tmp_path: Path) -> None:
     bucket.put("x", saved(tmp_path, suffix, large_state()))

@@ -92,6 +92,7 @@ def test_interrupts_pass_unchanged(tmp_path: Path, kind: type[BaseException]) ->
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_real_interrupt(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), pyckpt.transaction(tmp_path / "x"):
         signal.raise_signal(signal.SIGINT)

@@ -197,10 +197,10 @@ def test_progress_is_told_while_it_writes() -> None:
     assert [done for _, done in told] == sorted(done for _, done in told)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_interrupts_a_write_that_blocks() -> None:
     """Nobody reads from the pipe."""
     read_end, write_end = os.pipe()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     main = threading.main_thread().ident
     assert main is not None
     timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
@@ -217,7 +217,6 @@ def test_a_signal_interrupts_a_write_that_blocks() -> None:
             writer.write(None)
         timer.join()
     finally:
-        signal.signal(signal.SIGINT, before)
         os.close(read_end)
         os.close(write_end)
 
