@@ -116,6 +116,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, archive: Path) -> Non
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz", compresslevel=1) as tar:
         add(tar, "zeros", bytes(400_000_000))

@@ -10,4 +10,5 @@ alone = astuple(current_ranks())
 dist.init_process_group("gloo")
 assert astuple(current_ranks()) == alone
 print(",".join(map(str, alone)) + "\n", end="", flush=True)
+dist.barrier()  # a rank that ended now would break the group that another still makes
 dist.destroy_process_group()
