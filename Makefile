@@ -11,11 +11,11 @@ CHECK_PACKAGES := clang-format clang-tidy
 SOURCES := $(sort $(shell find csrc -name '*.cc'))
 HEADERS := $(sort $(shell find csrc -name '*.h'))
 
-.PHONY: help demo test test-frameworks test-versions test-nvme test-asan test-tsan fuzz check bench bench-frameworks bundle clean
+.PHONY: help demo test test-frameworks test-versions test-nvme test-asan test-tsan fuzz check bench bench-stores bench-frameworks bundle clean
 
 help:
 	@echo "make demo | test | test-frameworks | test-versions | test-nvme | test-asan | test-tsan | fuzz | check"
-	@echo "make bench | bench-frameworks | bundle | clean"
+	@echo "make bench | bench-stores | bench-frameworks | bundle | clean"
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
@@ -129,6 +129,11 @@ build/fuzz/%.o: %.cc $(HEADERS) $(wildcard fuzz/*.h)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.save
+
+# Against an S3 server on this machine.
+bench-stores: .venv/installed-test
+	$(PIP) localbucket
+	$(BIN)/python -m benchmarks.stores
 
 bench-frameworks: .venv/installed $(patsubst %,.venv-%/installed,composer deepspeed huggingface lightning)
 	$(BIN)/python -m benchmarks.frameworks
