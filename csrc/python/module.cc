@@ -251,7 +251,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("formats", &pyckpt::TarFormats, py::return_value_policy::reference);
   m.def("file_formats", &pyckpt::FileFormats, py::return_value_policy::reference);
 
-  py::class_<pyckpt::Sink, std::shared_ptr<pyckpt::Sink>>(m, "Sink");
+  py::class_<pyckpt::Sink, std::shared_ptr<pyckpt::Sink>>(m, "Sink").doc() =
+      "Where an archive is written to.";
   m.def(
       "file_sink",
       [](std::string path, bool durable) -> std::shared_ptr<pyckpt::Sink> {
