@@ -58,19 +58,26 @@ class PythonSupply final : public Supply {
  public:
   explicit PythonSupply(py::object supply) : supply_(std::move(supply)) {}
   ~PythonSupply() override {
-    const py::gil_scoped_acquire gil;
-    supply_ = {};
+    try {
+      const py::gil_scoped_acquire gil;
+      supply_ = {};
+    } catch (...) {  // this thread cannot have the GIL: rather leave the object behind
+      static_cast<void>(supply_.release());
+    }
   }
 
   void Expect(const std::vector<FileRange>& ranges) override { Call("expect", ranges); }
   void Hold(const std::vector<FileRange>& ranges) override { Call("hold", ranges); }
 
   void Release(const std::vector<FileRange>& ranges) noexcept override {
-    const py::gil_scoped_acquire gil;
     try {
-      Call("release", ranges);
-    } catch (py::error_already_set& error) {
-      error.discard_as_unraisable("releasing bytes of a file");
+      const py::gil_scoped_acquire gil;
+      try {
+        Call("release", ranges);
+      } catch (py::error_already_set& error) {
+        error.discard_as_unraisable("releasing bytes of a file");
+      }
+    } catch (...) {  // NOLINT(bugprone-empty-catch): the bytes stay in memory until the end
     }
   }
 
