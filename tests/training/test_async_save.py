@@ -186,7 +186,7 @@ def test_a_blocking_save_of_the_same_file_has_the_last_word(tmp_path: Path, gate
         {"stage": "later"},
         {"compression_level": 3, "path": "x.tar"},
         {"path": "x.tar.foo"},
-        {"path": "s3://bucket/x.pt"},
+        {"path": "nix://bucket/x.pt"},
         {"num_threads": 0},
         {"max_pending": 0},
         {"when_busy": "panic"},
