@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +105,17 @@ class Memory:
     def _now(self) -> int:
         status = Path("/proc/self/status").read_text()
         [own] = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
-        return int(own) * 1024 + sum(map(_memory_file_nbytes, Path("/proc/self/fd").iterdir()))
+        return int(own) * 1024 + _memory_files_nbytes()
 
 
-def _memory_file_nbytes(fd: Path) -> int:
-    try:
-        is_one = fd.readlink().name.startswith("memfd:pyckpt")
-        return fd.stat().st_blocks * 512 if is_one else 0
-    except OSError:  # it has been closed
-        return 0
+def _memory_files_nbytes() -> int:
+    """The memory of files without a name, each of which may have several descriptors."""
+    files = {}
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # it has been closed
+            if fd.readlink().name.startswith("memfd:pyckpt"):
+                files[fd.stat().st_ino] = fd.stat().st_blocks * 512
+    return sum(files.values())
 
 
 def measure(ways: Ways, repeat: int) -> dict[str, tuple[float, int]]:

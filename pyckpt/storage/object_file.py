@@ -225,6 +225,7 @@ class ObjectFile:
                 if len(data) != end - start:
                     raise OSError(errno.ESTALE, "became shorter while it was read", self.path)
                 self._file.write(data, start)
+                del data  # before the next one comes
         except BaseException as error:
             with self._changed:
                 self._threads -= 1
@@ -305,7 +306,7 @@ class _SparseFile:
         weakref.finalize(self, os.close, self.fd).atexit = False  # a thread may write until then
         self._map = mmap.mmap(self.fd, nbytes) if nbytes else None
 
-    def write(self, data: bytes, offset: int) -> None:
+    def write(self, data: bytes | bytearray, offset: int) -> None:
         with memoryview(data) as view:
             done = 0
             while done < len(view):

@@ -37,20 +37,22 @@ class S3Store:
             url, int(head["ContentLength"]), head.get("ETag"), head["LastModified"].timestamp()
         )
 
-    def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
+    def read_range(
+        self, url: Url, start: int, end: int, etag: str | None = None
+    ) -> bytes | bytearray:
         if start >= end:
             return b""
         condition = {} if etag is None else {"IfMatch": etag}
 
         data = bytearray()
 
-        def read() -> bytes:
+        def read() -> bytearray:
             # What came before the connection broke is kept.
             span = f"bytes={start + len(data)}-{end - 1}"
             answer = self._client.get_object(**_place(url), **condition, Range=span)
             while piece := answer["Body"].read(_PIECE_NBYTES):
                 data.extend(piece)
-            return bytes(data)
+            return data
 
         return self._send("reading", url, read)
 

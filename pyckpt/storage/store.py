@@ -82,7 +82,9 @@ class Store(Protocol):
     def stat(self, url: Url) -> ObjectInfo:
         """What the store tells of an object."""
 
-    def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
+    def read_range(
+        self, url: Url, start: int, end: int, etag: str | None = None
+    ) -> bytes | bytearray:
         """The bytes from ``start`` up to ``end``, fewer only at the object's end.
 
         With ``etag``, an OSError with ESTALE if it is not that object any more.
