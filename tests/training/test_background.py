@@ -12,6 +12,7 @@ from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.options import BackgroundOptions
 from pyckpt.staging import pending_saves
 from pyckpt.staging.latch import Latch
+from pyckpt.storage.local_file import LocalFile
 from pyckpt.training import background
 from pyckpt.training.async_save import ObjectSave
 from pyckpt.training.background import BackgroundSave, in_turn
@@ -33,7 +34,7 @@ def test_work_that_begins_while_a_save_is_staged_is_not_forgotten(
     tmp_path: Path, gate: Latch
 ) -> None:
     """Another thread, or a signal handler, may begin it. Who comes later waits for it too."""
-    save = ObjectSave("x", tmp_path / "x.pt", STATES_MEMBER, BackgroundOptions())
+    save = ObjectSave("x", LocalFile(tmp_path / "x.pt"), STATES_MEMBER, BackgroundOptions())
     work = BackgroundSave(save, save.write, 10)
     work.begin(None, chosen=True)
     running, may_end = threading.Event(), threading.Event()
