@@ -173,14 +173,26 @@ def test_an_exception_in_the_middle(bucket: Bucket, error: type[BaseException]) 
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_all_parts_are_stuck(bucket: Bucket) -> None:
-    bucket.proxy.rule("UploadPart", delay(3))
+    state = noise(150 * MIB)
+    bucket.proxy.rule("UploadPart", delay(5))
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(1.5, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        pyckpt.save(noise(150 * MIB), bucket.url("x.tar"))
-    timer.join()
+
+    def interrupt() -> None:
+        while bucket.proxy.count("UploadPart") < parts.IN_FLIGHT:
+            time.sleep(0.05)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    # A shell starts what runs in the background so that it ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            pyckpt.save(state, bucket.url("x.tar"))
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert bucket.keys() == []
     assert bucket.uploads() == []
 
