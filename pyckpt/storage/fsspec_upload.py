@@ -53,22 +53,14 @@ class FsspecUpload:
         self._has_replaced: bool | None = None
 
     def open(self, most_nbytes: int) -> None:
+        block_nbytes = part_nbytes(most_nbytes)
         with reported("beginning the upload", self._url):
             # MemoryFileSystem, among others, asks for the transaction and not for autocommit.
             self._fs.start_transaction()
-            self._file = self._fs.open(
-                str(self._url), "wb", block_size=part_nbytes(most_nbytes), autocommit=False
-            )
-        file = self._file
-        commit = getattr(type(file), "commit", None)
-        self._keeps_nothing = isinstance(file, AbstractBufferedFile | io.BytesIO)
-        self._defers = commit not in (None, AbstractBufferedFile.commit)
-        if not self._defers and not isinstance(file, AbstractBufferedFile):
-            raise OSError(
-                errno.ENOTSUP,
-                f"{type(self._fs).__name__} cannot write an object that appears as a whole",
-                self._url,
-            )
+            self._require_whole_objects()
+            self._file = _opened(self._fs, str(self._url), block_nbytes)
+        self._keeps_nothing = isinstance(self._file, AbstractBufferedFile | io.BytesIO)
+        self._defers = _defers(self._file)
 
     def write(self, piece: memoryview) -> None:
         with reported("uploading", self._url):
@@ -109,14 +101,47 @@ class FsspecUpload:
         file, self._file = self._file, None
         if file is None or self._is_committed:
             return
-        # Closing it, as the garbage collector does, would let a part of the object appear.
-        if isinstance(file, AbstractBufferedFile):
-            file.closed = True
         try:
-            if callable(discard := getattr(file, "discard", None)):
-                discard()
+            _discard(file)
         except Exception as error:
             _LOGGER.warning("the upload of %s could not be discarded: %s", self._url, error)
+
+    def _require_whole_objects(self) -> None:
+        """Checks that an object does not appear before it is whole.
+
+        Only an open file tells, and to open it may empty the old one. So this opens another one.
+        """
+        name = f"{self._url}.pyckpt-probe"
+        probe = _opened(self._fs, name, part_nbytes(0))
+        if _defers(probe) or isinstance(probe, AbstractBufferedFile):
+            _discard(probe)
+            return
+        probe.close()
+        with suppress(Exception):
+            self._fs.rm_file(name)
+        raise OSError(
+            errno.ENOTSUP,
+            f"{type(self._fs).__name__} cannot write an object that appears as a whole",
+            self._url,
+        )
+
+
+def _opened(fs: Any, name: str, block_nbytes: int) -> Any:
+    return fs.open(name, "wb", block_size=block_nbytes, autocommit=False)
+
+
+def _defers(file: Any) -> bool:
+    """Whether an object appears by ``commit()`` of its file, and not by ``close()``."""
+    return getattr(type(file), "commit", None) not in (None, AbstractBufferedFile.commit)
+
+
+def _discard(file: Any) -> None:
+    """Lets nothing of a file appear."""
+    # Closing it, as the garbage collector does, would let a part of the object appear.
+    if isinstance(file, AbstractBufferedFile):
+        file.closed = True
+    if callable(discard := getattr(file, "discard", None)):
+        discard()
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
@@ -69,7 +71,10 @@ class PlainSystem(AbstractFileSystem):
     protocol = "plain"
 
     def _open(self, path: str, mode: str = "rb", **_: object) -> Any:
-        return io.BytesIO()
+        return open("/" + path.lstrip("/"), mode)
+
+    def rm_file(self, path: str) -> None:
+        os.remove("/" + self._strip_protocol(path).lstrip("/"))
 
 
 @pytest.fixture(autouse=True)
@@ -158,9 +163,12 @@ def test_errors_of_the_library() -> None:
     assert get("atclose://run/fail.tar") == OLD
 
 
-def test_a_file_system_whose_files_are_seen_while_they_are_written() -> None:
+def test_a_file_system_whose_files_are_seen_while_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(OLD)
     with pytest.raises(pyckpt.CheckpointError, match="PlainSystem cannot write an object"):
-        pyckpt.save({}, "plain://x.tar")
+        pyckpt.save({}, f"plain://{tmp_path}/x.tar")
+    assert os.listdir(tmp_path) == ["x.tar"]
+    assert (tmp_path / "x.tar").read_bytes() == OLD
 
 
 @pytest.mark.parametrize("end", ["restore", "abandon"])
