@@ -26,7 +26,7 @@ import pyckpt
 from pyckpt.archive.formats import is_compressed
 from pyckpt.sharded import StorageReader, StorageWriter
 
-__all__ = ["ShardedSaving"]
+__all__ = ["ShardedFSDP", "ShardedModelParallel", "ShardedSaving"]
 
 _REST = "meta.pt"  # what is neither weights nor optimizers, in Lightning's folders
 
@@ -141,6 +141,30 @@ class ShardedSaving:
     def _set_weights(self, weights: dict[str, Any], options: StateDictOptions) -> None:
         options.strict = self.lightning_module.strict_loading
         set_model_state_dict(self.model, weights, options=options)
+
+
+class ShardedModelParallel(ShardedSaving):
+    """The methods of a ModelParallelStrategy."""
+
+    weights_key = "state_dict"
+    _save_distributed_checkpoint: bool
+
+    @property
+    def saves_shards(self) -> bool:
+        """Whether every rank saves its part."""
+        return bool(self._save_distributed_checkpoint)
+
+
+class ShardedFSDP(ShardedSaving):
+    """The methods of an FSDPStrategy."""
+
+    weights_key = "model"
+    _state_dict_type: str
+
+    @property
+    def saves_shards(self) -> bool:
+        """Whether every rank saves its part."""
+        return bool(self._state_dict_type == "sharded")
 
 
 def _name(number: int) -> str:

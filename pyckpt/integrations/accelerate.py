@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pyckpt
+from pyckpt.integrations._last_checkpoint import LastCheckpoint
 from pyckpt.integrations.needed import needed
 from pyckpt.ranks.exchange import together
 from pyckpt.training.folder_save import FolderSave
@@ -50,11 +51,10 @@ _SAVED_BY_OTHERS = (
 _NAME = re.compile(r"checkpoint_(\d+)")
 
 
-class Accelerator(accelerate.Accelerator):
+class Accelerator(LastCheckpoint, accelerate.Accelerator):
     """accelerate.Accelerator, with checkpoints that appear whole or not at all."""
 
     _optimizers: list[Any]
-    _pending: pyckpt.PendingSave[Path] | None = None
 
     def save_state(
         self,
@@ -109,16 +109,6 @@ class Accelerator(accelerate.Accelerator):
             # accelerate takes the highest number, also that of a hidden folder which is not whole.
             input_dir = next(reversed(self._named()), None)
         super().load_state(input_dir, load_kwargs, **load_model_func_kwargs)
-
-    def wait_for_checkpoint(self) -> None:
-        """Waits until the last checkpoint is there, and those are gone that it replaces.
-
-        Raises:
-            CheckpointError: It could not be written. What was there is as it was.
-        """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
 
     def end_training(self) -> None:
         """As accelerate's."""

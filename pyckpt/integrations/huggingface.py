@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pyckpt
+from pyckpt.integrations._last_checkpoint import LastCheckpoint
 from pyckpt.integrations.needed import check_has, needed
 from pyckpt.ranks.exchange import together
 from pyckpt.training.folder_save import FolderSave
@@ -39,7 +40,7 @@ with needed("transformers", "huggingface"):
 
 __all__ = ["CheckpointMixin", "Trainer"]
 
-_Base: Any = object  # a Trainer's class comes behind the mixin
+_Base: Any = LastCheckpoint  # a Trainer's class comes behind the mixin
 
 warn_if_untried("transformers", transformers.__version__, (5, 24))
 check_has(
@@ -79,7 +80,6 @@ class CheckpointMixin(_Base):
 
     control: Any
     _current: _Save | None = None
-    _pending: pyckpt.PendingSave[Path] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -90,16 +90,6 @@ class CheckpointMixin(_Base):
                 f"CheckpointMixin goes in front of the Trainer's class: class {cls.__name__}"
                 f"(CheckpointMixin, {cls.__bases__[0].__name__})"
             )
-
-    def wait_for_checkpoint(self) -> None:
-        """Waits until the last checkpoint is there, and those are gone that it replaces.
-
-        Raises:
-            CheckpointError: It could not be written. Earlier checkpoints are as they were.
-        """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's."""

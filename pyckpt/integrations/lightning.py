@@ -18,7 +18,7 @@ from pyckpt.integrations._lightning import (
     SavingIO,
     load_from_checkpoint,
 )
-from pyckpt.integrations._lightning_sharded import ShardedSaving
+from pyckpt.integrations._lightning_sharded import ShardedFSDP, ShardedModelParallel
 from pyckpt.integrations.needed import check_has, needed
 from pyckpt.warn import warn_if_untried
 
@@ -77,7 +77,7 @@ class PyckptCallback(SavingCallback, Callback):
     make_io = PyckptIO
 
 
-class ModelParallelStrategy(ShardedSaving, strategies.ModelParallelStrategy):
+class ModelParallelStrategy(ShardedModelParallel, strategies.ModelParallelStrategy):
     """Lightning's ModelParallelStrategy, whose distributed checkpoints pyckpt writes.
 
     A checkpoint is a folder with an archive for each rank, and appears whole or not at all. Folders
@@ -88,20 +88,6 @@ class ModelParallelStrategy(ShardedSaving, strategies.ModelParallelStrategy):
         compression, compression_level, num_threads, fsync: As in ``pyckpt.sharded.StorageWriter``.
     """
 
-    weights_key = "state_dict"
 
-    @property
-    def saves_shards(self) -> bool:
-        """Whether every rank saves its part."""
-        return bool(self._save_distributed_checkpoint)
-
-
-class FSDPStrategy(ShardedSaving, strategies.FSDPStrategy):
+class FSDPStrategy(ShardedFSDP, strategies.FSDPStrategy):
     """Lightning's FSDPStrategy: the same for ``state_dict_type="sharded"``."""
-
-    weights_key = "model"
-
-    @property
-    def saves_shards(self) -> bool:
-        """Whether every rank saves its part."""
-        return bool(self._state_dict_type == "sharded")

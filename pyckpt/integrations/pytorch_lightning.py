@@ -8,7 +8,7 @@ from pyckpt.integrations._lightning import (
     SavingIO,
     load_from_checkpoint,
 )
-from pyckpt.integrations._lightning_sharded import ShardedSaving
+from pyckpt.integrations._lightning_sharded import ShardedFSDP, ShardedModelParallel
 from pyckpt.integrations.needed import check_has, needed
 from pyckpt.warn import warn_if_untried
 
@@ -40,23 +40,9 @@ class PyckptCallback(SavingCallback, Callback):
     make_io = PyckptIO
 
 
-class ModelParallelStrategy(ShardedSaving, strategies.ModelParallelStrategy):
+class ModelParallelStrategy(ShardedModelParallel, strategies.ModelParallelStrategy):
     """See ``pyckpt.integrations.lightning.ModelParallelStrategy``."""
 
-    weights_key = "state_dict"
 
-    @property
-    def saves_shards(self) -> bool:
-        """Whether every rank saves its part."""
-        return bool(self._save_distributed_checkpoint)
-
-
-class FSDPStrategy(ShardedSaving, strategies.FSDPStrategy):
+class FSDPStrategy(ShardedFSDP, strategies.FSDPStrategy):
     """See ``pyckpt.integrations.lightning.FSDPStrategy``."""
-
-    weights_key = "model"
-
-    @property
-    def saves_shards(self) -> bool:
-        """Whether every rank saves its part."""
-        return bool(self._state_dict_type == "sharded")

@@ -22,7 +22,7 @@ from pyckpt.storage.urls import Location, StorageOptions, location
 from pyckpt.torch_format.records import Record
 from pyckpt.training.background import BackgroundSave
 
-__all__ = ["ObjectSave", "async_save"]
+__all__ = ["ObjectSave", "async_save", "trained_by"]
 
 
 def async_save(
@@ -85,8 +85,7 @@ def async_save(
     )
     check_member(member)
     target = target_at(location(path), storage_options)
-    # A state without a model: what its optimizers train is all that is read in place.
-    trained = State(torch.nn.Module(), optimizers)
+    trained = trained_by(optimizers)
     if stage == "lazy":
         check_lazy(trained)
     if when_busy == "wait":
@@ -102,6 +101,11 @@ def async_save(
         except BaseException:
             work.drop()
             raise
+
+
+def trained_by(optimizers: Any) -> State:
+    """A state without a model: what its optimizers train is all that is read in place."""
+    return State(torch.nn.Module(), optimizers)
 
 
 class ObjectSave:

@@ -24,6 +24,7 @@ from pyckpt.options import WriteOptions
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.storage.small_files import Replacement
 from pyckpt.torch_format.records import Record
+from pyckpt.training.several_files import progress_of, replace_state_records, state_records
 
 __all__ = ["FileSet"]
 
@@ -100,21 +101,18 @@ class FileSet:
 
     def state_records(self) -> list[Record]:
         """The records of all bytes in the objects' own memory that have not been written."""
-        return [record for writer in self._unwritten for record in writer.state_records()]
+        return state_records(self._unwritten)
 
     def replace_state_records(self, records: Sequence[Record]) -> None:
         """Replaces ``state_records()``. The new records have the same order and sizes."""
-        following = iter(records)
+        replace_state_records(self._unwritten, records)
         for writer in self._unwritten:
-            count = len(writer.state_records())
-            writer.replace_state_records([next(following) for _ in range(count)])
             writer.plan()
 
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes written and in total, before compression."""
-        parts = [writer.progress for writer in self._writers]
-        return sum(done for done, _ in parts), sum(total for _, total in parts)
+        return progress_of(self._writers)
 
     def give_up(self) -> None:
         """Lets ``write()`` fail soon. Any thread."""

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from pyckpt.archive.assembly import saving
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.save import save
@@ -33,13 +31,13 @@ from pyckpt.staging.pending_saves import (
     raise_uncollected,
     wait_for_room,
 )
-from pyckpt.state import State
 from pyckpt.storage.local_file import LocalFile
 from pyckpt.storage.transaction import Transaction
 from pyckpt.torch_format.records import Record
-from pyckpt.training.async_save import ObjectSave
+from pyckpt.training.async_save import ObjectSave, trained_by
 from pyckpt.training.background import BackgroundSave
 from pyckpt.training.removal import remove_now
+from pyckpt.training.several_files import progress_of, replace_state_records, state_records
 
 __all__ = ["FolderSave"]
 
@@ -119,8 +117,8 @@ class FolderSave(AbstractContextManager["FolderSave"]):
             self._remove_old()
             return
         work = BackgroundSave(self._later, self._write, self._options.nice)
-        trained = State(torch.nn.Module(), self._optimizers or None)
-        is_lazy = bool(self._optimizers) and is_lazy_safe(trained)
+        trained = trained_by(self._optimizers)
+        is_lazy = is_lazy_safe(trained)
 
         def begin() -> None:
             if error is not None:
@@ -162,18 +160,13 @@ class _Files:
 
     @property
     def progress(self) -> tuple[int, int]:
-        done = [one.progress for one in self.saves]
-        return sum(pair[0] for pair in done), sum(pair[1] for pair in done)
+        return progress_of(self.saves)
 
     def state_records(self) -> Sequence[Record]:
-        return [record for one in self.saves for record in one.state_records()]
+        return state_records(self.saves)
 
     def replace_state_records(self, records: Sequence[Record]) -> None:
-        begin = 0
-        for one in self.saves:
-            end = begin + len(one.state_records())
-            one.replace_state_records(records[begin:end])
-            begin = end
+        replace_state_records(self.saves, records)
 
     def give_up(self) -> None:
         for one in self.saves:
