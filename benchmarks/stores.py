@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from benchmarks.equality import differences
 from benchmarks.machine import describe_machine
 from benchmarks.states import STATES
 from benchmarks.table import format_table
+from tests.stores import moto_server, served_by
 
 __all__ = ["main"]
 
@@ -42,44 +41,16 @@ _KEYS = {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-_WAIT_SECONDS = 60
 _SAMPLE_SECONDS = 0.005
 
 Ways = Mapping[str, Callable[[], Any]]
 
 
-@contextmanager
-def serving(server: str, folder: Path) -> Iterator[str]:
+def serving(server: str, folder: Path) -> AbstractContextManager[str]:
     """The address of an S3 server, a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = {
-        "localbucket": [sys.executable, "-m", "localbucket", "--port", port],
-        "moto": [sys.executable, "-m", "moto.server", "-p", port],
-    }[server]
-    if server == "localbucket":
-        command.append(str(folder))
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
-        try:
-            _wait_for(int(port))
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
-
-
-def _wait_for(port: int) -> None:
-    end = time.monotonic() + _WAIT_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+    if server == "moto":
+        return moto_server()
+    return served_by(lambda port: ["-m", "localbucket", "--port", port, str(folder)])
 
 
 class Memory:

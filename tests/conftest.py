@@ -51,9 +51,10 @@ def frozen_time(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Lets SIGINT raise KeyboardInterrupt here, whatever an earlier test has left.
+    """Lets SIGINT raise KeyboardInterrupt here, whatever was set before.
 
-    torch's launcher, which starts ranks, leaves a handler of its own.
+    torch's launcher, which starts ranks, leaves a handler of its own. A shell starts what runs in
+    the background so that it ignores the signal.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

@@ -6,14 +6,13 @@ import ctypes
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-NATIVE = Path(__file__).parent / "native"
+from tests.preloads import preload
 
 KILL = 0  # in place of an errno
 
@@ -42,11 +41,7 @@ def preloaded(folder: Path) -> dict[str, str]:
 
     The library is compiled into ``folder``.
     """
-    library = folder / "stop.so"
-    compiler = shutil.which("cc") or shutil.which("gcc") or "g++"
-    command = [compiler, "-x", "c", "-shared", "-fPIC", "-O1", NATIVE / "stop.c", "-o", library]
-    subprocess.run([*command, "-ldl"], check=True, timeout=100)
-    return {"LD_PRELOAD": str(library)}
+    return preload("stop", folder)
 
 
 def every_stop(save: Callable[[], object], folder: Path, error: int = KILL) -> Iterator[Stop]:

@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,19 +34,28 @@ _STARTED_WITHIN_SECONDS = 120
 
 
 @contextmanager
-def moto_server() -> Iterator[str]:
-    """The address of moto's S3 server, a process of its own."""
+def served_by(command: Callable[[str], Sequence[str]]) -> Iterator[str]:
+    """The address of a server on this machine, a process of its own.
+
+    Args:
+        command: Its arguments for Python, with the port that it gets.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as server:  # type: ignore[call-overload]
+    quiet = subprocess.DEVNULL
+    arguments = [sys.executable, *command(str(port))]
+    with subprocess.Popen(arguments, stdout=quiet, stderr=quiet) as server:
         try:
             _wait_for(port)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()
+
+
+def moto_server() -> AbstractContextManager[str]:
+    """The address of moto's S3 server, a process of its own."""
+    return served_by(lambda port: ["-m", "moto.server", "-H", "127.0.0.1", "-p", port])
 
 
 def _wait_for(port: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -20,6 +19,7 @@ import torch
 
 import pyckpt
 from tests.launch import WORKERS, private_mounts, run_ranks
+from tests.preloads import preload
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -264,15 +264,10 @@ def test_readers_find_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("calls")
-    library = folder / "system_calls.so"
-    compiler = shutil.which("cc") or shutil.which("gcc") or "g++"
-    source = WORKERS.parent / "native" / "system_calls.c"
-    command = [compiler, "-x", "c", "-shared", "-fPIC", "-O1", source, "-o", library, "-ldl"]
-    subprocess.run(command, check=True, timeout=100)
     done = subprocess.run(
         [sys.executable, WORKERS / "transaction_worker.py", folder / "work"],
         cwd=ROOT,
-        env={**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **preload("system_calls", folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=100,

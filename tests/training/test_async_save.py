@@ -20,7 +20,6 @@ from pyckpt.archive.formats import file_suffixes, usual_suffixes
 from pyckpt.options import Stage
 from pyckpt.staging import pending_saves
 from pyckpt.staging.latch import Latch
-from pyckpt.training import background
 from tests.launch import private_mounts
 
 pytestmark = pytest.mark.timeout(120)
@@ -67,24 +66,6 @@ def _nothing_is_left_behind() -> Iterator[None]:
     pending_saves.check_may_begin(1)
 
 
-class Gate:
-    """Acts as an earlier save that is still being written: later work waits for it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._opened = Latch()
-        monkeypatch.setattr(background, "_last_work", self._opened)
-
-    def open(self) -> None:
-        self._opened.set()
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(monkeypatch)
-    yield gate
-    gate.open()
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.usefixtures("frozen_time")
@@ -101,7 +82,7 @@ def test_the_file_is_that_of_a_blocking_save(
 
 @pytest.mark.parametrize("optimizers", [True, False])
 def test_what_changes_before_the_write_is_saved_as_it_was(
-    loop: Loop, tmp_path: Path, gate: Gate, optimizers: bool
+    loop: Loop, tmp_path: Path, gate: Latch, optimizers: bool
 ) -> None:
     pyckpt.save(loop.checkpoint(), tmp_path / "expected.pt")
     obj = loop.checkpoint()
@@ -113,13 +94,13 @@ def test_what_changes_before_the_write_is_saved_as_it_was(
         with torch.no_grad():
             loop.model[0].weight.zero_()
     loop.train(2)
-    gate.open()
+    gate.set()
     pending.result()
     assert (tmp_path / "x.pt").read_bytes() == (tmp_path / "expected.pt").read_bytes()
 
 
 def test_only_what_the_optimizers_train_is_read_in_place(
-    loop: Loop, tmp_path: Path, gate: Gate
+    loop: Loop, tmp_path: Path, gate: Latch
 ) -> None:
     other = torch.ones(1000)
     pyckpt.save({**loop.checkpoint(), "other": other}, tmp_path / "expected.pt")
@@ -129,19 +110,19 @@ def test_only_what_the_optimizers_train_is_read_in_place(
     assert not pending.staged.is_set()
     other.zero_()
     loop.model(torch.randn(8, WIDTH))  # changes the statistics of the batch norm
-    gate.open()
+    gate.set()
     pending.result()
     assert (tmp_path / "x.pt").read_bytes() == (tmp_path / "expected.pt").read_bytes()
 
 
 def test_a_torn_save_commits_nothing_and_is_copied_the_next_time(
-    loop: Loop, tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+    loop: Loop, tmp_path: Path, gate: Latch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pyckpt.save("old", tmp_path / "x.pt")
     pending = pyckpt.async_save(loop.checkpoint(), tmp_path / "x.pt", optimizers=loop.optimizer)
     with torch.no_grad():
         loop.model[0].weight.zero_()
-    gate.open()
+    gate.set()
     with pytest.raises(pyckpt.TornSaveError, match="was changed while it was saved"):
         pending.result()
     assert pyckpt.load(tmp_path / "x.pt") == "old"
@@ -157,23 +138,23 @@ def test_lazy_needs_an_optimizer_with_hooks(loop: Loop, tmp_path: Path) -> None:
 
 
 def test_saves_are_written_in_the_order_of_the_calls(
-    loop: Loop, tmp_path: Path, gate: Gate
+    loop: Loop, tmp_path: Path, gate: Latch
 ) -> None:
     path = tmp_path / "x.tar"
     saves = [pyckpt.async_save(i, path, max_pending=9) for i in range(5)]
     state = pyckpt.State(loop.model, loop.optimizer)
     last = pyckpt.async_save_checkpoint(state, path, max_pending=9)
-    gate.open()
+    gate.set()
     assert {save.result() for save in saves} == {path}
     assert last.result() == [path]
     assert pyckpt.load(path)["state"].keys() >= {"model"}
 
 
-def test_a_blocking_save_of_the_same_file_has_the_last_word(tmp_path: Path, gate: Gate) -> None:
+def test_a_blocking_save_of_the_same_file_has_the_last_word(tmp_path: Path, gate: Latch) -> None:
     pending = pyckpt.async_save("older", tmp_path / "x.pt")
     pyckpt.save("elsewhere", tmp_path / "y.pt")  # does not wait
     assert not pending.done()
-    threading.Timer(0.2, gate.open).start()
+    threading.Timer(0.2, gate.set).start()
     (tmp_path / "link.pt").symlink_to("x.pt")
     pyckpt.save("newer", tmp_path / "link.pt")
     assert pending.done()

@@ -86,24 +86,6 @@ def logged(caplog: pytest.LogCaptureFixture, count: int) -> None:
         time.sleep(0.01)
 
 
-class Gate:
-    """Acts as an earlier save that is still being written: later saves wait for it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._opened = Latch()
-        monkeypatch.setattr(background, "_last_work", self._opened)
-
-    def open(self) -> None:
-        self._opened.set()
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(monkeypatch)
-    yield gate
-    gate.open()
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.usefixtures("frozen_time")
@@ -123,7 +105,7 @@ def test_the_file_is_that_of_a_blocking_save(
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.usefixtures("frozen_time")
 def test_a_write_that_begins_late_still_finds_the_state(
-    training: Training, tmp_path: Path, gate: Gate, stage: Stage, suffix: str
+    training: Training, tmp_path: Path, gate: Latch, stage: Stage, suffix: str
 ) -> None:
     blocking, asynchronous = f"{tmp_path}/blocking{suffix}", f"{tmp_path}/async{suffix}"
     pyckpt.save_checkpoint(training.state, blocking)
@@ -133,7 +115,7 @@ def test_a_write_that_begins_late_still_finds_the_state(
     assert total > 12 * WIDTH * WIDTH
     training.train(3)
     assert not Path(asynchronous).exists()
-    gate.open()
+    gate.set()
     pending.result()
     assert pending.progress() == (total, total)
     assert Path(asynchronous).read_bytes() == Path(blocking).read_bytes()
@@ -141,7 +123,7 @@ def test_a_write_that_begins_late_still_finds_the_state(
 
 @pytest.mark.usefixtures("frozen_time")
 def test_wait_staged_frees_the_state_for_any_change(
-    training: Training, tmp_path: Path, gate: Gate
+    training: Training, tmp_path: Path, gate: Latch
 ) -> None:
     pyckpt.save_checkpoint(training.state, tmp_path / "blocking.tar")
     pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "async.tar", stage="lazy")
@@ -151,7 +133,7 @@ def test_wait_staged_frees_the_state_for_any_change(
     with torch.no_grad():
         for parameter in training.model.parameters():
             parameter.fill_(7)
-    gate.open()
+    gate.set()
     pending.result()
     assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
 
@@ -166,7 +148,7 @@ def test_a_copy_is_staged_when_the_call_returns(training: Training, tmp_path: Pa
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_copy_that_takes_its_time_is_staged_though_another_save_is_being_written(
-    training: Training, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, waits: bool
+    training: Training, tmp_path: Path, gate: Latch, monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
     """Copies of CUDA memory take their time, too."""
     monkeypatch.setattr(Copies, "is_complete", False)
@@ -176,12 +158,12 @@ def test_a_copy_that_takes_its_time_is_staged_though_another_save_is_being_writt
         assert pending.staged.is_set()
     assert pending.staged.wait(60)
     assert not pending.done()
-    gate.open()
+    gate.set()
     pending.result()
 
 
 @pytest.mark.usefixtures("frozen_time")
-def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Gate) -> None:
+def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Latch) -> None:
     """Even through .data: by default frozen parameters are copied, not watched for changes."""
     model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
     average = model[1].requires_grad_(False)
@@ -191,14 +173,14 @@ def test_a_frozen_average_may_change_before_the_step(tmp_path: Path, gate: Gate)
     assert not pending.staged.is_set()
     for slow, fast in zip(average.parameters(), model[0].parameters(), strict=True):
         slow.data.mul_(0.9).add_(fast.data, alpha=0.1)
-    gate.open()
+    gate.set()
     pending.result()
     assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
 
 
 @pytest.mark.usefixtures("frozen_time")
 def test_an_average_that_an_optimizer_has_may_change_before_the_step(
-    tmp_path: Path, gate: Gate
+    tmp_path: Path, gate: Latch
 ) -> None:
     """All parameters are often handed to the optimizer, those of a momentum encoder too."""
     model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
@@ -211,7 +193,7 @@ def test_an_average_that_an_optimizer_has_may_change_before_the_step(
     assert not pending.staged.is_set(), "what is trained is read in place"
     for slow, fast in zip(model[1].parameters(), model[0].parameters(), strict=True):
         slow.data.mul_(0.9).add_(fast.data, alpha=0.1)
-    gate.open()
+    gate.set()
     pending.result()
     assert (tmp_path / "async.tar").read_bytes() == (tmp_path / "blocking.tar").read_bytes()
 
@@ -248,13 +230,13 @@ def add_one_and_step(training: Training) -> None:
     ],
 )
 def test_a_change_behind_lazys_back_commits_nothing(
-    training: Training, tmp_path: Path, gate: Gate, change: Callable[[Training], None], name: str
+    training: Training, tmp_path: Path, gate: Latch, change: Callable[[Training], None], name: str
 ) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(b"old")
     pending = pyckpt.async_save_checkpoint(training.state, path, stage="lazy")
     change(training)
-    gate.open()
+    gate.set()
     error = pending.exception()
     assert isinstance(error, pyckpt.TornSaveError)
     assert error.rank == 0
@@ -265,12 +247,12 @@ def test_a_change_behind_lazys_back_commits_nothing(
 
 
 def test_a_torn_save_is_copied_the_next_time(
-    training: Training, tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+    training: Training, tmp_path: Path, gate: Latch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Weights that something else swaps in, such as averages, tear the first save alone."""
     torn = pyckpt.async_save_checkpoint(training.state, tmp_path / "1.tar")
     add_one(training)
-    gate.open()
+    gate.set()
     logged(caplog, 2)
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
     assert "copied from now on" in caplog.text
@@ -287,12 +269,12 @@ def test_a_torn_save_is_copied_the_next_time(
 
 
 def test_without_its_hook_lazy_is_caught(
-    training: Training, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    training: Training, tmp_path: Path, gate: Latch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyckpt.staging.lazy._watch", lambda *_: None)
     pending = pyckpt.async_save_checkpoint(training.state, tmp_path / "x.tar", stage="lazy")
     training.train(1)
-    gate.open()
+    gate.set()
     with pytest.raises(pyckpt.TornSaveError):
         pending.result()
     assert not any(tmp_path.iterdir())
@@ -434,7 +416,7 @@ def test_a_state_that_cannot_be_saved_raises_at_the_call(
 # Several saves
 
 
-def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Gate) -> None:
+def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Latch) -> None:
     first = pyckpt.async_save_checkpoint(training.state, tmp_path / "1.tar")
     with pytest.raises(pyckpt.SaveInProgressError, match="1 asynchronous saves are under way"):
         pyckpt.async_save_checkpoint(training.state, tmp_path / "2.tar", when_busy="raise")
@@ -442,7 +424,7 @@ def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Gate
     second = pyckpt.async_save_checkpoint(training.state, tmp_path / "2.tar", max_pending=2)
     training.train(1)
     assert not first.done()
-    threading.Timer(0.3, gate.open).start()
+    threading.Timer(0.3, gate.set).start()
     third = pyckpt.async_save_checkpoint(training.state, tmp_path / "3.tar")
     assert first.done()
     assert second.done()
@@ -454,12 +436,12 @@ def test_saves_beyond_max_pending(training: Training, tmp_path: Path, gate: Gate
     assert batches == [3, 4, 5]
 
 
-def test_a_blocking_save_has_the_last_word(training: Training, tmp_path: Path, gate: Gate) -> None:
+def test_a_blocking_save_has_the_last_word(training: Training, tmp_path: Path, gate: Latch) -> None:
     """Both write the same name, such as ``latest``, which every save replaces."""
     path = tmp_path / "latest.tar"
     earlier = pyckpt.async_save_checkpoint(training.state, path)
     training.train(1)
-    threading.Timer(0.3, gate.open).start()
+    threading.Timer(0.3, gate.set).start()
     pyckpt.save_checkpoint(training.state, path)
     assert earlier.done()
     assert pyckpt.load(path)["state"]["timestamp"]["Timestamp"]["batch"] == 4

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.options import BackgroundOptions
-from pyckpt.staging import pending_saves
 from pyckpt.staging.latch import Latch
 from pyckpt.storage.local_file import LocalFile
-from pyckpt.training import background
 from pyckpt.training.async_save import ObjectSave
 from pyckpt.training.background import BackgroundSave, in_turn
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Latch]:
-    """Acts as an earlier save that is still being written."""
-    gate = Latch()
-    monkeypatch.setattr(background, "_last_work", gate)
-    yield gate
-    gate.set()
-    pending_saves.wait_for_room(1)
 
 
 def test_work_that_begins_while_a_save_is_staged_is_not_forgotten(

@@ -16,7 +16,6 @@ import torch
 import pyckpt
 from pyckpt.staging import pending_saves
 from pyckpt.staging.latch import Latch
-from pyckpt.training import background
 from tests.launch import run_ranks
 
 pytestmark = pytest.mark.timeout(120)
@@ -54,15 +53,6 @@ def _nothing_is_left_behind() -> Iterator[None]:
     yield
     pending_saves.wait_for_room(1)
     pending_saves.raise_uncollected()
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Latch]:
-    """Acts as an earlier save that is still being written."""
-    gate = Latch()
-    monkeypatch.setattr(background, "_last_work", gate)
-    yield gate
-    gate.set()
 
 
 def archives(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,8 @@ import torch
 import pyckpt
 from pyckpt.staging import pending_saves
 from pyckpt.staging.latch import Latch
-from pyckpt.training import background
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Latch]:
-    """Acts as an earlier save that is still being written."""
-    gate = Latch()
-    monkeypatch.setattr(background, "_last_work", gate)
-    yield gate
-    gate.set()
-    pending_saves.wait_for_room(1)
 
 
 @pytest.fixture

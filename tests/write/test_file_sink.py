@@ -20,6 +20,7 @@ import torch
 
 import pyckpt
 from tests.launch import WORKERS
+from tests.preloads import preload
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -33,17 +34,11 @@ FULL_DISKS = [*(f"of {nbytes}" for nbytes in SIZES), "one byte too small"]
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("calls")
-    library = folder / "system_calls.so"
-    compiler = shutil.which("cc") or shutil.which("gcc") or "g++"
-    source = NATIVE / "system_calls.c"
-    command = [compiler, "-x", "c", "-shared", "-fPIC", "-O1", source, "-o", library, "-ldl"]
-    subprocess.run(command, check=True, timeout=100)
     (folder / "saves").mkdir()
-    preload = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
     done = subprocess.run(
         [sys.executable, WORKERS / "system_calls_worker.py", folder / "saves"],
         cwd=WORKERS.parent.parent,
-        env={**os.environ, "LD_PRELOAD": preload, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **preload("system_calls", folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=250,
