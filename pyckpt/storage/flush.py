@@ -28,14 +28,19 @@ def flush_tree(folder: Path) -> None:
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """Makes ``folder`` and its parents. Returns the folders in which a new name is: flush them."""
-    made = []
-    while not folder.exists():
-        made.append(folder)
-        folder = folder.parent
-    for one in reversed(made):
+    """Makes ``folder`` and its parents. Returns the folders in which a new name is: flush them.
+
+    Raises:
+        OSError: One cannot be made. FileExistsError: ``folder`` is a file.
+    """
+    missing = []
+    nearest = folder
+    while not nearest.exists():
+        missing.append(nearest)
+        nearest = nearest.parent
+    for one in (*reversed(missing), folder):
         one.mkdir(exist_ok=True)
-    return [one.parent for one in made]
+    return [one.parent for one in missing]
 
 
 def flush_folder(folder: Path) -> None:
