@@ -131,9 +131,12 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.save
 
 # Against an S3 server on this machine.
-bench-stores: .venv/installed-test
-	$(PIP) localbucket
-	$(BIN)/python -m benchmarks.stores
+bench-stores: .venv-stores/installed
+	.venv-stores/bin/python -m benchmarks.stores
+
+.venv-stores/installed: benchmarks/requirements-stores.txt | .venv/installed-test
+	scripts/framework-environment .venv-stores $<
+	touch $@
 
 bench-frameworks: .venv/installed $(patsubst %,.venv-%/installed,composer deepspeed huggingface lightning)
 	$(BIN)/python -m benchmarks.frameworks

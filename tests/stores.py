@@ -43,11 +43,10 @@ def served_by(command: Callable[[str], Sequence[str]]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    quiet = subprocess.DEVNULL
     arguments = [sys.executable, *command(str(port))]
-    with subprocess.Popen(arguments, stdout=quiet, stderr=quiet) as server:
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            _wait_for(port)
+            _wait_for(server, port)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()
@@ -58,9 +57,11 @@ def moto_server() -> AbstractContextManager[str]:
     return served_by(lambda port: ["-m", "moto.server", "-H", "127.0.0.1", "-p", port])
 
 
-def _wait_for(port: int) -> None:
+def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
     end = time.monotonic() + _STARTED_WITHIN_SECONDS
     while True:
+        if server.poll() is not None:
+            raise OSError(f"{server.args!r} ended with {server.returncode}")
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
