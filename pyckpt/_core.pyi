@@ -122,6 +122,9 @@ def by_type(
     """
 
 def exchange_names(a: bytes, b: bytes) -> bool: ...
+def punch_hole(fd: int, offset: int, nbytes: int) -> None:
+    """Gives back the room or the memory of bytes of an open file, if that can be done."""
+
 def kernels() -> list[str]:
     """The instruction sets that kernels use beyond what every CPU of this kind has.
 
@@ -222,6 +225,8 @@ class StreamImage:
         """Keeps the bytes when a TarReader passes them. Only one range at a time is kept."""
     def expect(self, ranges: Sequence[tuple[int, int]], /) -> None:
         """Says that all bytes of the ranges will be filled and kept. It saves time."""
+    def bring(self, ranges: Sequence[tuple[int, int]], /) -> None:
+        """Decodes and keeps all of the ranges, in the order of the file. Ignores damage."""
     def fill(
         self, ranges: Sequence[tuple[int, int]], *, keep: bool, checksums: bool
     ) -> tuple[list[int], list[tuple[int, int, int, str, bool]]]: ...

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/guarded_copy.h"
 #include "base/parallel_copy.h"
+#include "base/punch_hole.h"
 #include "codec/formats.h"
 #include "container/tar_format.h"
 #include "python/by_type.h"
@@ -298,6 +299,8 @@ PYBIND11_MODULE(_core, m) {
       .def("abandon", &ArchiveWriter::Abandon);
 
   m.def("exchange_names", &pyckpt::ExchangeNames, py::arg("a"), py::arg("b"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("punch_hole", &pyckpt::PunchHole, py::arg("fd"), py::arg("offset"), py::arg("nbytes"),
         py::call_guard<py::gil_scoped_release>());
   m.def("kernels", &pyckpt::Kernels);
   m.def("tar_header", &pyckpt::TarFileHeader, py::arg("name"), py::arg("nbytes"), py::arg("uid"),

@@ -247,6 +247,12 @@ void BindReader(py::module_* m) {
       .def("keep", [](StreamImage* image, const Range& range) { image->Keep(ToExtent(range)); })
       .def("expect", [](StreamImage* image,
                         const std::vector<Range>& ranges) { image->Expect(ToExtents(ranges)); })
+      .def("bring",
+           [](StreamImage* image, const std::vector<Range>& ranges) {
+             const std::vector<Extent> extents = ToExtents(ranges);
+             const py::gil_scoped_release release;
+             image->Bring(extents);
+           })
       .def("fill", &Fill, py::arg("ranges"), py::kw_only(), py::arg("keep"), py::arg("checksums"))
       .def("finish", &Finish)
       .def("read",

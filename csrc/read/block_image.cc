@@ -86,7 +86,7 @@ class BlockImage final : public StreamImage {
     for (const std::size_t unit : units) {
       if (present_[unit] != kHere) ranges.push_back(CodeOf(stream_->blocks()[unit]));
     }
-    file_->supply()->Expect(ranges);
+    if (!ranges.empty()) file_->supply()->Expect(ranges);
   }
 
   std::size_t UnitAt(std::uint64_t offset) const override {

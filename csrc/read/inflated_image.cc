@@ -77,7 +77,7 @@ class InflatedImage final : public StreamImage {
     for (const std::size_t unit : units) {
       if (present_[unit] == 0) ranges.push_back(FileRangeOf(unit));
     }
-    mapping_->supply()->Expect(ranges);
+    if (!ranges.empty()) mapping_->supply()->Expect(ranges);
   }
 
   std::size_t UnitAt(std::uint64_t offset) const override {

@@ -45,7 +45,16 @@ void StreamImage::RequireAll(const std::vector<Extent>& extents) {
   if (!damages.empty()) throw Error::Corrupt(damages[0].message, damages[0].code_offset);
 }
 
+void StreamImage::Bring(const std::vector<Extent>& extents) {
+  Fill(extents, /*keep=*/true, /*checksums=*/false, &brought_nbytes_);
+}
+
 FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool checksums) {
+  return Fill(extents, keep, checksums, &done_nbytes_);
+}
+
+FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool checksums,
+                             std::atomic<std::uint64_t>* done) {
   struct Part {
     std::size_t unit;
     std::size_t extent;
@@ -109,7 +118,7 @@ FillResult StreamImage::Fill(const std::vector<Extent>& extents, bool keep, bool
       } else if (checksums) {
         pieces[i].crc = Crc32({loaded.raw + (begin - unit.offset), end - begin});
       }
-      if (counts_fill()) Count(end - begin);
+      if (counts_fill()) *done += end - begin;
     }
   };
   RunParallel(
@@ -289,7 +298,7 @@ StreamImage::Loader StreamImage::NewLoader() {
 }
 
 void StreamImage::Poll() {
-  if (options_.poll) options_.poll(done_nbytes_);
+  if (options_.poll) options_.poll(done_nbytes());
 }
 
 }  // namespace pyckpt

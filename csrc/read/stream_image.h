@@ -15,6 +15,7 @@
 #ifndef PYCKPT_READ_STREAM_IMAGE_H_
 #define PYCKPT_READ_STREAM_IMAGE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -102,6 +103,11 @@ class StreamImage {
   // comes in few requests.
   void Expect(const std::vector<Extent>& extents);
 
+  // Decodes all units with bytes of the extents, in the order of the file, and keeps them. Whoever
+  // fills parts of the extents in another order afterwards finds them there: so each byte of a file
+  // with a supply comes once. Damage is left for Fill() to find.
+  void Bring(const std::vector<Extent>& extents);
+
   // Decodes the extents, and computes their checksums if checksums is true. Without keep, the bytes
   // may be unreadable afterwards. Damage is returned, not thrown.
   FillResult Fill(const std::vector<Extent>& extents, bool keep, bool checksums);
@@ -133,7 +139,9 @@ class StreamImage {
 
   const ReadOptions& options() const { return options_; }
   // So many bytes are done, as poll is told.
-  std::uint64_t done_nbytes() const { return done_nbytes_; }
+  std::uint64_t done_nbytes() const {
+    return std::max<std::uint64_t>(brought_nbytes_, done_nbytes_);
+  }
 
   // The address of the byte at offset, which must be readable. Valid until more bytes are required.
   std::uint8_t* Address(std::uint64_t offset) const { return base() + offset; }
@@ -214,9 +222,15 @@ class StreamImage {
 
   bool IsPrepared(const std::vector<Extent>& extents);
 
+  // Fill(), which adds what is done to done.
+  FillResult Fill(const std::vector<Extent>& extents, bool keep, bool checksums,
+                  std::atomic<std::uint64_t>* done);
+
   ReadOptions options_;
   ExtentSet forgotten_;
   std::uint64_t given_back_ = 0;  // by Skip(): everything below
+  // Both count the same bytes, so the larger one is what is done.
+  std::atomic<std::uint64_t> brought_nbytes_{0};
   std::atomic<std::uint64_t> done_nbytes_{0};
 };
 

@@ -58,7 +58,7 @@ class ReadImage final : public StreamImage {
     for (const std::size_t unit : units) {
       if (present_[unit] == 0) ranges.push_back(FileRangeOf(unit));
     }
-    supply()->Expect(ranges);
+    if (!ranges.empty()) supply()->Expect(ranges);
   }
 
   // So that a supply is asked less often.

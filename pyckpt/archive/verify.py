@@ -28,6 +28,7 @@ __all__ = ["Problem", "Report", "verify", "verify_and_index"]
 _PIECE_NBYTES = 1 << 20
 _BATCH_NBYTES = 128 << 20  # of code
 _LEAST_NBYTES = 16 << 20  # of it for each thread: as much as a thread decodes at once
+_BATCH_OF_OBJECT_NBYTES = 64 << 20  # is decoded as a whole
 _MOST_INDEX_NBYTES = 64 << 20
 _PROMISE_A_TORCH_FILE = (".pt", ".pth")
 
@@ -217,6 +218,8 @@ def _verify_torch_file(reader: ArchiveReader, member: Member, report: Report) ->
     records = {record.name: record for record in (*file.records.values(), *file.others.values())}
     found: list[_Found] = []
     most_nbytes = max(_BATCH_NBYTES, reader.num_threads * _LEAST_NBYTES)
+    if reader.supply is not None:
+        most_nbytes = _BATCH_OF_OBJECT_NBYTES
     for batch in _batches(records.values(), most_nbytes):
         found += _broken_among(file, batch)
         # Headers are in memory, and the code of deflated records if the file is compressed.
@@ -253,6 +256,7 @@ def _batches(records: Iterable[StoredRecord], nbytes: int) -> Iterator[list[Stor
 
 
 def _broken_among(file: TorchFile, records: Sequence[StoredRecord]) -> list[_Found]:
+    file.bring(records)
     located, wrong = file.locate_whole(records)
     for record in records:
         if not record.readable and located.pop(record.name, None) is not None:

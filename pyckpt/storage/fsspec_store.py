@@ -11,7 +11,7 @@ import fsspec
 
 from pyckpt.errors import OptionError
 from pyckpt.storage.fsspec_upload import FsspecUpload, reported
-from pyckpt.storage.store import ObjectInfo, UnfinishedUpload
+from pyckpt.storage.store import ObjectInfo, Store, UnfinishedUpload, Write
 from pyckpt.storage.urls import Url
 
 __all__ = ["FsspecStore"]
@@ -20,7 +20,7 @@ _ETAGS = ("ETag", "etag", "md5", "content_md5", "oid", "created", "mtime")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 
-class FsspecStore:
+class FsspecStore(Store):
     """See :class:`pyckpt.storage.store.Store`. The options are those of the file system's class.
 
     It tries again as often as that class does.
@@ -47,13 +47,13 @@ class FsspecStore:
                 raise FileNotFoundError(errno.ENOENT, "it is a folder, and no object", url)
             return _object_info(url, info)
 
-    def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
+    def fetch(self, url: Url, start: int, end: int, write: Write, etag: str | None = None) -> None:
         with reported("reading", url):
             data: bytes = self._fs.cat_file(str(url), start=start, end=end)
         # If it is the same object afterwards, it was when the bytes were read.
         if etag is not None and self.stat(url).etag != etag:
             raise OSError(errno.ESTALE, "it was replaced", url)
-        return data
+        write(data)
 
     def list(self, prefix: Url) -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0] + "/"

@@ -7,21 +7,21 @@ same time. What is held comes first, however much that is. Ahead of that come at
 what nobody holds any more the last 32 MiB stay. The rest is taken out of the file, and comes again
 if it is wanted again.
 
-So the memory is 96 MiB, plus 4 MiB for each of 8 requests, plus what is held.
+So the memory is 96 MiB, plus what is held, plus the pieces in which a store gives each of 8
+requests: 256 KiB from S3, the 8 MiB of a request from fsspec.
 """
 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
+from pyckpt import _core
 from pyckpt.errors import CheckpointError
 from pyckpt.memory import require_memory
 from pyckpt.storage.file_object import memory_file
@@ -34,8 +34,9 @@ _BLOCK_NBYTES = 256 << 10
 _CONNECTIONS = 8
 _MOST_AHEAD = (64 << 20) // _BLOCK_NBYTES
 _MOST_IDLE = (32 << 20) // _BLOCK_NBYTES
-_MOST_IN_REQUEST = (4 << 20) // _BLOCK_NBYTES
+_MOST_IN_REQUEST = (8 << 20) // _BLOCK_NBYTES
 _FEW_IN_REQUEST = (1 << 20) // _BLOCK_NBYTES  # fewer take as long
+_NOTED = (1 << 20) // _BLOCK_NBYTES  # so many come before those who wait are told
 _WORTH_BRIDGING = 2  # blocks that nobody wants, between two that are
 _FEW = (2 << 20) // _BLOCK_NBYTES  # whoever wants no more at a time reads on from there, perhaps
 _MOST_READ_ON = (8 << 20) // _BLOCK_NBYTES
@@ -104,7 +105,8 @@ class ObjectFile:
                 self._rest(index)
             self._ahead.clear()
             for index in blocks:
-                if (block := self._blocks.get(index)) and not block.holds:
+                block = self._blocks.get(index)
+                if block is not None and not block.holds and self._has_room():
                     self._idle.pop(index, None)
                     self._ahead.add(index)
             self._expected = OrderedDict.fromkeys((*blocks, *self._next_after(blocks)))
@@ -168,10 +170,14 @@ class ObjectFile:
             del self._blocks[index]
 
     def _evict(self) -> None:
+        evicted = []
         while len(self._idle) > _MOST_IDLE:
             index, _ = self._idle.popitem(last=False)
             del self._blocks[index]
-            self._file.drop(index * _BLOCK_NBYTES, _BLOCK_NBYTES)
+            evicted.append(index)
+        for first, count in _runs(sorted(evicted)):
+            # Still with the lock: nobody may bring them again before they are gone.
+            self._file.drop(first * _BLOCK_NBYTES, count * _BLOCK_NBYTES)
 
     def _next_after(self, blocks: Sequence[int]) -> range:
         """What is brought ahead for those who read on in small steps: headers of a tar."""
@@ -209,27 +215,43 @@ class ObjectFile:
 
     def _bring(self) -> None:
         """What each thread does: request after request, until nothing is wanted."""
-        blocks: list[int] = []
         try:
             while True:
                 with self._changed:
-                    self._arrived(blocks)
                     blocks = [] if self._failure else self._next_request()
                     if not blocks:
                         # Under the same lock: whoever wants more must see that this thread is gone.
                         self._threads -= 1
                         return
-                start = blocks[0] * _BLOCK_NBYTES
-                end = min((blocks[-1] + 1) * _BLOCK_NBYTES, self.nbytes)
-                data = self._store.read_range(self.path, start, end, self._etag)
-                if len(data) != end - start:
-                    raise OSError(errno.ESTALE, "became shorter while it was read", self.path)
-                self._file.write(data, start)
-                del data  # before the next one comes
+                self._fetch(blocks)
         except BaseException as error:
             with self._changed:
                 self._threads -= 1
                 self.stop(error)
+
+    def _fetch(self, blocks: Sequence[int]) -> None:
+        """Brings neighbouring blocks."""
+        start = at = blocks[0] * _BLOCK_NBYTES
+        end = min((blocks[-1] + 1) * _BLOCK_NBYTES, self.nbytes)
+        noted = 0
+
+        def write(piece: bytes) -> None:
+            nonlocal at, noted
+            if self._failure is not None:
+                raise self._failure
+            if len(piece) > end - at:
+                raise OSError(errno.EIO, "the store sent more than it was asked for", self.path)
+            self._file.write(piece, at)
+            at += len(piece)
+            whole = len(blocks) if at == end else (at - start) // _BLOCK_NBYTES
+            if at == end or whole - noted >= _NOTED:
+                with self._changed:
+                    self._arrived(blocks[noted:whole])
+                noted = whole
+
+        self._store.fetch(self.path, start, end, write, self._etag)
+        if at != end:
+            raise OSError(errno.ESTALE, "became shorter while it was read", self.path)
 
     def _arrived(self, blocks: Sequence[int]) -> None:
         for index in blocks:
@@ -238,18 +260,19 @@ class ObjectFile:
             if index not in self._ahead:
                 self._rest(index)
         self._evict()
-        if blocks:
-            self._changed.notify_all()
+        self._changed.notify_all()
 
     def _next_request(self) -> list[int]:
         """The blocks of the next request, which are neighbours; none if nothing is to be brought.
 
         They are noted as coming. What is expected behind them comes with them.
         """
+        # All requests are about as fast. So what somebody waits for is shared among them.
+        wanted = len(self._held_next) or len(self._expected)
         first = self._next_block()
         if first is None:
             return []
-        share = -(-(len(self._held_next) + len(self._expected)) // _CONNECTIONS)
+        share = -(-wanted // _CONNECTIONS)
         most = min(max(share, _FEW_IN_REQUEST), _MOST_IN_REQUEST)
         blocks = [first]
         bridge: list[int] = []
@@ -304,9 +327,8 @@ class _SparseFile:
             file.truncate(nbytes)
             self.fd = os.dup(file.fileno())
         weakref.finalize(self, os.close, self.fd).atexit = False  # a thread may write until then
-        self._map = mmap.mmap(self.fd, nbytes) if nbytes else None
 
-    def write(self, data: bytes | bytearray, offset: int) -> None:
+    def write(self, data: bytes, offset: int) -> None:
         with memoryview(data) as view:
             done = 0
             while done < len(view):
@@ -314,9 +336,7 @@ class _SparseFile:
 
     def drop(self, offset: int, nbytes: int) -> None:
         """Gives the memory back, if the system can. The bytes read as zeros then."""
-        if self._map is not None and hasattr(mmap, "MADV_REMOVE"):
-            with suppress(OSError):
-                self._map.madvise(mmap.MADV_REMOVE, offset, min(nbytes, len(self._map) - offset))
+        _core.punch_hole(self.fd, offset, nbytes)
 
 
 def open_object(url: Url, options: StorageOptions = None) -> ObjectFile:
@@ -328,6 +348,17 @@ def open_object(url: Url, options: StorageOptions = None) -> ObjectFile:
         OSError: There is no such object, or the store does not answer.
     """
     return ObjectFile(open_store(url, options), url)
+
+
+def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours among sorted indices, together: the first, and how many."""
+    runs: list[tuple[int, int]] = []
+    for index in indices:
+        if runs and index == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((index, 1))
+    return runs
 
 
 def _blocks(ranges: Ranges) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pyckpt.storage.parts import IN_FLIGHT
 from pyckpt.storage.s3_client import new_client, send
 from pyckpt.storage.s3_upload import S3Upload
-from pyckpt.storage.store import ObjectInfo, UnfinishedUpload
+from pyckpt.storage.store import ObjectInfo, Store, UnfinishedUpload, Write
 from pyckpt.storage.urls import Url
 
 __all__ = ["S3Store"]
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _PIECE_NBYTES = 256 << 10
 
 
-class S3Store:
+class S3Store(Store):
     """See :class:`pyckpt.storage.store.Store`.
 
     Raises:
@@ -37,24 +37,20 @@ class S3Store:
             url, int(head["ContentLength"]), head.get("ETag"), head["LastModified"].timestamp()
         )
 
-    def read_range(
-        self, url: Url, start: int, end: int, etag: str | None = None
-    ) -> bytes | bytearray:
-        if start >= end:
-            return b""
+    def fetch(self, url: Url, start: int, end: int, write: Write, etag: str | None = None) -> None:
         condition = {} if etag is None else {"IfMatch": etag}
+        at = start
 
-        data = bytearray()
-
-        def read() -> bytearray:
-            # What came before the connection broke is kept.
-            span = f"bytes={start + len(data)}-{end - 1}"
+        def read() -> None:
+            nonlocal at  # what came before the connection broke does not come again
+            span = f"bytes={at}-{end - 1}"
             answer = self._client.get_object(**_place(url), **condition, Range=span)
             while piece := answer["Body"].read(_PIECE_NBYTES):
-                data.extend(piece)
-            return data
+                write(piece)
+                at += len(piece)
 
-        return self._send("reading", url, read)
+        if start < end:
+            self._send("reading", url, read)
 
     def list(self, prefix: Url) -> Iterator[ObjectInfo]:
         more: dict[str, Any] = {}

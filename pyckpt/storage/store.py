@@ -7,13 +7,13 @@ one. They have tried again by then, a bounded number of times, if that could hel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from pyckpt.storage.urls import Url
 
-__all__ = ["ObjectInfo", "Store", "UnfinishedUpload", "Upload"]
+__all__ = ["ObjectInfo", "Store", "UnfinishedUpload", "Upload", "Write"]
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,27 @@ class Upload(Protocol):
         """Leaves nothing behind, unless the object is final."""
 
 
+Write: TypeAlias = Callable[[bytes], object]
+
+
 class Store(Protocol):
     """A client of one store. Threads may share it. ``url`` lies in the store that it is for."""
 
     def stat(self, url: Url) -> ObjectInfo:
         """What the store tells of an object."""
 
-    def read_range(
-        self, url: Url, start: int, end: int, etag: str | None = None
-    ) -> bytes | bytearray:
-        """The bytes from ``start`` up to ``end``, fewer only at the object's end.
+    def fetch(self, url: Url, start: int, end: int, write: Write, etag: str | None = None) -> None:
+        """Gives the bytes from ``start`` up to ``end`` to ``write``, in pieces, each byte once.
 
-        With ``etag``, an OSError with ESTALE if it is not that object any more.
+        Fewer only at the object's end. With ``etag``, an OSError with ESTALE if it is not that
+        object any more. What has been given until then is of that object.
         """
+
+    def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
+        """The bytes that ``fetch`` gives."""
+        pieces: list[bytes] = []
+        self.fetch(url, start, end, pieces.append, etag)
+        return b"".join(pieces)
 
     def list(self, prefix: Url) -> Iterator[ObjectInfo]:
         """All objects whose URLs begin with ``prefix``, in the order of their names."""

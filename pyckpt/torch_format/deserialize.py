@@ -83,8 +83,14 @@ def deserialize(
     if keys is not None:
         data, wanted = _cut(file, data, keys)
         records = [r for r in records if r.name.removeprefix(STORAGES) in wanted]
+    nbytes = sum(record.nbytes for record in records)
+    if not file.stream.mapped:
+        require_memory(nbytes, file.stream.path)
+    if file.stream.wanted_nbytes is None:
+        file.stream.wanted_nbytes = nbytes
     if isinstance(file, TorchFile):
         file.expect(records)
+        file.bring(records)
     groups = file.opened(records)
     _decode_storages(file, groups, data, verify)
     if verify and keys is None:
@@ -237,11 +243,6 @@ def _decode_storages(
         raise OptionError(
             f"{path} has compressed records, which cannot be mapped: load it without mmap=True"
         )
-    nbytes = sum(nbytes for group in groups for _, nbytes in group.places)
-    if not file.stream.mapped:
-        require_memory(nbytes, path)
-    if file.stream.wanted_nbytes is None:
-        file.stream.wanted_nbytes = nbytes
     broken: list[BrokenRecord] = []
     for group in groups:
         crcs, damages = group.stream.fill(group.places, keep=True, checksums=verify)

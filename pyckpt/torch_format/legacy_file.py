@@ -43,6 +43,11 @@ class LegacyRecord:
     has_checksum = False
     crc = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.place[1]
+
 
 class LegacyFile:
     """The parts of one file.

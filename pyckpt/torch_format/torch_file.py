@@ -146,9 +146,19 @@ class TorchFile:
         return groups
 
     def expect(self, records: Sequence[StoredRecord]) -> None:
-        """Says that the records will be decoded as a whole. It saves time."""
-        stored = [record for record in records if record.stored]
-        self.stream.image.expect([(r.entry.header_offset, r.nbytes) for r in stored])
+        """Says that the records will be opened, and decoded as a whole. It saves time."""
+        self.stream.image.expect(_places(records))
+
+    def bring(self, records: Sequence[StoredRecord]) -> None:
+        """Decodes and keeps the records as a whole, if they are of an object. Ignores damage.
+
+        Headers are wanted before data. If they were decoded before, the object's bytes would come
+        out of order, and some of them twice.
+        """
+        if self.stream.supply is None or self.stream.mapped or self.stream.image.nbytes is None:
+            return
+        with self.stream.corruption():
+            self.stream.image.bring(_places(records))
 
     def locate_whole(
         self, records: Sequence[StoredRecord]
@@ -159,7 +169,7 @@ class TorchFile:
             The place of each record whose header is right, and a message for each of the others,
             both by name.
         """
-        headers = [(r.entry.header_offset, _HEADER_NBYTES + len(r.entry.name)) for r in records]
+        headers = [(r.entry.header_offset, _header_nbytes(r)) for r in records]
         _, damages = self.stream.fill(headers, keep=True, checksums=False)
         places, wrong = {}, {}
         for record, header in zip(records, headers, strict=True):
@@ -205,3 +215,17 @@ class TorchFile:
         offset = record.entry.header_offset
         nbytes = self.stream.image.code_nbytes((offset, record.entry.code_nbytes))
         return nbytes if nbytes or not record.nbytes else None
+
+
+def _header_nbytes(record: StoredRecord) -> int:
+    """Of the local header, without the extra field, whose size only the header tells."""
+    return _HEADER_NBYTES + len(record.entry.name)
+
+
+def _places(records: Sequence[StoredRecord]) -> list[tuple[int, int]]:
+    """Where the headers and the contents of stored records are, but for a few bytes at the end."""
+    return [
+        (record.entry.header_offset, _header_nbytes(record) + record.nbytes)
+        for record in records
+        if record.stored
+    ]

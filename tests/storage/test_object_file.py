@@ -19,7 +19,7 @@ from pyckpt.archive.reader import ArchiveReader
 from pyckpt.errors import CheckpointError
 from pyckpt.storage import object_file
 from pyckpt.storage.object_file import ObjectFile
-from pyckpt.storage.store import ObjectInfo
+from pyckpt.storage.store import ObjectInfo, Write
 from pyckpt.storage.urls import Url
 from tests.states import assert_equal
 
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(60)
 
 MIB = 1 << 20
 BLOCK = object_file._BLOCK_NBYTES
+PIECE_NBYTES = 300_000
 URL = Url("memory://folder/x")
 
 
@@ -36,21 +37,25 @@ class Local:
     Attributes:
         ranges: What was read.
         before: Called before each read.
+        after_piece: Called with the place of each piece that was given.
     """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.ranges: list[tuple[int, int]] = []
         self.before: Callable[[], None] = lambda: None
+        self.after_piece: Callable[[int], None] = lambda at: None
 
     def stat(self, url: Url) -> ObjectInfo:
         return ObjectInfo(url, len(self.data), "1", None)
 
-    def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
+    def fetch(self, url: Url, start: int, end: int, write: Write, etag: str | None = None) -> None:
         assert etag == "1"
         self.ranges.append((start, end))
         self.before()
-        return self.data[start:end]
+        for at in range(start, min(end, len(self.data)), PIECE_NBYTES):
+            write(self.data[at : min(at + PIECE_NBYTES, end)])
+            self.after_piece(at)
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +69,13 @@ def opened(data: bytes) -> tuple[Local, ObjectFile]:
 
 def in_memory(file: ObjectFile) -> int:
     return os.fstat(file.fd).st_blocks * 512
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_what_is_held_is_there() -> None:
@@ -88,10 +100,7 @@ def test_neighbours_are_one_request_and_others_are_not_brought() -> None:
 def test_what_is_expected_comes_ahead_up_to_a_bound() -> None:
     store, file = opened(bytes(400 * MIB))
     file.expect([(0, 400 * MIB)])
-    end = time.monotonic() + 20
-    while in_memory(file) < 56 * MIB:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: in_memory(file) >= 56 * MIB)
     time.sleep(0.3)
     assert in_memory(file) <= 64 * MIB
     most = 0
@@ -155,6 +164,51 @@ def test_several_requests_are_under_way_at_once() -> None:
 
     store.before = wait_for_others
     file.hold([(0, 64 * MIB)])
+
+
+def test_those_who_wait_go_on_as_soon_as_their_bytes_are_there() -> None:
+    store, file = opened(random.Random(1).randbytes(8 * MIB))
+    may_go_on = threading.Event()
+
+    def after_piece(at: int) -> None:
+        if at > 2 * MIB:  # a request is a MiB or more
+            assert may_go_on.wait(20)
+
+    store.after_piece = after_piece
+    file.expect([(0, 8 * MIB)])
+    file.hold([(0, BLOCK)])
+    may_go_on.set()
+
+
+def test_a_store_that_sends_more_than_it_was_asked_for() -> None:
+    store, file = opened(bytes(8 * MIB))
+    file.nbytes = 5 * MIB
+    store.data = bytes(9 * MIB)
+    fetch = store.fetch
+
+    def fetch_more(url: Url, start: int, end: int, write: Write, etag: str | None = None) -> None:
+        fetch(url, start, end + 3, write, etag)
+
+    store.fetch = fetch_more  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="more than it was asked for"):
+        file.hold([(0, BLOCK)])
+
+
+def test_blocks_that_are_wanted_twice_stay_within_the_bound() -> None:
+    _, file = opened(bytes(400 * MIB))
+    for offset in range(0, 32 * MIB, MIB):  # these are idle then
+        file.hold([(offset, MIB)])
+        file.release([(offset, MIB)])
+    file.expect([(32 * MIB, 60 * MIB)])
+    wait_until(lambda: in_memory(file) >= 86 * MIB)
+    file.expect([(0, 400 * MIB)])
+    most = 0
+    for offset in range(100 * MIB, 140 * MIB, MIB):
+        file.hold([(offset, MIB)])
+        most = max(most, in_memory(file))
+        file.release([(offset, MIB)])
+        most = max(most, in_memory(file))
+    assert most <= (64 + 32 + 8 + 1) * MIB
 
 
 def test_many_threads_hold_what_they_want() -> None:
@@ -248,6 +302,26 @@ def test_a_check_of_a_large_archive_takes_bounded_memory(
     assert pyckpt.verify(URL, num_threads=2).ok
     assert store.nbytes > 180 * MIB
     assert max(most) < (64 + 32 + 2 * 16 + 2) * MIB
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.zst", ".tar.lzma"])
+@pytest.mark.parametrize("read", [pyckpt.load, pyckpt.verify])
+def test_each_byte_comes_once(
+    suffix: str, read: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(object_file, "_MOST_AHEAD", 8 * MIB // BLOCK)  # far less than the file
+    monkeypatch.setattr(object_file, "_MOST_IDLE", 4 * MIB // BLOCK)
+    path = tmp_path / f"x{suffix}"
+    generator = torch.Generator().manual_seed(5)
+    state = {f"w{n}": torch.randn(MIB, generator=generator) for n in range(12)}
+    pyckpt.save(state, path, fsync=False)
+    store, file = opened(path.read_bytes())
+    monkeypatch.setattr("pyckpt.archive.reader.open_object", lambda url, options: file)
+    for module in ("load", "verify"):
+        monkeypatch.setattr(f"pyckpt.archive.{module}.location", lambda path: path)
+    read(URL, num_threads=2)
+    # But for the start and the end, which are looked at first.
+    assert file.nbytes <= store.nbytes <= file.nbytes + 3 * MIB
 
 
 def test_a_reader_again_shares_the_file(tmp_path: Path) -> None:
