@@ -117,7 +117,7 @@ def file_format(path: Location) -> FileFormat:
     return TORCH_FILE
 
 
-def promises_archive(path: Path) -> bool:
+def promises_archive(path: Location) -> bool:
     """Whether a file's suffix says that it is what pyckpt writes.
 
     Others may have any other suffix, or none, though ``file_format`` takes such names too.

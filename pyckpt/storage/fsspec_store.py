@@ -55,18 +55,27 @@ class FsspecStore(Store):
             raise OSError(errno.ESTALE, "it was replaced", url)
         write(data)
 
-    def list(self, prefix: Url) -> Iterator[ObjectInfo]:
+    def list(self, prefix: Url, *, deep: bool = True) -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0] + "/"
         with reported("listing", prefix):
             try:
-                found: dict[str, Any] = self._fs.find(folder, detail=True)
+                found = self._find(folder) if deep else self._files(folder)
             except FileNotFoundError:
                 return
-            start = self._fs._strip_protocol(prefix.rstrip("/"))
+            start = self._fs._strip_protocol(folder).strip("/")
             for path in sorted(found):
-                if path.startswith(start):
-                    url = Url(f"{prefix.scheme}://{path.lstrip('/')}")
+                url = Url(folder + _behind(start, path, prefix))
+                # An object of the folder's own name is listed too.
+                if url.startswith(prefix) and path.strip("/") != start:
                     yield _object_info(url, found[path])
+
+    def _find(self, folder: str) -> Mapping[str, Any]:
+        found: dict[str, Any] = self._fs.find(folder, detail=True)
+        return found
+
+    def _files(self, folder: str) -> Mapping[str, Any]:
+        found: list[dict[str, Any]] = self._fs.ls(folder, detail=True)
+        return {one["name"]: one for one in found if one.get("type") != "directory"}
 
     def remove(self, url: Url) -> bool:
         with reported("removing", url):
@@ -85,6 +94,17 @@ class FsspecStore(Store):
 
     def abort(self, upload: UnfinishedUpload) -> None:
         """There is none."""
+
+
+def _behind(start: str, path: str, prefix: Url) -> str:
+    """The part of a path that is behind the folder ``start``.
+
+    A URL may have a host or an account in front, which is not in the paths.
+    """
+    path = path.lstrip("/")
+    if start and not f"{path}/".startswith(f"{start}/"):
+        raise OSError(errno.EIO, f"listing: {path!r} is not in {start!r}", prefix)
+    return path[len(start) :].removeprefix("/")
 
 
 def _object_info(url: Url, info: Mapping[str, Any]) -> ObjectInfo:

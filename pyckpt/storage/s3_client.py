@@ -32,8 +32,12 @@ _READ_SECONDS = 60
 _ERRNO_OF_CODE = {
     **dict.fromkeys(("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404"), errno.ENOENT),
     **dict.fromkeys(("PreconditionFailed", "412"), errno.ESTALE),
+    "InvalidRange": errno.ERANGE,
 }
-_ERRNO_OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.ESTALE}
+_ERRNO_OF_STATUS = {
+    **{401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT},
+    **{412: errno.ESTALE, 416: errno.ERANGE},
+}
 # Besides all with a status of 500 or more. S3 says BadDigest if bytes were changed on the way.
 _PASSING_CODES = frozenset(
     (

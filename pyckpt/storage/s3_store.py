@@ -48,14 +48,21 @@ class S3Store(Store):
             while piece := answer["Body"].read(_PIECE_NBYTES):
                 write(piece)
                 at += len(piece)
+                if "ETag" in answer:  # the rest is of the same object
+                    condition["IfMatch"] = answer["ETag"]
 
-        if start < end:
-            self._send("reading", url, read)
+        try:
+            if start < end:
+                self._send("reading", url, read)
+        except OSError as error:
+            if error.errno != errno.ERANGE:  # the object ends before
+                raise
 
-    def list(self, prefix: Url) -> Iterator[ObjectInfo]:
+    def list(self, prefix: Url, *, deep: bool = True) -> Iterator[ObjectInfo]:
+        depth = {} if deep else {"Delimiter": "/"}
         more: dict[str, Any] = {}
         while True:
-            page = self._page("listing", prefix, self._client.list_objects_v2, more)
+            page = self._page("listing", prefix, self._client.list_objects_v2, {**depth, **more})
             for one in page.get("Contents", ()):
                 url = _url(prefix, one["Key"])
                 modified = one["LastModified"].timestamp()

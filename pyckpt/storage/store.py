@@ -89,7 +89,8 @@ class Store(Protocol):
         """Gives the bytes from ``start`` up to ``end`` to ``write``, in pieces, each byte once.
 
         Fewer only at the object's end. With ``etag``, an OSError with ESTALE if it is not that
-        object any more. What has been given until then is of that object.
+        object any more. Without, the same if it is replaced in the middle, where the store can
+        tell. What has been given until then is of that object.
         """
 
     def read_range(self, url: Url, start: int, end: int, etag: str | None = None) -> bytes:
@@ -98,8 +99,11 @@ class Store(Protocol):
         self.fetch(url, start, end, pieces.append, etag)
         return b"".join(pieces)
 
-    def list(self, prefix: Url) -> Iterator[ObjectInfo]:
-        """All objects whose URLs begin with ``prefix``, in the order of their names."""
+    def list(self, prefix: Url, *, deep: bool = True) -> Iterator[ObjectInfo]:
+        """All objects whose URLs begin with ``prefix``, in the order of their names.
+
+        With ``deep=False``, only those that have no slash behind it.
+        """
 
     def remove(self, url: Url) -> bool:
         """Removes an object. Returns whether there was one."""

@@ -1,9 +1,9 @@
-"""CheckpointManager: the checkpoints of one run in one folder.
+"""CheckpointManager: the checkpoints of one run in one folder, on this machine or in a store.
 
     run/
       step-400-rank0.tar.gz       one file, or one for each rank
       step-500-rank0.tar.gz
-      latest-rank0.tar.gz         a link to the newest
+      latest-rank0.tar.gz         a link to the newest; stores have none
       checkpoints.json            in the order of the saves: steps, files, metrics
 
 The list is written when a save is safe on all ranks, and before older ones go. A file that is not
@@ -17,18 +17,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyckpt.archive.formats import TAR_SUFFIX, file_format, promises_archive
 from pyckpt.errors import CheckpointError, OptionError, StateMismatchError
 from pyckpt.options import whole_number
-from pyckpt.paths import local_path
 from pyckpt.ranks.exchange import begin_together, together
 from pyckpt.staging.pending_saves import (
     PendingSave,
@@ -37,8 +35,8 @@ from pyckpt.staging.pending_saves import (
     wait_for_room,
 )
 from pyckpt.state import RestorableState, TrainingState
-from pyckpt.storage.small_files import replace_file, replace_link
-from pyckpt.storage.urls import Location
+from pyckpt.storage.folder import Entry, open_folder
+from pyckpt.storage.urls import Location, StorageOptions
 from pyckpt.training.async_save_checkpoint import async_save_checkpoint
 from pyckpt.training.background import in_turn
 from pyckpt.training.load_checkpoint import load_checkpoint
@@ -54,6 +52,9 @@ _FILE = re.compile(r"step-(\d+)-rank(\d+)(\.[^/]*)?")
 _LATEST = "latest"
 _LISTING = "keeping the list of checkpoints"
 
+_Files: TypeAlias = Mapping[str, Entry]
+"""The files of the folder by name."""
+
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
@@ -61,13 +62,13 @@ class SavedCheckpoint:
 
     Attributes:
         step: The step at which it was saved.
-        paths: Its file, or the files of all ranks, by rank.
+        paths: Its file or its object, or those of all ranks, by rank.
         metrics: What was given to ``save``.
         saved_at: When, in seconds since 1970.
     """
 
     step: int
-    paths: tuple[Path, ...]
+    paths: tuple[Location, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     saved_at: float = 0.0
 
@@ -79,12 +80,7 @@ class SavedCheckpoint:
             return literal(str(first))
         rank = _FILE.fullmatch(first.name)
         assert rank is not None
-        start, end = first.name[: rank.start(2)], first.name[rank.end(2) :]
-        return f"{literal(str(first.parent / start))}{{rank}}{literal(end)}"
-
-    def missing(self) -> Path | None:
-        """A file of it that is not there, or None."""
-        return next((path for path in self.paths if not path.exists()), None)
+        return _template(first.with_name(first.name[: rank.start(2)]), first.name[rank.end(2) :])
 
     def as_kept(self) -> Kept:
         """What retention needs to know."""
@@ -97,11 +93,11 @@ class CheckpointManager:
     Use it on every rank alike. All ranks must see the folder. The first rank keeps the list and the
     links, and removes files.
 
-    A checkpoint is removed only when a newer one is safe on the disk of every rank. If a save
-    fails, nothing is removed.
+    A checkpoint is removed only when a newer one is safe on the disk of every rank, or in the
+    store. If a save fails, nothing is removed.
 
     Args:
-        folder: Is made by the first save.
+        folder: A path, or a URL such as ``s3://bucket/run``. Is made by the first save.
         suffix: Decides the format, as in ``save_checkpoint``.
         keep_last: How many of the newest stay.
         keep_every: Those at steps that are multiples of it stay.
@@ -109,6 +105,8 @@ class CheckpointManager:
             stays. The newest always stays. Without any of the three, all stay.
         asynchronous: Whether ``save`` returns while the files are written.
         process_group: As in ``save_checkpoint``.
+        storage_options: What the store of a URL is told besides the environment; for the saves, for
+            ``restore_latest``, and for all that the manager itself does.
         options: More arguments of ``save_checkpoint``, or of ``async_save_checkpoint``, for every
             save.
 
@@ -126,12 +124,15 @@ class CheckpointManager:
         keep_best: KeepBest | None = None,
         asynchronous: bool = False,
         process_group: Any = None,
+        storage_options: StorageOptions = None,
         **options: Any,
     ) -> None:
-        self.folder = local_path(folder)
+        self._folder = open_folder(folder, storage_options)
+        self.folder = self._folder.path
+        self._storage_options = storage_options
         self._retention = Retention(keep_last, keep_every, keep_best)
         self._suffix = suffix
-        file_format(Path(f"step-0{suffix}"))  # raises FilenameError
+        file_format(self._folder.at(f"step-0{suffix}"))  # raises FilenameError
         if _FILE.fullmatch(f"step-0-rank0{suffix}") is None:
             raise OptionError(f"suffix must be such as '.tar.gz', not {suffix!r}")
         for name in ("filename", "process_group"):
@@ -169,8 +170,13 @@ class CheckpointManager:
             return whole_number("step", step, 0), _numbers(metrics or {})
 
         step, measured = together(_LISTING, check, channel)[channel.rank]
-        name = f"{literal(str(self.folder))}/step-{step}-rank{{rank}}{literal(self._suffix)}"
-        result = self._save(state, name, process_group=self._process_group, **self._options)
+        result = self._save(
+            state,
+            _template(self._folder.at(f"step-{step}-rank"), self._suffix),
+            process_group=self._process_group,
+            storage_options=self._storage_options,
+            **self._options,
+        )
         if isinstance(result, PendingSave):
             if channel.rank == 0:
                 work = partial(self._tidy_behind, result, step, measured)
@@ -211,24 +217,23 @@ class CheckpointManager:
         Raises:
             OSError: The folder cannot be read. If it is not there, there are no checkpoints.
         """
-        complete, _ = self._complete()
-        return complete
-
-    def _complete(self) -> tuple[list[SavedCheckpoint], list[SavedCheckpoint]]:
-        """What ``all()`` returns, and those in the list that lack a file."""
         # In this order: files go after they have left the list, and the first rank may remove some
         # while another one looks.
-        listed = {one.step: one for one in self._listed()}
+        listed = self._listed()
+        return self._complete(listed, self._found())
+
+    def _complete(self, listed: Sequence[SavedCheckpoint], found: _Files) -> list[SavedCheckpoint]:
+        """What ``all()`` returns, by what the list says and what is there."""
+        steps = {one.step for one in listed}
         unlisted = []
-        for (step, _), paths in self._found().items():
-            if step not in listed and self._has_first(paths):
+        for step, names in self._sets(found):
+            if step not in steps and self._has_first(names):
                 with suppress(FileNotFoundError):
-                    saved_at = max(path.stat().st_mtime for path in paths)
-                    unlisted.append(SavedCheckpoint(step, tuple(paths), {}, saved_at))
-        complete = [one for one in listed.values() if not one.missing()]
-        incomplete = [one for one in listed.values() if one.missing()]
-        complete = sorted([*complete, *unlisted], key=lambda one: (one.saved_at, one.step))
-        return complete, incomplete
+                    paths = tuple(map(self._folder.at, names))
+                    saved_at = max(found[name].modified() for name in names)
+                    unlisted.append(SavedCheckpoint(step, paths, {}, saved_at))
+        whole = [one for one in listed if _missing(one, found) is None]
+        return sorted([*whole, *unlisted], key=lambda one: (one.saved_at, one.step))
 
     def restore_latest(self, state: RestorableState, **options: Any) -> SavedCheckpoint | None:
         """Restores the newest checkpoint that can be read.
@@ -237,7 +242,8 @@ class CheckpointManager:
         that says why. Saves that are under way are finished first.
 
         Args:
-            options: Arguments of ``load_checkpoint``.
+            options: Arguments of ``load_checkpoint``. ``storage_options`` are the manager's unless
+                given.
 
         Returns:
             The checkpoint that was restored, or None if there is none at all.
@@ -255,12 +261,15 @@ class CheckpointManager:
         def look() -> list[SavedCheckpoint]:
             if channel.rank != 0:
                 return []
-            complete, incomplete = self._complete()
-            for one in incomplete:
-                warn(f"the checkpoint of step {one.step} is passed over: {one.missing()} is gone")
-            return complete
+            listed = self._listed()
+            found = self._found()
+            for one in listed:
+                if missing := _missing(one, found):
+                    warn(f"the checkpoint of step {one.step} is passed over: {missing} is gone")
+            return self._complete(listed, found)
 
         [checkpoints, *_] = together("looking for checkpoints", look, channel)
+        options = {"storage_options": self._storage_options, **options}
         errors = []
         for one in reversed(checkpoints):
             try:
@@ -313,17 +322,20 @@ class CheckpointManager:
 
     def _tidy(self, files: Sequence[Location], step: int, metrics: Mapping[str, float]) -> None:
         """Puts a checkpoint that is safe into the list, and removes what need not stay."""
-        paths = [Path(file) for file in files]
         try:
             listed = self._listed()
-            others = [one for one in self.all() if one.step != step]
-            now = max([time.time(), *(one.saved_at + 1e-3 for one in others)])
-            checkpoints = [*others, SavedCheckpoint(step, tuple(paths), metrics, now)]
+            found = self._found()
+            others = [one for one in self._complete(listed, found) if one.step != step]
+            # By the same clock as the times of files that are not in the list.
+            times = [found[file.name].modified() for file in files if file.name in found]
+            saved_at = max(times, default=0.0) or time.time()
+            saved_at = max([saved_at, *(one.saved_at + 1e-3 for one in others)])
+            checkpoints = [*others, SavedCheckpoint(step, tuple(files), metrics, saved_at)]
             dropped = set(self._retention.dropped([one.as_kept() for one in checkpoints]))
             kept = [one for i, one in enumerate(checkpoints) if i not in dropped]
             self._write_list(kept)
-            self._link(paths)
-            self._remove_others(kept, listed)
+            self._link([file.name for file in files])
+            self._remove_others(kept, listed, found)
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} is safe, and what comes after it failed: {error}",
@@ -342,70 +354,93 @@ class CheckpointManager:
             for one in checkpoints
         ]
         data = json.dumps({"checkpoints": entries}, indent=1) + "\n"
-        replace_file(self.folder / _LIST, data.encode(), fsync=self._fsync)
+        self._folder.replace(_LIST, data.encode(), fsync=self._fsync)
 
     def _listed(self) -> list[SavedCheckpoint]:
         """What the list says. A list that is damaged says nothing, with a warning."""
         try:
-            text = (self.folder / _LIST).read_text()
+            data = self._folder.read(_LIST)
         except FileNotFoundError:
             return []
         try:
-            return [
+            checkpoints = [
                 SavedCheckpoint(
                     int(one["step"]),
-                    tuple(self.folder / Path(name).name for name in one["files"]),
+                    tuple(self._folder.at(_checked(name)) for name in one["files"]),
                     {str(name): float(value) for name, value in one["metrics"].items()},
                     float(one["saved_at"]),
                 )
-                for one in json.loads(text)["checkpoints"]
+                for one in json.loads(data)["checkpoints"]
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            warn(f"{self.folder / _LIST} is damaged, so metrics are unknown: {error}")
+            warn(f"{self._folder.at(_LIST)} is damaged, so metrics are unknown: {error}")
             return []
+        return list({one.step: one for one in checkpoints}.values())
 
-    def _found(self) -> dict[tuple[int, str], list[Path]]:
-        """The archives in the folder by step and suffix, in the order of their ranks.
+    def _found(self) -> _Files:
+        return {one.name: one for one in self._folder.entries()}
+
+    def _sets(self, found: _Files) -> Iterator[tuple[int, list[str]]]:
+        """The steps of the archives, and the names of those with one suffix, by rank.
 
         Other files that users keep beside them, such as a checksum, are none.
         """
-        found: dict[tuple[int, str], list[tuple[int, Path]]] = {}
-        with suppress(FileNotFoundError):
-            for path in self.folder.iterdir():
-                match = _FILE.fullmatch(path.name)
-                if match is not None and self._is_archive(path, match[3] or "") and path.is_file():
-                    key = (int(match[1]), match[3] or "")
-                    found.setdefault(key, []).append((int(match[2]), path))
-        return {key: [path for _, path in sorted(files)] for key, files in found.items()}
+        sets: dict[tuple[int, str], list[tuple[int, str]]] = {}
+        for name in filter(self._is_archive, found):
+            step, rank, suffix = _parsed(name)
+            sets.setdefault((step, suffix), []).append((rank, name))
+        for (step, _), names in sets.items():
+            yield step, [name for _, name in sorted(names)]
 
-    def _has_first(self, paths: Sequence[Path]) -> bool:
+    def _has_first(self, names: Sequence[str]) -> bool:
         """Whether there is the first rank's file, which gets its name last."""
-        if self._process_group is not None:
-            return True  # that rank may have any number
-        rank = _FILE.fullmatch(paths[0].name)
-        return rank is not None and int(rank[2]) == 0
+        # In a process group, that rank may have any number.
+        return self._process_group is not None or _parsed(names[0])[1] == 0
 
-    def _is_archive(self, path: Path, suffix: str) -> bool:
+    def _is_archive(self, name: str) -> bool:
+        match = _FILE.fullmatch(name)
         own = (self._suffix, self._suffix + TAR_SUFFIX)  # that is added to files of several ranks
-        return suffix in own or promises_archive(path)
+        return match is not None and (
+            (match[3] or "") in own or promises_archive(self._folder.at(name))
+        )
 
-    def _link(self, paths: Sequence[Path]) -> None:
+    def _link(self, names: Sequence[str]) -> None:
         """Lets the names that begin with "latest" lead to these files."""
-        names = {_LATEST + path.name[path.name.rindex("-rank") :]: path.name for path in paths}
-        for name, target in names.items():
-            replace_link(self.folder / name, target)
-        for path in self.folder.glob(f"{_LATEST}-rank*"):
-            if path.name not in names and path.is_symlink():
-                path.unlink()
+        targets = {_LATEST + name[name.rindex("-rank") :]: name for name in names}
+        self._folder.replace_links(f"{_LATEST}-rank", targets)
 
     def _remove_others(
-        self, kept: Sequence[SavedCheckpoint], listed: Sequence[SavedCheckpoint]
+        self, kept: Sequence[SavedCheckpoint], listed: Sequence[SavedCheckpoint], found: _Files
     ) -> None:
-        names = {path.name for one in kept for path in one.paths}
-        for paths in (*self._found().values(), *(one.paths for one in listed)):
-            for path in paths:
-                if path.name not in names:
-                    path.unlink(missing_ok=True)
+        """Removes all archives that were found or listed, and do not stay."""
+        staying = {path.name for one in kept for path in one.paths}
+        names = [name for _, names in self._sets(found) for name in names]
+        names += [path.name for one in listed for path in one.paths]
+        self._folder.remove([name for name in dict.fromkeys(names) if name not in staying])
+
+
+def _template(beginning: Location, end: str) -> str:
+    """A name with {rank} between two parts that stand for themselves."""
+    return f"{literal(str(beginning))}{{rank}}{literal(end)}"
+
+
+def _parsed(name: str) -> tuple[int, int, str]:
+    """The step, the rank and the suffix in the name of an archive."""
+    match = _FILE.fullmatch(name)
+    assert match is not None
+    return int(match[1]), int(match[2]), match[3] or ""
+
+
+def _checked(name: str) -> str:
+    """A name of an archive in the list, which may have been edited or damaged."""
+    if _FILE.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is no name of a checkpoint's file")
+    return name
+
+
+def _missing(checkpoint: SavedCheckpoint, found: _Files) -> Location | None:
+    """A file of a checkpoint that is not there, or None."""
+    return next((path for path in checkpoint.paths if path.name not in found), None)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
