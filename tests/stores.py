@@ -85,6 +85,8 @@ Fault = Callable[["_Handler"], bool]
 
 def operation(method: str, path: str) -> str:
     """The name that S3 has for a request."""
+    if method == "POST" and path.endswith("?delete"):
+        return "DeleteObjects"
     if method == "POST":
         return "CreateMultipartUpload" if "?uploads" in path else "CompleteMultipartUpload"
     if method == "PUT":
@@ -93,6 +95,8 @@ def operation(method: str, path: str) -> str:
         return "AbortMultipartUpload" if "uploadId=" in path else "DeleteObject"
     if method == "GET" and "uploads" in path:
         return "ListMultipartUploads"
+    if method == "GET" and "list-type=2" in path:
+        return "ListObjects"
     return "HeadObject" if method == "HEAD" else "GetObject"
 
 

@@ -10,7 +10,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,11 +81,17 @@ class Folder(Protocol):
         """
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes files, in this order. One that is gone already is none of its business."""
+        """Removes files. Some of them may be gone already."""
+
+    def is_lost(self, number: int | None) -> bool:
+        """Whether a file is lost if reading it failed with this errno, or with none.
+
+        A store that does not answer says nothing about its objects.
+        """
 
 
 def open_folder(path: str | os.PathLike[str], options: StorageOptions = None) -> Folder:
-    """The folder that a path or a URL names, such as ``s3://bucket/run``.
+    """The folder that a path or a URL names, such as ``s3://bucket/run``. A slash may follow.
 
     Nothing is asked and nothing is made.
 
@@ -100,9 +105,9 @@ def open_folder(path: str | os.PathLike[str], options: StorageOptions = None) ->
     elif not isinstance(path, str):
         folder = location(path)  # raises FilenameError
     else:
-        text = text if text.endswith("://") else text.rstrip("/")
-        inside = location(f"{text}/x" if not text.endswith("://") else f"{text}x")
-        folder = inside.parent if isinstance(inside, Path) else Url(text)
+        prefix = text if text.endswith("://") else text.rstrip("/") + "/"
+        inside = location(f"{prefix}x")
+        folder = inside.parent if isinstance(inside, Path) else Url(prefix)
     if isinstance(folder, Url):
         return RemoteFolder(folder, options)
     if options:
@@ -145,6 +150,9 @@ class LocalFolder:
         for name in names:
             self.at(name).unlink(missing_ok=True)
 
+    def is_lost(self, number: int | None) -> bool:
+        return True
+
 
 def _modified(entry: os.DirEntry[str]) -> float:
     return entry.stat().st_mtime
@@ -153,23 +161,25 @@ def _modified(entry: os.DirEntry[str]) -> float:
 class RemoteFolder:
     """See Folder.
 
+    Args:
+        prefix: What the URLs of its objects begin with, up to a slash.
+
     Raises:
-        FilenameError: No store serves ``path``, or its package is not installed.
+        FilenameError: No store serves it, or a package is not installed.
         OptionError: The options are wrong.
     """
 
-    def __init__(self, path: Url, options: StorageOptions = None) -> None:
-        self._path = path
-        self._prefix = Url(path if path.endswith("://") else f"{path}/")
+    def __init__(self, prefix: Url, options: StorageOptions = None) -> None:
+        self._prefix = prefix
         self._options = options
         self._client: tuple[Store, int, float] = self._new_client()
 
     def __reduce__(self) -> tuple[type[RemoteFolder], tuple[Url, StorageOptions]]:
-        return RemoteFolder, (self._path, self._options)
+        return RemoteFolder, (self._prefix, self._options)
 
     @property
     def path(self) -> Url:
-        return self._path
+        return self._prefix if self._prefix.endswith("://") else Url(self._prefix.rstrip("/"))
 
     def at(self, name: str) -> Url:
         return Url(self._prefix + name)
@@ -209,10 +219,10 @@ class RemoteFolder:
         """Nothing: a store has no links."""
 
     def remove(self, names: Iterable[str]) -> None:
-        store = self._store()
-        for name in names:
-            with suppress(FileNotFoundError):
-                store.remove(self.at(name))
+        self._store().remove_all([self.at(name) for name in names])
+
+    def is_lost(self, number: int | None) -> bool:
+        return number in (None, errno.ENOENT)
 
     def _store(self) -> Store:
         store, process, made = self._client

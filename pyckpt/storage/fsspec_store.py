@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -84,6 +84,10 @@ class FsspecStore(Store):
             except FileNotFoundError:
                 return False
             return True
+
+    def remove_all(self, urls: Sequence[Url]) -> None:
+        for url in urls:
+            self.remove(url)
 
     def open_upload(self, url: Url) -> FsspecUpload:
         return FsspecUpload(self._fs, url)

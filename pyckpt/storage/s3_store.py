@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pyckpt.storage.parts import IN_FLIGHT
@@ -17,6 +17,9 @@ __all__ = ["S3Store"]
 T = TypeVar("T")
 
 _PIECE_NBYTES = 256 << 10
+_MOST_REMOVED = 1000  # in one request
+# What a store that does not know a request may say: a code of its own, or no permission.
+_REFUSED = (errno.EIO, errno.EACCES, errno.ENOENT)
 
 
 class S3Store(Store):
@@ -76,7 +79,35 @@ class S3Store(Store):
             self.stat(url)  # a DELETE does not tell
         except FileNotFoundError:
             return False
+        self._delete(url)
+        return True
+
+    def remove_all(self, urls: Sequence[Url]) -> None:
+        for start in range(0, len(urls), _MOST_REMOVED):
+            batch = urls[start : start + _MOST_REMOVED]
+            if len(batch) == 1 or not self._delete_batch(batch):
+                for url in batch:
+                    self._delete(url)
+
+    def _delete(self, url: Url) -> None:
         self._send("removing", url, lambda: self._client.delete_object(**_place(url)))
+
+    def _delete_batch(self, urls: Sequence[Url]) -> bool:
+        """Removes objects in one request. Returns whether the store knows such requests."""
+        wanted = {"Objects": [{"Key": url.key} for url in urls], "Quiet": True}
+        try:
+            answer = self._send(
+                "removing",
+                urls[0],
+                lambda: self._client.delete_objects(Bucket=urls[0].bucket, Delete=wanted),
+            )
+        except OSError as error:
+            if error.errno in _REFUSED:
+                return False
+            raise
+        for failed in answer.get("Errors", ()):
+            if failed.get("Code") != "NoSuchKey":
+                self._delete(_url(urls[0], failed["Key"]))  # it may pass, and else it says why
         return True
 
     def open_upload(self, url: Url) -> S3Upload:

@@ -7,7 +7,7 @@ one. They have tried again by then, a bounded number of times, if that could hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -107,6 +107,9 @@ class Store(Protocol):
 
     def remove(self, url: Url) -> bool:
         """Removes an object. Returns whether there was one."""
+
+    def remove_all(self, urls: Sequence[Url]) -> None:
+        """Removes objects of one bucket, in few requests if the store can. Some may be gone."""
 
     def open_upload(self, url: Url) -> Upload:
         """A new upload. It does nothing before its ``open()``."""

@@ -239,7 +239,8 @@ class CheckpointManager:
         """Restores the newest checkpoint that can be read.
 
         Call it on every rank. Those that are damaged or incomplete are passed over, with a warning
-        that says why. Saves that are under way are finished first.
+        that says why. A store that does not answer is an error, since it says nothing about them.
+        Saves that are under way are finished first.
 
         Args:
             options: Arguments of ``load_checkpoint``. ``storage_options`` are the manager's unless
@@ -250,8 +251,8 @@ class CheckpointManager:
 
         Raises:
             StateMismatchError: The newest that can be read does not fit ``state``.
-            CheckpointError: None of the checkpoints can be read, an argument is wrong, or restoring
-                failed in the middle.
+            CheckpointError: None of the checkpoints can be read, the folder or the store cannot, an
+                argument is wrong, or restoring failed in the middle.
         """
         self._wait_alone()
         [channel] = begin_together(
@@ -280,6 +281,8 @@ class CheckpointManager:
             except CheckpointError as error:
                 if str(error).startswith("restoring the state failed"):
                     raise
+                if not self._folder.is_lost(error.errno):
+                    raise  # an older one would be taken, though this one may be good
                 errors.append(error)
                 warn(f"the checkpoint of step {one.step} is passed over: {error}")
         if errors:

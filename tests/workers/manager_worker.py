@@ -1,13 +1,14 @@
 """Ranks that share a manager's folder: save, rotate, lose a file, restore.
 
-manager_worker.py FOLDER full|sharded ASYNCHRONOUS
+manager_worker.py FOLDER full|sharded ASYNCHRONOUS [SERVER]
+
+SERVER: the address of the store, if FOLDER is a URL.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 
 import pyckpt
 
-FOLDER, KIND, ASYNCHRONOUS = Path(sys.argv[1]), sys.argv[2], bool(int(sys.argv[3]))
+FOLDER, KIND, ASYNCHRONOUS = sys.argv[1], sys.argv[2], bool(int(sys.argv[3]))
+OPTIONS = {"endpoint_url": sys.argv[4], "key": "key", "secret": "secret"} if sys.argv[4:] else None
 
 
 def main() -> None:
@@ -28,7 +30,12 @@ def main() -> None:
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     state = pyckpt.State(model, torch.optim.AdamW(model.parameters()))
     manager = pyckpt.CheckpointManager(
-        FOLDER, suffix=".tar", keep_last=2, asynchronous=ASYNCHRONOUS, state_dict_type=KIND
+        FOLDER,
+        suffix=".tar",
+        keep_last=2,
+        asynchronous=ASYNCHRONOUS,
+        state_dict_type=KIND,
+        storage_options=OPTIONS,
     )
     assert manager.restore_latest(state) is None
 
@@ -46,7 +53,8 @@ def main() -> None:
 
     dist.barrier()
     if rank == 0:  # the newest loses what the last rank wrote; the one before is from another run
-        (FOLDER / f"step-4-rank{0 if KIND == 'full' else 1}.tar").unlink()
+        name = f"{FOLDER}/step-4-rank{0 if KIND == 'full' else 1}.tar"
+        assert pyckpt.remove(name, storage_options=OPTIONS).result()
     dist.barrier()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
