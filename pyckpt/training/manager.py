@@ -64,7 +64,7 @@ class SavedCheckpoint:
         step: The step at which it was saved.
         paths: Its file or its object, or those of all ranks, by rank.
         metrics: What was given to ``save``.
-        saved_at: When, in seconds since 1970.
+        saved_at: When, in seconds since 1970, by the clock of the file system or the store.
     """
 
     step: int

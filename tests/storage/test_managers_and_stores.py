@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -17,6 +18,7 @@ import torch
 
 import pyckpt
 from pyckpt.staging import pending_saves
+from pyckpt.training import manager as manager_module
 from tests.launch import run_ranks
 from tests.stores import Bucket, Fault, Proxy, answer, delay, reset
 
@@ -308,6 +310,16 @@ def test_a_process_that_is_killed_before_the_list(run: Run, bucket: Bucket) -> N
     manager.save(4, run.at(4))
     assert [one["step"] for one in listed(bucket)] == [3, 4]
     assert archives(bucket) == [f"run/step-{step}-rank0.tar.gz" for step in (3, 4)]
+
+
+def test_a_clock_that_is_fast(run: Run, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not in the list is put in order by the store's clock. So is the list."""
+    fast = SimpleNamespace(time=lambda: time.time() + 3600)
+    monkeypatch.setattr(manager_module, "time", fast)
+    manager = pyckpt.CheckpointManager(folder)
+    manager.save(1, run.at(1))
+    pyckpt.save_checkpoint(run.at(2), f"{folder}/step-2-rank0.tar.gz".replace("{a}", "{{a}}"))
+    assert [one.step for one in manager.all()] == [1, 2]
 
 
 def put_requests(proxy: Proxy) -> list[tuple[str, str]]:
