@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate
@@ -27,7 +28,7 @@ from torch.distributed.tensor.parallel import (
 import pyckpt
 from pyckpt.state import each
 
-__all__ = ["LAYOUTS", "OPTIMIZERS", "Run", "build"]
+__all__ = ["LAYOUTS", "OPTIMIZERS", "Run", "build", "differences", "whole"]
 
 _SYMBOLS = 13
 _BATCH, _LENGTH = 8, 3
@@ -257,3 +258,33 @@ def build(layout: str, optimizer: str, *, seed: int, tied: bool) -> Run:
     optimizers = OPTIMIZERS[optimizer](model)
     schedulers = [torch.optim.lr_scheduler.StepLR(one, 2, 0.5) for one in optimizers]
     return Run(pyckpt.State(model, optimizers, schedulers), **options)
+
+
+# Values of optimizers by the parameters' names, as stages of a pipeline need it.
+_WHOLE = StateDictOptions(flatten_optimizer_state_dict=True, full_state_dict=True)
+
+
+def whole(run: Run) -> dict[str, Any]:
+    """Weights, buffers and the optimizers' values of all ranks, by name, gathered by torch."""
+    model, optimizer = get_state_dict(run.state.model, each(run.state.optimizers), options=_WHOLE)
+    own = {f"model {name}": value for name, value in model.items()}
+    own.update({f"optimizer {name}": value for name, value in optimizer.items()})
+    parts: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, own)  # stages of a pipeline have different names
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    return bool(one == other)
+
+
+def differences(run: Run, saved: dict[str, Any]) -> list[str]:
+    """In what the run differs from one whose ``whole`` was saved."""
+    restored = whole(run)
+    return sorted(
+        name
+        for name in restored.keys() | saved.keys()
+        if name not in restored or name not in saved or not _same(restored[name], saved[name])
+    )

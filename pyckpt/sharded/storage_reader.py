@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -16,38 +16,44 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError
-from pyckpt.paths import local_path
+from pyckpt.sharded.dcp_folder import DcpFolder
 from pyckpt.sharded.dcp_metadata import load_metadata
-from pyckpt.sharded.local_folder import LocalFolder
 from pyckpt.sharded.part import METADATA
 from pyckpt.sharded.shard_reader import ShardReader, Wanted
+from pyckpt.storage.urls import StorageOptions
 
 __all__ = ["StorageReader"]
 
 
-class StorageReader(LocalFolder, storage.StorageReader):
+class StorageReader(DcpFolder, storage.StorageReader):
     """Reads folders that ``StorageWriter`` or torch's ``FileSystemWriter`` wrote.
 
-    Only the blocks with the bytes that this rank needs are decoded, straight into the tensors that
-    are loaded where these are in host memory. So a load that fails may have filled some of them.
+    Only the blocks with the bytes that this rank needs are fetched and decoded, straight into the
+    tensors that are loaded where these are in host memory. So a load that fails may have filled
+    some of them.
 
     Args:
-        path: The folder. ``checkpoint_id=`` of ``dcp.load`` replaces it.
+        path: The folder, or its URL. ``checkpoint_id=`` of ``dcp.load`` replaces it.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         verify: Whether to compare checksums. A tensor's is compared when this rank reads all of a
             shard.
+        storage_options: What the store of a URL is told besides the environment.
 
     Raises:
-        OptionError: ``num_threads`` is wrong.
-        FilenameError: ``path`` is a URL.
+        OptionError: An argument is wrong.
+        FilenameError: ``path`` is a URL that no store serves.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, num_threads: int | None = None, verify: bool = True
+        self,
+        path: str | os.PathLike[str],
+        *,
+        num_threads: int | None = None,
+        verify: bool = True,
+        storage_options: StorageOptions = None,
     ) -> None:
-        super().__init__()
-        self.path = local_path(path)
-        self._shards = ShardReader(num_threads, verify)
+        super().__init__(path, storage_options)
+        self._shards = ShardReader(num_threads, verify, storage_options)
         self._load_id = uuid.uuid4().hex
         self._places: dict[MetadataIndex, Any] = {}
 
@@ -55,7 +61,7 @@ class StorageReader(LocalFolder, storage.StorageReader):
         """Begins a load, of another folder if ``checkpoint_id`` names one."""
         self._places = {}
         if checkpoint_id:
-            self.path = local_path(checkpoint_id)
+            self._move_to(checkpoint_id)
         self._load_id = uuid.uuid4().hex
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -63,11 +69,12 @@ class StorageReader(LocalFolder, storage.StorageReader):
 
         Raises:
             CorruptArchiveError: It is damaged.
+            CheckpointError: It was replaced while it was read.
             OSError: It cannot be read. Without it, there is no complete checkpoint.
         """
         rank = kwargs.get("rank")
-        path = self.path / (METADATA if rank is None else f"__{rank}{METADATA}")
-        metadata = load_metadata(path.read_bytes(), path)
+        path = self._folder.at(METADATA if rank is None else f"__{rank}{METADATA}")
+        metadata = load_metadata(self._shards.read_bytes(path), path)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         if isinstance(metadata.storage_meta, StorageMeta):
@@ -83,10 +90,7 @@ class StorageReader(LocalFolder, storage.StorageReader):
             CorruptArchiveError: It has none.
         """
         if not isinstance(metadata.storage_data, dict):
-            raise CorruptArchiveError(
-                f"{self.path / METADATA} does not say where the shards are",
-                path=str(self.path / METADATA),
-            )
+            raise self._broken("does not say where the shards are")
         self._places = metadata.storage_data
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -104,6 +108,7 @@ class StorageReader(LocalFolder, storage.StorageReader):
             CorruptArchiveError: A file is damaged, or is not of this checkpoint. The message names
                 the file and the tensor.
             OptionError: The folder was written with an extension that pyckpt does not have.
+            CheckpointError: An object was replaced while it was read.
             OSError: A file cannot be read.
         """
         tensors: list[tuple[ReadItem, torch.Tensor]] = []
@@ -140,18 +145,20 @@ class StorageReader(LocalFolder, storage.StorageReader):
         for descriptor in getattr(info, "transform_descriptors", None) or ():
             if not str(descriptor).startswith("pyckpt."):
                 raise OptionError(
-                    f"{self.path / name} was written with the extension {descriptor!r} of "
+                    f"{self._folder.at(name)} was written with the extension {descriptor!r} of "
                     "torch.distributed.checkpoint, which only torch's reader reads"
                 )
         if isinstance(out, bytearray):
-            return Wanted(key, self.path / name, None, place, (), (), out)
+            return Wanted(key, self._folder.at(name), None, place, (), (), out)
         lengths = tuple(item.lengths)
         if tuple(out.shape) != lengths:
             raise CheckpointError(
                 f"{key!r} is planned to load {list(lengths)}, but has {list(out.shape)}"
             )
-        return Wanted(key, self.path / name, None, place, tuple(item.storage_offsets), lengths, out)
+        return Wanted(
+            key, self._folder.at(name), None, place, tuple(item.storage_offsets), lengths, out
+        )
 
     def _broken(self, what: str) -> CorruptArchiveError:
-        path: Path = self.path / METADATA
+        path = self._folder.at(METADATA)
         return CorruptArchiveError(f"{path} {what}", path=str(path))

@@ -2,18 +2,19 @@
 
 Each rank writes one archive, whose members are its shards. The names are new in each save, so an
 older checkpoint in the folder stays as it is until all archives are sealed. Then ``.metadata``,
-which says where each shard is, replaces the older one in one step.
+which says where each shard is, replaces the older one in one step. In a store the folder is what
+the names of objects begin with, and archives are uploaded while they are written.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint import storage
@@ -28,15 +29,18 @@ from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, OptionError
 from pyckpt.interrupts import is_interrupt
 from pyckpt.options import WriteOptions
-from pyckpt.paths import local_path
 from pyckpt.ranks.exchange import current_ranks
+from pyckpt.sharded.dcp_folder import DcpFolder
 from pyckpt.sharded.dcp_metadata import dump_metadata
-from pyckpt.sharded.local_folder import LocalFolder
 from pyckpt.sharded.members import add_shards
 from pyckpt.sharded.part import METADATA
+from pyckpt.storage.folder import Folder
+from pyckpt.storage.remote_object import target_at
+from pyckpt.storage.urls import Location, StorageOptions
 
 __all__ = ["StorageWriter"]
 
+_LOGGER = logging.getLogger("pyckpt")
 _ID_DIGITS = 12
 
 
@@ -58,12 +62,13 @@ class _Order:
     given_up: str | None
 
 
-class StorageWriter(LocalFolder, storage.StorageWriter):
-    """Writes checkpoints of ``dcp.save`` and ``dcp.async_save`` as archives in a folder.
+class StorageWriter(DcpFolder, storage.StorageWriter):
+    """Writes checkpoints of ``dcp.save`` and ``dcp.async_save`` as archives in a folder or a store.
 
     The folder holds ``<save id>-rank<r>.tar`` for each rank, with the suffix of the compression,
     and ``.metadata``. Without compression, torch's ``FileSystemReader`` and ``dcp_to_torch_save``
-    read it as well. With compression, ``StorageReader`` does.
+    read it as well, and from a store torch's ``FsspecReader``. With compression, ``StorageReader``
+    does.
 
     A checkpoint is complete once it has its ``.metadata``. If a save fails on any rank, the folder
     still holds the older checkpoint. The rank that failed leaves no file. What other ranks wrote in
@@ -73,16 +78,18 @@ class StorageWriter(LocalFolder, storage.StorageWriter):
     A writer does one save at a time. It can be pickled.
 
     Args:
-        path: The folder, which is created. ``checkpoint_id=`` of ``dcp.save`` replaces it.
+        path: The folder, which is created, or a URL: ``s3://bucket/run/ckpt-5``. ``checkpoint_id=``
+            of ``dcp.save`` replaces it.
         compression: None, or the end of a tar's suffix: ``"gz"``, ``"bz2"``, ``"xz"``, ``"zst"``.
         compression_level: The format's level; None takes its standard one.
         num_threads: Worker threads of each rank; None takes an equal share of the CPUs for each
             rank on the machine.
-        fsync: Whether to wait until all files are on the disk.
+        fsync: Whether to wait until all files are on the disk. What a store has taken always is.
+        storage_options: What the store of a URL is told besides the environment.
 
     Raises:
         OptionError: An argument is wrong.
-        FilenameError: ``path`` is a URL.
+        FilenameError: ``path`` is a URL that no store serves.
     """
 
     def __init__(
@@ -93,22 +100,23 @@ class StorageWriter(LocalFolder, storage.StorageWriter):
         compression_level: int | None = None,
         num_threads: int | None = None,
         fsync: bool = True,
+        storage_options: StorageOptions = None,
     ) -> None:
-        super().__init__()
-        self.path = local_path(path)
+        super().__init__(path, storage_options)
         self._suffix = _suffix(compression)
         self._options = WriteOptions(compression_level, num_threads, fsync)
-        ArchiveWriter(self.path / f"x{self._suffix}", self._options)  # checks the level
+        self._archive_writer(self._folder.at(f"x{self._suffix}"))  # checks the options
         self._metadata_name = METADATA
         self._rank: int | None = None
         self._own_id = _new_id()
         self._save_id: str | None = None  # on the coordinator, until the save is finished
-        self._written: tuple[str, Path] | None = None  # the last archive, and its save's id
+        # The id of the last save, and what was written in it.
+        self._written: tuple[str, Folder, str] | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begins a save, into another folder if ``checkpoint_id`` names one."""
         if checkpoint_id:
-            self.path = local_path(checkpoint_id)
+            self._move_to(checkpoint_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Begins a save. Newer versions of torch tell the rank, and whether ranks talk."""
@@ -161,10 +169,11 @@ class StorageWriter(LocalFolder, storage.StorageWriter):
         """
         metadata.storage_data = {one.index: one.storage_data for ones in results for one in ones}
         metadata.storage_meta = self.storage_meta()
-        path = self.path / self._metadata_name
+        path = self._folder.at(self._metadata_name)
+        options = WriteOptions(fsync=self._options.fsync)
         with (
             _reporting(path, self._rank),
-            ArchiveWriter(path, WriteOptions(fsync=self._options.fsync)) as writer,
+            ArchiveWriter(target_at(path, self._storage_options), options) as writer,
         ):
             writer.add_bytes(path.name, dump_metadata(metadata))
             writer.write()
@@ -174,12 +183,8 @@ class StorageWriter(LocalFolder, storage.StorageWriter):
     def _write(
         self, plan: SavePlan, planner: SavePlanner, save_id: str, rank: int
     ) -> list[WriteResult]:
-        path = self.path / f"{save_id}-rank{rank}{self._suffix}"
-        together = current_ranks().local_world_size
-        with (
-            _reporting(path, rank),
-            ArchiveWriter(path, self._options, writers_on_node=together) as writer,
-        ):
+        path = self._folder.at(f"{save_id}-rank{rank}{self._suffix}")
+        with _reporting(path, rank), self._archive_writer(path) as writer:
             added = add_shards(writer, plan.items, planner, rank)
             writer.plan()
             results = []
@@ -188,8 +193,15 @@ class StorageWriter(LocalFolder, storage.StorageWriter):
                 results.append(WriteResult(index, nbytes, self._info(path.name, offset, nbytes)))
             writer.write()
             writer.commit()
-        self._written = (save_id, path)
+        self._written = (save_id, self._folder, path.name)
         return results
+
+    def _archive_writer(self, path: Location) -> ArchiveWriter:
+        return ArchiveWriter(
+            target_at(path, self._storage_options),
+            self._options,
+            writers_on_node=current_ranks().local_world_size,
+        )
 
     def _info(self, name: str, offset: int, nbytes: int) -> _StorageInfo:
         info = _StorageInfo(name, offset, nbytes)
@@ -201,8 +213,14 @@ class StorageWriter(LocalFolder, storage.StorageWriter):
     def _remove_leftover(self, given_up: str | None) -> None:
         """Removes this rank's archive of a save that did not come to its end."""
         if self._written is not None and self._written[0] == given_up:
-            self._written[1].unlink(missing_ok=True)
+            _, folder, name = self._written
             self._written = None
+            try:
+                folder.remove([name])
+            except OSError as error:  # no reason not to save
+                _LOGGER.warning(
+                    "%s, of a save that failed, stays behind: %s", folder.at(name), error
+                )
 
 
 def _suffix(compression: str | None) -> str:
@@ -222,7 +240,7 @@ def _new_id() -> str:
 
 
 @contextmanager
-def _reporting(path: Path, rank: int | None) -> Iterator[None]:
+def _reporting(path: Location, rank: int | None) -> Iterator[None]:
     """Turns what is raised inside into a CheckpointError that names the file and the rank."""
     try:
         yield

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict import (
 import pyckpt
 from pyckpt.sharded import StorageReader, StorageWriter
 from pyckpt.state import each
-from tests.layouts import Run, build
+from tests.layouts import Run, build, differences, whole
 
 MODE, FOLDER, RUNS = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 TRAINED, MORE = 3, 3
@@ -45,7 +45,6 @@ background: dist.ProcessGroup  # for asynchronous saves of torch, which training
 
 # Values of optimizers by the parameters' names, as stages of a pipeline need it.
 BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
-WHOLE = StateDictOptions(flatten_optimizer_state_dict=True, full_state_dict=True)
 
 
 def stock_state(run: Run) -> dict[str, Any]:
@@ -71,31 +70,6 @@ def load_stock(run: Run, reader: dcp.StorageReader) -> None:
     for one, values in zip(each(run.state.schedulers), saved["schedulers"], strict=True):
         one.load_state_dict(values)
     run.state.timestamp.batch = saved["batch"]
-
-
-def whole(run: Run) -> dict[str, Any]:
-    """Weights, buffers and the optimizers' values of all ranks, by name, gathered by torch."""
-    model, optimizer = get_state_dict(run.state.model, each(run.state.optimizers), options=WHOLE)
-    own = {f"model {name}": value for name, value in model.items()}
-    own.update({f"optimizer {name}": value for name, value in optimizer.items()})
-    parts: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, own)  # stages of a pipeline have different names
-    return {name: value for part in parts for name, value in part.items()}
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-    return bool(one == other)
-
-
-def differences(run: Run, saved: dict[str, Any]) -> list[str]:
-    restored = whole(run)
-    return sorted(
-        name
-        for name in restored.keys() | saved.keys()
-        if name not in restored or name not in saved or not same(restored[name], saved[name])
-    )
 
 
 def save(name: str, layout: str, optimizer: str, suffix: str, stage: str) -> dict[str, Any]:
