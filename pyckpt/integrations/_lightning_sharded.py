@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 
 import pyckpt
 from pyckpt.archive.formats import is_compressed
+from pyckpt.paths import check_is_local, local_path, path_text
 from pyckpt.sharded import StorageReader, StorageWriter
 
 __all__ = ["ShardedFSDP", "ShardedModelParallel", "ShardedSaving"]
@@ -85,20 +86,22 @@ class ShardedSaving:
             raise pyckpt.OptionError(
                 "storage_options are for a CheckpointIO: give them to the strategy instead"
             )
+        folder = self.broadcast(filepath)
+        check_is_local(path_text(folder))
         rest = dict(checkpoint)
         state = {self.weights_key: rest.pop("state_dict")}
         for number, one in enumerate(rest.pop("optimizer_states", [])):
             state[_name(number)] = one
-        with pyckpt.transaction(self.broadcast(filepath), fsync=self._fsync) as folder:
-            save(state, storage_writer=StorageWriter(folder, **self._writing))
+        with pyckpt.transaction(folder, fsync=self._fsync) as hidden:
+            save(state, storage_writer=StorageWriter(hidden, **self._writing))
             if self.global_rank == 0:
-                pyckpt.save(rest, folder / _REST, fsync=self._fsync)
+                pyckpt.save(rest, hidden / _REST, fsync=self._fsync)
 
     def load_checkpoint(
         self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Loads a folder, or a file with the whole state. On all ranks."""
-        path = Path(self.broadcast(checkpoint_path))
+        path = local_path(self.broadcast(checkpoint_path))
         if (path / _REST).is_file():
             self._load_shards(path)
             rest: dict[str, Any] = pyckpt.load(path / _REST, weights_only=weights_only)

@@ -29,6 +29,7 @@ from typing import Any
 import pyckpt
 from pyckpt.integrations._last_checkpoint import LastCheckpoint
 from pyckpt.integrations.needed import needed
+from pyckpt.paths import check_is_local, path_text
 from pyckpt.ranks.exchange import together
 from pyckpt.training.folder_save import FolderSave
 from pyckpt.warn import warn_if_untried
@@ -76,8 +77,10 @@ class Accelerator(LastCheckpoint, accelerate.Accelerator):
             The folder.
 
         Raises:
+            FilenameError: The folder is a URL.
             CheckpointError: It could not be written. What was there is as it was.
         """
+        self._check_local(output_dir)
         options = {"safe_serialization": safe_serialization, **save_model_func_kwargs}
         if self.project_configuration.save_on_each_node:  # there is no folder that all ranks see
             return Path(super().save_state(output_dir, **options))
@@ -103,7 +106,12 @@ class Accelerator(LastCheckpoint, accelerate.Accelerator):
         load_kwargs: dict[str, Any] | None = None,
         **load_model_func_kwargs: Any,
     ) -> None:
-        """As accelerate's."""
+        """As accelerate's.
+
+        Raises:
+            FilenameError: The folder is a URL.
+        """
+        self._check_local(input_dir)
         self.wait_for_checkpoint()
         if input_dir is None and self.project_configuration.automatic_checkpoint_naming:
             # accelerate takes the highest number, also that of a hidden folder which is not whole.
@@ -114,6 +122,12 @@ class Accelerator(LastCheckpoint, accelerate.Accelerator):
         """As accelerate's."""
         self.wait_for_checkpoint()
         super().end_training()
+
+    def _check_local(self, folder: str | os.PathLike[str] | None) -> None:
+        """Checks that accelerate will not take a URL for a folder of this machine."""
+        for one in (folder, self.project_dir):
+            if one is not None:
+                check_is_local(path_text(one))
 
     def _folder(self, output_dir: str | os.PathLike[str] | None) -> Path:
         if not self.project_configuration.automatic_checkpoint_naming:

@@ -17,7 +17,8 @@ attributes of the object:
 - ``save_16bit_model`` needs no more than the checkpoint engine.
 
 The files have DeepSpeed's names, in DeepSpeed's folders, and are in torch's own format. Tensors
-that are views are saved without the rest of their storage.
+that are views are saved without the rest of their storage. A folder that is a URL is refused:
+DeepSpeed reads and writes some of its files itself.
 
 **What it leaves.** DeepSpeed copies zero_to_fp32.py and the files of tensors on NVMe itself, before
 the checkpoint is committed. zero_to_fp32.py, ds_to_universal.py and universal checkpoints read the
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +42,7 @@ from pyckpt.archive.load import load
 from pyckpt.errors import OptionError
 from pyckpt.integrations.needed import needed
 from pyckpt.options import BackgroundOptions, WriteOptions
+from pyckpt.paths import check_is_local, path_text
 from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
 from pyckpt.staging.pending_saves import PendingSave, raise_uncollected, wait_for_all
 from pyckpt.storage.small_files import Replacement
@@ -161,12 +164,15 @@ class Attachment:
         call.apply_defaults()
         wants_latest = call.arguments["save_latest"] and self._engine.global_rank == 0
         call.arguments["save_latest"] = False
-        latest = Path(call.arguments["save_dir"]) / "latest" if wants_latest else None
-        with self._ours.saving("engine.save_checkpoint", latest):
+        folder = call.arguments["save_dir"]
+        with self._ours.saving("engine.save_checkpoint", folder, writes_latest=wants_latest):
             return self._save(*call.args, **call.kwargs)
 
     def _load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """In place of ``engine.load_checkpoint``, with the same arguments."""
+        call = inspect.signature(self._load).bind(*args, **kwargs)
+        # Of a URL, DeepSpeed would find nothing, and training would go on from nothing.
+        check_is_local(path_text(call.arguments["load_dir"]))
         wait_for_all()  # or ``latest`` would still have the tag of the save before
         return self._load(*args, **kwargs)
 
@@ -196,13 +202,17 @@ class _PyckptEngine(CheckpointEngine):
         self._latest: Path | None = None
 
     @contextmanager
-    def saving(self, call: str, latest: Path | None) -> Iterator[None]:
+    def saving(
+        self, call: str, folder: str | os.PathLike[str], *, writes_latest: bool
+    ) -> Iterator[None]:
         """A save by DeepSpeed, whose own exceptions go to all ranks too.
 
         Args:
-            latest: The file that is to have the tag; None on all ranks but one, or on all.
+            writes_latest: Whether this rank writes the file that is to have the tag: one, or none.
         """
-        self._begin(call, latest)
+        self._begin(call, folder)
+        if writes_latest:
+            self._latest = Path(folder) / "latest"
         try:
             yield
         except BaseException as error:
@@ -215,7 +225,7 @@ class _PyckptEngine(CheckpointEngine):
     def create(self, info: Any) -> None:
         """Begins a save. ``info`` is a tag up to DeepSpeed 0.18.3, then a CheckpointCommitInfo."""
         if self._files is None:
-            self._begin("engine.save_16bit_model", None)
+            self._begin("engine.save_16bit_model", getattr(info, "save_dir", None))
         assert self._files is not None
         if self._latest is not None:
             tag = str(getattr(info, "tag", info)).encode()
@@ -275,19 +285,26 @@ class _PyckptEngine(CheckpointEngine):
     def _is_asynchronous(self) -> bool:
         return isinstance(self._options, BackgroundOptions)
 
-    def _begin(self, call: str, latest: Path | None) -> None:
+    def _begin(self, call: str, folder: str | os.PathLike[str] | None) -> None:
         """Waits until all ranks save, and the save before is complete.
 
         Raises:
+            FilenameError: ``folder`` is a URL.
             CheckpointError: An earlier asynchronous save failed, whose error nobody has asked for.
         """
+
+        def prepare() -> None:
+            if folder is not None:
+                check_is_local(path_text(folder))
+            raise_uncollected()
+
         if self._files is not None:  # of a save that Ctrl-C has ended
             self._files.close()
         wait_for_all()
         self._channels = begin_together(call, 2 if self._is_asynchronous else 1)
-        together("preparing the checkpoint", raise_uncollected, self._channels[0])
+        together("preparing the checkpoint", prepare, self._channels[0])
         self._files = FileSet(self._options, current_ranks().local_world_size)
-        self._latest = latest
+        self._latest = None
 
     def _commit_in_background(self, files: FileSet, nice: int) -> None:
         training, background = self._channels

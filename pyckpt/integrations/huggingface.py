@@ -28,6 +28,7 @@ from typing import Any
 import pyckpt
 from pyckpt.integrations._last_checkpoint import LastCheckpoint
 from pyckpt.integrations.needed import check_has, needed
+from pyckpt.paths import check_is_local
 from pyckpt.ranks.exchange import together
 from pyckpt.training.folder_save import FolderSave
 from pyckpt.warn import warn_if_untried
@@ -80,6 +81,17 @@ class CheckpointMixin(_Base):
 
     control: Any
     _current: _Save | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's.
+
+        Raises:
+            FilenameError: The run's folder is a URL. The Trainer would make a folder of that name.
+        """
+        for one in (*args, *kwargs.values()):
+            if isinstance(one, transformers.TrainingArguments) and one.output_dir:
+                check_is_local(one.output_dir)
+        super().__init__(*args, **kwargs)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -13,6 +13,7 @@ the pointer names is whole.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import Any
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.writer import ArchiveWriter
+from pyckpt.errors import CheckpointError
 from pyckpt.options import WriteOptions
+from pyckpt.paths import check_is_local
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.storage.small_files import Replacement
 from pyckpt.torch_format.records import Record
@@ -78,10 +81,11 @@ class FileSet:
     def add_folder(self, path: Path) -> None:
         """Makes a folder, which goes again if it is empty after a failure. Never raises."""
         try:
+            check_is_local(os.fspath(path))
             missing = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
             self._new_folders += missing
-        except OSError as error:
+        except (CheckpointError, OSError) as error:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:

@@ -194,6 +194,12 @@ def test_attach_and_detach(tmp_path: Path) -> None:
         assert errors["whole"] == ["whole-0.tar", "whole-1.tar"]
         assert report["own"] == 1
         assert report["latest"] == "a"
+        urls = {name: error for name, error in errors.items() if "://" in name}
+        assert len(urls) == 6
+        for name, error in urls.items():
+            assert error[0] == "FilenameError"
+            assert f"{name.split()[2]!r} is a URL" in error[1]
+        assert report["no folders"]
         assert report["detached"]
         assert errors["unsafe"][0] == "UnpicklingError"
         assert "attach(engine, weights_only=False)" in errors["unsafe"][1]

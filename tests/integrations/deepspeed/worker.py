@@ -305,6 +305,13 @@ def attachment() -> dict[str, Any]:
     report["own"] = client["own"].value
     engine.save_checkpoint(str(FOLDER), tag="b", save_latest=False)
     report["latest"] = (FOLDER / "latest").read_text()
+    os.chdir(OUT)  # where a folder "s3:" would be
+    for url in ("s3://bucket/run", "memory://run"):
+        report[f"save to {url}"] = tried(lambda: engine.save_checkpoint(url))  # noqa: B023
+        report[f"half to {url}"] = tried(lambda: engine.save_16bit_model(url))  # noqa: B023
+        report[f"load from {url}"] = tried(lambda: engine.load_checkpoint(url))  # noqa: B023
+    dist.barrier()
+    report["no folders"] = not any(path.name.endswith(":") for path in OUT.iterdir())
     detach(engine)
     changed = {"save_checkpoint", "load_checkpoint", "destroy"} & set(vars(engine))
     report["detached"] = not changed and engine.checkpoint_engine is stock

@@ -167,3 +167,23 @@ def test_a_failed_save_leaves_the_old_state(
 def test_without_a_folder(tmp_path: Path) -> None:
     with pytest.raises(pyckpt.OptionError, match="output_dir"):
         Training(Accelerator).accelerator.save_state()
+
+
+@pytest.mark.parametrize("each_node", [False, True])
+@pytest.mark.parametrize("url", ["s3://bucket/run", "memory://run"])
+def test_a_folder_that_is_a_url_is_refused(
+    url: str, each_node: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, project in ((url, None), (None, url)):
+        accelerator = Accelerator(
+            project_config=ProjectConfiguration(
+                project_dir=project,
+                automatic_checkpoint_naming=project is not None,
+                save_on_each_node=each_node,
+            )
+        )
+        for call in (accelerator.save_state, accelerator.load_state):
+            with pytest.raises(pyckpt.FilenameError, match=f"'{url}' is a URL"):
+                call(folder)
+    assert os.listdir() == []

@@ -175,6 +175,16 @@ def test_the_mixin_goes_in_front() -> None:
         type("Wrong", (transformers.Seq2SeqTrainer, huggingface.CheckpointMixin), {})
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/run", "memory://run"])
+def test_a_folder_that_is_a_url_is_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pyckpt.FilenameError, match=f"'{url}' is a URL"):
+        make_trainer(huggingface.Trainer, url)  # type: ignore[arg-type]
+    assert os.listdir() == []
+
+
 def test_save_model_is_left_alone(tmp_path: Path) -> None:
     trainer = make_trainer(huggingface.Trainer, tmp_path / "run")
     trainer.save_model(str(tmp_path / "model"))

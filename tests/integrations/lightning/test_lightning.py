@@ -296,6 +296,19 @@ def test_urls_are_refused(tmp_path: Path) -> None:
         fit("memory://bucket/run", **switched_on("callback"))
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/run", "memory://run"])
+def test_urls_of_shards_are_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strategy = integration.ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    with pytest.raises(pyckpt.FilenameError, match=f"'{url}' is a URL"):
+        strategy.save_checkpoint({"state_dict": {}}, url)
+    with pytest.raises(pyckpt.FilenameError, match=f"'{url}' is a URL"):
+        strategy.load_checkpoint(url)
+    assert os.listdir() == []
+
+
 # Rotation
 
 
