@@ -92,6 +92,8 @@ def read_slices(
     """
     pieces = sorted((p for one in slices for p in _pieces(one)), key=lambda piece: piece.start)
     checksums = _Checksums(stream)
+    # While one batch is decoded and copied, a store sends the next.
+    stream.image.expect([(piece.start, piece.nbytes) for piece in pieces])
     for begin, end in _batches(pieces, stream.num_threads):
         batch = pieces[begin:end]
         ranges = [(piece.start, piece.nbytes) for piece in batch]
