@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import pyckpt
+from pyckpt.cli import main
 from pyckpt.storage.sweep import sweep
 from tests.launch import run_ranks
 from tests.stores import Bucket, answer
@@ -27,14 +27,21 @@ def run(
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
-def test_a_run_goes_on_from_a_store_in_any_layout(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_a_store_in_any_layout(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(bucket, "save", tmp_path)
     assert bucket.uploads() == []
-    assert pyckpt.verify(bucket.url("run/ba3-rank1.tar.gz")).ok
     for ranks, layout in ((2, "fsdp2"), (1, "single"), (4, "fsdp2-tp")):
         for report in run(bucket, "load", tmp_path, ranks, layout):
-            assert len(report) >= 6
+            assert len(report) >= 7
             assert all(outcome == [[], 3] for outcome in report.values()), report
+    command = ["verify", bucket.url("run/full.tar.gz"), bucket.url("run/ba3-rank1.tar.gz")]
+    assert main(command) == 0  # the other archive lies beside that of rank 1
+    bucket.client.delete_object(Bucket=bucket.name, Key="run/ba3-rank0.tar.gz")
+    assert main(command) == 1
+    missing = f"the archive of rank 0 is not there: {bucket.url('run/ba3-rank0.tar.gz')}"
+    assert missing in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("step", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])

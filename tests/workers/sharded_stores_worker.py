@@ -27,6 +27,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -55,6 +56,9 @@ def save() -> None:
     pyckpt.save_checkpoint(run.state, f"{URL}/full.tar.gz", state_dict_type="full", **store)
     parts = f"{URL}/ba{{batch}}-rank{{rank}}.tar.gz"
     pyckpt.save_checkpoint(run.state, parts, state_dict_type="sharded", **store)
+    kind = AsyncCheckpointerType.PROCESS
+    writer = StorageWriter(f"{URL}/dcp-process", **store)
+    dcp.async_save(dcp_state(run), storage_writer=writer, async_checkpointer_type=kind).result()
     for compression in (None, "gz"):
         writer = StorageWriter(f"{URL}/dcp-{compression}", compression=compression, **store)
         dcp.save(dcp_state(run), storage_writer=writer)
@@ -75,6 +79,12 @@ def save() -> None:
     for one in pending:
         one.result()
     stager.close()
+    alone = {"rank": dist.get_rank()}  # each rank saves a checkpoint of its own
+    writer = StorageWriter(f"{URL}/alone", **store)
+    dcp.save(alone, storage_writer=writer, use_collectives=False)
+    alone["rank"] = -1
+    dcp.load(alone, storage_reader=StorageReader(f"{URL}/alone", **store))
+    assert alone["rank"] == dist.get_rank()
 
 
 def load_dcp(run: Run, name: str) -> None:
@@ -98,7 +108,7 @@ def load() -> dict[str, Any]:
         )
         for name in names
     }
-    for name in ("dcp-None", "dcp-gz", "dcp-async"):
+    for name in ("dcp-None", "dcp-gz", "dcp-async", "dcp-process"):
         ways[name] = lambda run, name=name: load_dcp(run, name)  # type: ignore[misc]
     if dist.get_world_size() > 2:  # there are no archives of the further ranks
         del ways["ba3-rank{rank}.tar.gz"]
