@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, TypeVar
 
 from pyckpt.storage.parts import IN_FLIGHT
@@ -48,11 +49,12 @@ class S3Store(Store):
             nonlocal at  # what came before the connection broke does not come again
             span = f"bytes={at}-{end - 1}"
             answer = self._client.get_object(**_place(url), **condition, Range=span)
-            while piece := answer["Body"].read(_PIECE_NBYTES):
-                write(piece)
-                at += len(piece)
-                if "ETag" in answer:  # the rest is of the same object
-                    condition["IfMatch"] = answer["ETag"]
+            with closing(answer["Body"]) as body:  # or its connection stays open if write() raises
+                while piece := body.read(_PIECE_NBYTES):
+                    write(piece)
+                    at += len(piece)
+                    if "ETag" in answer:  # the rest is of the same object
+                        condition["IfMatch"] = answer["ETag"]
 
         try:
             if start < end:

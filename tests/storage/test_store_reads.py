@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pyckpt.archive import formats
 from pyckpt.cli import main
 from pyckpt.errors import CheckpointError, CorruptArchiveError, FilenameError, OptionError
 from pyckpt.storage import retries
+from pyckpt.storage.urls import Url, open_store
 from tests.states import assert_equal, mixed_state
 from tests.stores import Bucket, Fault, answer, delay, reset
 
@@ -405,6 +407,25 @@ def test_ctrl_c_ends_the_waiting(bucket: Bucket, suffix: str, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         pyckpt.load(bucket.url("x"))
     assert time.monotonic() - before < 15
+
+
+def test_a_reader_that_fails_leaves_no_connection_open(bucket: Bucket) -> None:
+    bucket.put("x", bytes(4 << 20))
+    url = Url(bucket.url("x"))
+    store = open_store(url)
+
+    def write(piece: bytes) -> None:
+        raise ValueError("no room")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            store.fetch(url, 0, 4 << 20, write)
+        except ValueError as error:
+            error.itself = error  # type: ignore[attr-defined]  # a circle, as readers have
+        del store
+        gc.collect()
+    assert [one for one in caught if one.category is ResourceWarning] == []
 
 
 def test_nothing_is_left_behind(bucket: Bucket, tmp_path: Path) -> None:
