@@ -7,7 +7,7 @@ import signal
 from types import CodeType, TracebackType
 from typing import Any
 
-__all__ = ["is_interrupt"]
+__all__ = ["interrupt_behind", "is_interrupt"]
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -25,6 +25,30 @@ def is_interrupt(error: BaseException) -> bool:
             return True
         traceback = traceback.tb_next
     return False
+
+
+def interrupt_behind(
+    error: BaseException, before: BaseException | None = None
+) -> BaseException | None:
+    """The interrupt that an exception stands for; None if there is none.
+
+    Libraries that catch every exception raise one of their own instead.
+
+    Args:
+        before: What was handled already when the work began. It did not end the work.
+    """
+    unseen: list[BaseException | None] = [error]
+    seen = {before}
+    while unseen:
+        one = unseen.pop()
+        if one is None or one in seen:
+            continue
+        # A generator that is closed is no reason to end the work.
+        if not isinstance(one, GeneratorExit) and is_interrupt(one):
+            return one
+        seen.add(one)
+        unseen += [one.__cause__, one.__context__]
+    return None
 
 
 def _code(handler: Any) -> CodeType | None:
