@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -154,17 +155,51 @@ def delay(seconds: float) -> Fault:
     return fault
 
 
-def begun(seconds_ago: float) -> Fault:
-    """All uploads that are listed were begun at that time."""
+def silent_until(end: threading.Event) -> Fault:
+    """The server does not answer before that."""
 
     def fault(handler: _Handler) -> bool:
-        status, headers, body = handler.forward()
-        time_then = datetime.fromtimestamp(time.time() - seconds_ago, timezone.utc)
-        text = f"<Initiated>{time_then:%Y-%m-%dT%H:%M:%S.000Z}<".encode()
-        handler.answer(status, headers, re.sub(b"<Initiated>[^<]*<", text, body))
+        end.wait()
+        return False
+
+    return fault
+
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+
+
+def changed(change: Callable[[Answer], Answer]) -> Fault:
+    """The server does what it is asked for, and its answer is changed."""
+
+    def fault(handler: _Handler) -> bool:
+        handler.answer(*change(handler.forward()))
         return True
 
     return fault
+
+
+def without(element: str) -> Fault:
+    """The server's answer lacks an element, or a header."""
+    pattern = re.compile(f"<{element}>[^<]*</{element}>".encode())
+
+    def change(answer: Answer) -> Answer:
+        status, headers, body = answer
+        kept = [(name, value) for name, value in headers if name.lower() != element.lower()]
+        return status, kept, pattern.sub(b"", body)
+
+    return changed(change)
+
+
+def begun(seconds_ago: float) -> Fault:
+    """All uploads that are listed were begun at that time."""
+    time_then = datetime.fromtimestamp(time.time() - seconds_ago, timezone.utc)
+    text = f"<Initiated>{time_then:%Y-%m-%dT%H:%M:%S.000Z}<".encode()
+
+    def change(answer: Answer) -> Answer:
+        status, headers, body = answer
+        return status, headers, re.sub(b"<Initiated>[^<]*<", text, body)
+
+    return changed(change)
 
 
 class Proxy:
@@ -172,12 +207,15 @@ class Proxy:
 
     It compares checksums, and completes an upload once, as stores do and moto does not.
 
+    Args:
+        tls: Its certificate. Without, it speaks plain HTTP.
+
     Attributes:
         requests: The operations that came in, in their order, with the paths.
         most_at_once: How many parts were under way at the same time, at most.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, tls: ssl.SSLContext | None = None) -> None:
         self.server = server.removeprefix("http://")
         self.requests: list[tuple[str, str]] = []
         self.most_at_once = 0
@@ -188,7 +226,11 @@ class Proxy:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._http.daemon_threads = True
         self._http.proxy = self  # type: ignore[attr-defined]
-        self.address = f"http://127.0.0.1:{self._http.server_address[1]}"
+        scheme = "http"
+        if tls is not None:
+            scheme = "https"
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
+        self.address = f"{scheme}://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:

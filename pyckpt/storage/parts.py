@@ -10,6 +10,7 @@ Memory: (IN_FLIGHT + 1) x the size of a part.
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 from collections import deque
@@ -33,7 +34,7 @@ def part_nbytes(most_nbytes: int) -> int:
 
 
 class Parts:
-    """The parts of one upload. All methods are for one thread at a time, but ``stopped``.
+    """The parts of one upload. All methods but ``stop`` are for one thread at a time.
 
     Args:
         nbytes: The size of each part but the last.
@@ -63,6 +64,7 @@ class Parts:
         """Takes the next bytes.
 
         Raises:
+            OSError: It was stopped: ECANCELED.
             BaseException: What ``upload`` raised for a part.
         """
         while piece:
@@ -89,12 +91,14 @@ class Parts:
             self._part.truncate()
             self._hand_over()
         with self._changed:
-            self._changed.wait_for(lambda: not self._in_flight or self._error is not None)
-            self._raise_error()
+            self._wait_for(lambda: not self._in_flight)
             self._end()
 
     def stop(self, seconds: float) -> bool:
-        """Uploads no further part. Returns whether none is under way, after ``seconds`` at most."""
+        """Uploads no further part. Returns whether none is under way, after ``seconds`` at most.
+
+        Any thread. A ``write`` or ``finish`` that waits raises.
+        """
         self.stopped.set()
         with self._changed:
             self._end()
@@ -102,8 +106,7 @@ class Parts:
 
     def _hand_over(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight < IN_FLIGHT or self._error is not None)
-            self._raise_error()
+            self._wait_for(lambda: self._in_flight < IN_FLIGHT)
             self._count += 1
             part = self._part
             part.seek(0)
@@ -141,20 +144,23 @@ class Parts:
             if not self._waiting:
                 return False
             number, part = self._waiting.popleft()
-        error: BaseException | None = None
         try:
             if not self.stopped.is_set():
                 self._upload(number, part)
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
             self.stopped.set()  # the others need not try any longer
+            self._has_ended(part, error)
+        else:
+            self._has_ended(part, None)
+        return True
+
+    def _has_ended(self, part: io.BytesIO, error: BaseException | None) -> None:
         with self._changed:
             self._in_flight -= 1
-            self._free.append(part)
-            if error is not None and self._error is None:
-                self._error = error
+            if not self._ended:
+                self._free.append(part)
+                self._error = self._error or error
             self._changed.notify_all()
-        return True
 
     def _end(self) -> None:
         """Lets the threads end. The condition is held."""
@@ -164,6 +170,13 @@ class Parts:
         self._free.clear()
         self._error = None  # its traceback has what leads back here
         self._changed.notify_all()
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        """Waits until it holds, or until there is no reason to wait. The condition is held."""
+        self._changed.wait_for(lambda: condition() or self._error is not None or self._ended)
+        self._raise_error()
+        if self._ended:
+            raise OSError(errno.ECANCELED, "the upload was stopped")
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -14,26 +14,25 @@ import hashlib
 import io
 import logging
 import threading
-import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from pyckpt import _core
 from pyckpt.storage.parts import Parts, part_nbytes
-from pyckpt.storage.s3_client import send
+from pyckpt.storage.s3_client import S3Client, field, send
+from pyckpt.storage.s3_commit import S3Commit
 from pyckpt.storage.urls import Url
 
 __all__ = ["S3Upload"]
 
 _LOGGER = logging.getLogger("pyckpt")
 
-# In the object's metadata: which upload it comes from.
-_MARK = "pyckpt-upload"
 # How long abandon waits for parts that are on their way. Each of them aborts again, if it is later.
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 5.0
+# How long it waits then until the store has forgotten the upload, or the object.
+_UNDO_SECONDS = 10.0
 
 
 class S3Upload:
@@ -46,28 +45,23 @@ class S3Upload:
     Memory: that of ``Parts``.
     """
 
-    def __init__(self, client: Any, url: Url, extra: Mapping[str, Any]) -> None:
-        """
-        Args:
-            extra: Arguments of requests, such as ServerSideEncryption. Each request gets what it
-                knows of them.
-        """
+    def __init__(self, client: S3Client, url: Url) -> None:
         self._client = client
         self._url = url
         self._place = {"Bucket": url.bucket, "Key": url.key}
-        self._extra = extra
-        self._uses_md5 = client.meta.config.request_checksum_calculation == "when_required"
-        self._mark = uuid.uuid4().hex
-        self._parts: Parts | None = None
-        self._id: str | None = None  # of the upload, until it is completed or aborted
+        self._parts: Parts | None = None  # until it is committed or abandoned
+        self._stopped = threading.Event()
+        self._id: str | None = None  # of the upload, until it is completed
         self._uploaded: dict[int, dict[str, Any]] = {}
         self._begin_lock = threading.Lock()
         self._is_aborted = False
-        self._taking_back: _TakingBack | None = None
+        self._appearance = S3Commit(client, url)
+        self._may_undo = False  # whether the object is not final that has appeared
 
     def open(self, most_nbytes: int) -> None:
         nbytes = part_nbytes(most_nbytes)
         self._parts = Parts(nbytes, self._upload_part)
+        self._stopped = self._parts.stopped
         if most_nbytes > nbytes:
             self._begin()  # a bucket that is not there is an error before anything is compressed
 
@@ -80,161 +74,166 @@ class S3Upload:
         if self._id is not None or self._parts.has_begun:
             self._parts.finish()
 
+    def stop(self) -> None:
+        if (parts := self._parts) is not None:
+            parts.stop(0)
+
     def commit(self, keep_previous: bool) -> None:
-        taking_back = None
         if keep_previous:
-            taking_back = _TakingBack(self._client, self._url, self._place, self._exists())
-        version = self._complete() if self._id is not None else self._put()
+            self._appearance.look()
+        self._may_undo = True
+        if self._id is not None:
+            self._complete(self._id)
+        else:
+            self._put()
+        self._may_undo = keep_previous
         self._id = None
-        if taking_back is not None:
-            taking_back.version = version
-            self._taking_back = taking_back
+        self._parts = None  # leads back here
 
     def keep(self) -> None:
-        self._taking_back = None
+        self._may_undo = False
 
     def restore(self) -> None:
-        taking_back, self._taking_back = self._taking_back, None
-        if taking_back is not None:
-            taking_back.run()
+        if self._may_undo:
+            self._undo()
 
     def abandon(self) -> None:
-        self.restore()
-        if self._is_aborted:
-            return
-        if self._parts is not None:
-            self._parts.stop(_STOP_SECONDS)
-        self._is_aborted = True
-        self._abort()
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.stop(_STOP_SECONDS)
+        if self._may_undo or not self._is_aborted:
+            self._undo()
 
     def _begin(self) -> None:
-        checksum = {} if self._uses_md5 else {"ChecksumAlgorithm": "CRC32"}
+        checksum = {} if self._client.uses_md5 else {"ChecksumAlgorithm": "CRC32"}
         answer = self._send(
-            "beginning the upload", "create_multipart_upload", {**self._marked(), **checksum}
+            "beginning the upload",
+            "create_multipart_upload",
+            {**self._appearance.marked, **checksum},
         )
-        self._id = answer["UploadId"]
+        self._id = field(answer, "UploadId", self._url)
 
     def _upload_part(self, number: int, part: io.BytesIO) -> None:
-        with self._begin_lock:
-            if self._id is None:
-                self._begin()
-        checksum = self._checksum(part)
-        answer = self._send(
-            f"uploading part {number}",
-            "upload_part",
-            {"UploadId": self._id, "PartNumber": number, "Body": part, **checksum},
-        )
-        checksum.pop("ContentMD5", None)
-        self._uploaded[number] = {"PartNumber": number, "ETag": answer["ETag"], **checksum}
-        if self._is_aborted:
-            self._abort()  # this part came too late for the abort
-
-    def _complete(self) -> str | None:
-        """Completes the upload. Returns the version of the object, if it has one."""
-        parts = [self._uploaded[number] for number in sorted(self._uploaded)]
-        place = {"UploadId": self._id, "MultipartUpload": {"Parts": parts}}
         try:
-            answer = self._send("completing the upload", "complete_multipart_upload", place)
-        except OSError:
-            # The answer to the first request may be lost, and the second one finds no upload.
-            answer = self._own_object()
-            if answer is None:
-                raise
-        return _version(answer)
+            with self._begin_lock:
+                if self._id is None:
+                    self._begin()
+            if not self._is_aborted:
+                self._send_part(number, part)
+        finally:
+            if self._is_aborted:  # this came too late for the abort
+                _warn(self._abort(None))
 
-    def _put(self) -> str | None:
-        """Uploads all in one request. Returns the version of the object, if it has one."""
+    def _send_part(self, number: int, part: io.BytesIO) -> None:
+        checksum = self._checksum(part)
+
+        def request() -> Any:
+            part.seek(0)
+            return self._client.ask(
+                "upload_part",
+                **self._place,
+                UploadId=self._id,
+                PartNumber=number,
+                Body=part,
+                **checksum,
+            )
+
+        # It is not sent again once the upload has failed.
+        answer = send(request, self._url, f"uploading part {number}", self._stopped)
+        checksum.pop("ContentMD5", None)
+        etag = field(answer, "ETag", self._url)
+        self._uploaded[number] = {"PartNumber": number, "ETag": etag, **checksum}
+
+    def _complete(self, upload_id: str) -> None:
+        parts = [self._uploaded[number] for number in sorted(self._uploaded)]
+        self._appearance.run(
+            "completing the upload",
+            "complete_multipart_upload",
+            {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}},
+        )
+
+    def _put(self) -> None:
+        """Uploads all in one request."""
         assert self._parts is not None
         part = self._parts.only_part()
-        arguments = {**self._marked(), "Body": part, **self._checksum(part)}
-        return _version(self._send("uploading", "put_object", arguments))
+        arguments = {**self._appearance.marked, "Body": part, **self._checksum(part)}
+        self._appearance.run("uploading", "put_object", arguments)
 
-    def _abort(self) -> None:
-        if self._id is None:
+    def _undo(self) -> None:
+        """Aborts the upload, and takes the object back. Waits not too long for the store."""
+        may_undo, self._may_undo = self._may_undo, False
+        self._is_aborted = True
+        if self._id is None and not may_undo:
             return
+        late = threading.Event()
+
+        def work() -> None:
+            # In this order: once it is aborted, the object does not appear any more.
+            problems = [self._abort(late)]
+            if may_undo:
+                problems.append(self._appearance.take_back(late))
+            if not late.is_set():
+                for problem in problems:
+                    _warn(problem)
+
+        if not _done_within(_UNDO_SECONDS, work):
+            late.set()
+            _warn(
+                f"the store does not answer. The upload of {self._url} may stay behind until "
+                "pyckpt sweep removes it" + (", or the object is the new one" if may_undo else "")
+            )
+
+    def _abort(self, stopped: threading.Event | None) -> str | None:
+        """Removes the upload. Returns what stays behind, if it does."""
+        if self._id is None:
+            return None
         try:
-            self._send("aborting the upload", "abort_multipart_upload", {"UploadId": self._id})
+            self._send(
+                "aborting the upload", "abort_multipart_upload", {"UploadId": self._id}, stopped
+            )
         except OSError as error:
             if error.errno != errno.ENOENT:
-                _LOGGER.warning("an upload stays behind until pyckpt sweep removes it: %s", error)
-
-    def _exists(self) -> bool:
-        try:
-            self._send("looking at", "head_object", {})
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _own_object(self) -> Any:
-        """What the store tells of the object, if it is the one of this upload."""
-        with suppress(OSError):
-            head = self._send("looking at", "head_object", {})
-            if head.get("Metadata", {}).get(_MARK) == self._mark:
-                return head
+                return f"an upload stays behind until pyckpt sweep removes it: {error}"
         return None
-
-    def _marked(self) -> dict[str, Any]:
-        return {"Metadata": {**self._extra.get("Metadata", {}), _MARK: self._mark}}
 
     def _checksum(self, part: io.BytesIO) -> dict[str, Any]:
         with part.getbuffer() as data:
-            if self._uses_md5:
+            if self._client.uses_md5:
                 digest = hashlib.md5(data, usedforsecurity=False).digest()
                 return {"ContentMD5": base64.b64encode(digest).decode()}
             address = np.frombuffer(data, np.uint8).ctypes.data
             crc = _core.crc32(address, len(data)).to_bytes(4, "big")
         return {"ChecksumCRC32": base64.b64encode(crc).decode()}
 
-    def _send(self, doing: str, method: str, arguments: Mapping[str, Any]) -> Any:
-        """What the store answers. A part is not sent again once the upload has failed."""
-        meta = self._client.meta
-        operation = meta.service_model.operation_model(meta.method_to_api_mapping[method])
-        known = operation.input_shape.members
-        extra = {name: value for name, value in self._extra.items() if name in known}
-        body = arguments.get("Body")
-
-        def request() -> Any:
-            if body is not None:
-                body.seek(0)
-            return getattr(self._client, method)(**self._place, **{**extra, **arguments})
-
-        stopped = self._parts.stopped if method == "upload_part" and self._parts else None
-        return send(request, self._url, doing, stopped)
-
-
-class _TakingBack:
-    """How an object is taken back that has appeared.
-
-    S3 keeps no previous object but in a bucket with versions.
-    """
-
-    def __init__(self, client: Any, url: Url, place: Mapping[str, str], replaces: bool) -> None:
-        self._client = client
-        self._url = url
-        self._place = place
-        self._replaces = replaces
-        self.version: str | None = None
-
-    def run(self) -> None:
-        if self._replaces and self.version is None:
-            _LOGGER.warning(
-                "%s is the new one of a save that failed on another rank: the store has no versions"
-                " to bring the previous one back from",
-                self._url,
-            )
-            return
-        version = {} if self.version is None else {"VersionId": self.version}
-        try:
-            send(
-                lambda: self._client.delete_object(**self._place, **version),
-                self._url,
-                "taking the object back",
-            )
-        except OSError as error:
-            _LOGGER.warning("%s could not be taken back: %s", self._url, error)
+    def _send(
+        self,
+        doing: str,
+        method: str,
+        arguments: Mapping[str, Any],
+        stopped: threading.Event | None = None,
+    ) -> Any:
+        """What the store answers."""
+        return send(
+            lambda: self._client.ask(method, **self._place, **arguments),
+            self._url,
+            doing,
+            stopped,
+        )
 
 
-def _version(answer: Mapping[str, Any]) -> str | None:
-    """The version that a store has given an object, if its bucket keeps versions."""
-    version = answer.get("VersionId")
-    return None if version in (None, "null") else str(version)
+def _warn(problem: str | None) -> None:
+    if problem is not None:
+        _LOGGER.warning("%s", problem)
+
+
+def _done_within(seconds: float, work: Callable[[], None]) -> bool:
+    """Runs work on another thread. Returns whether it has ended in time; else it goes on there."""
+    # A request cannot be ended, and its time-out is for all requests of a client.
+    thread = threading.Thread(target=work, name="pyckpt-undo", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system has no more
+        work()
+        return True
+    thread.join(seconds)
+    return not thread.is_alive()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gc
 import io
 import os
 import signal
@@ -10,6 +13,8 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,7 @@ from tests.stores import (
     lose_answer,
     pretend,
     reset,
+    silent_until,
 )
 
 pytestmark = pytest.mark.timeout(180)
@@ -171,20 +177,48 @@ def test_an_exception_in_the_middle(bucket: Bucket, error: type[BaseException]) 
     assert bucket.uploads() == []
 
 
+def once_stuck(bucket: Bucket, do: Callable[[], object]) -> threading.Thread:
+    """Does something when as many parts are under way as can be."""
+
+    def wait() -> None:
+        while bucket.proxy.count("UploadPart") < parts.IN_FLIGHT:
+            time.sleep(0.05)
+        do()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@contextmanager
+def no_answers(bucket: Bucket, pattern: str) -> Iterator[None]:
+    """The server does not answer such requests. Afterwards it does, and nothing goes on."""
+    before, end = threading.enumerate(), threading.Event()
+    bucket.proxy.rule(pattern, silent_until(end))
+    try:
+        yield
+    finally:
+        end.set()
+        join_others(before)
+
+
+def join_others(before: list[threading.Thread]) -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("pyckpt") and thread not in before:
+            thread.join()
+
+
+def interrupt() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
+
+
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_all_parts_are_stuck(bucket: Bucket) -> None:
     state = noise(150 * MIB)
-    bucket.proxy.rule("UploadPart", delay(5))
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def interrupt() -> None:
-        while bucket.proxy.count("UploadPart") < parts.IN_FLIGHT:
-            time.sleep(0.05)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    bucket.proxy.rule("UploadPart", delay(3))
+    thread = once_stuck(bucket, interrupt)
     with pytest.raises(KeyboardInterrupt):
         pyckpt.save(state, bucket.url("x.tar"))
     thread.join()
@@ -192,11 +226,106 @@ def test_ctrl_c_while_all_parts_are_stuck(bucket: Bucket) -> None:
     assert bucket.uploads() == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_when_the_store_has_stopped_answering(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted: list[float] = []
+    state = noise(100 * MIB)
+    thread = once_stuck(bucket, lambda: (interrupted.append(time.monotonic()), interrupt()))
+    with no_answers(bucket, "UploadPart|Abort"):
+        with pytest.raises(KeyboardInterrupt):
+            pyckpt.save(state, bucket.url("x.tar"))
+        most = s3_upload._STOP_SECONDS + s3_upload._UNDO_SECONDS
+        assert time.monotonic() - interrupted[0] < most + 10
+        assert "pyckpt sweep" in caplog.text
+        assert bucket.url("x.tar") in caplog.text
+        assert bucket.uploads() == ["x.tar"]
+    thread.join()
+    assert bucket.uploads() == []
+
+
+@pytest.mark.parametrize("step", ["PutObject", "CompleteMultipartUpload"])
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_when_the_store_does_not_answer_the_last_request(
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    monkeypatch.setattr(s3_upload, "_UNDO_SECONDS", 0.5)
+
+    def interrupt_it() -> None:
+        while not bucket.proxy.count(step):
+            time.sleep(0.05)
+        interrupt()
+
+    thread = threading.Thread(target=interrupt_it)
+    with no_answers(bucket, f"{step}|Abort|HeadObject"):
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            pyckpt.save(noise(10) if step == "PutObject" else BIG, bucket.url("x.tar"))
+    thread.join()
+    assert "or the object is the new one" in caplog.text
+
+
+@pytest.mark.parametrize("part", [delay(0), answer(403, "AccessDenied")])
+def test_an_upload_that_begins_after_the_abort(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, part: Fault
+) -> None:
+    monkeypatch.setattr(s3_upload, "_STOP_SECONDS", 0.1)
+    bucket.proxy.rule("CreateMultipartUpload", delay(1.5))
+    bucket.proxy.rule("UploadPart", part)
+    upload = target_at(location(bucket.url("x")))._store.open_upload(location(bucket.url("x")))
+    before = threading.enumerate()
+    upload.open(1)  # smaller than it is
+    upload.write(memoryview(bytes(9 * MIB)))
+    while not bucket.proxy.count("CreateMultipartUpload"):
+        time.sleep(0.05)
+    upload.abandon()
+    join_others(before)
+    assert bucket.proxy.count("AbortMultipartUpload") == 1
+    assert bucket.uploads() == []
+    assert bucket.proxy.count("UploadPart") == 0
+
+
+@pytest.mark.parametrize("state", [noise(10), BIG], ids=["small", "big"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_connections_are_closed_without_a_garbage_collector(
+    bucket: Bucket, state: Any, fails: bool
+) -> None:
+    def sockets() -> int:
+        """Those to the proxy, on this side."""
+        port = int(bucket.proxy.address.rpartition(":")[2])
+        lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+        inodes = {line.split()[9] for line in lines if line.split()[2].endswith(f":{port:04X}")}
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"/proc/self/fd/{name}"))
+        return sum(f"socket:[{inode}]" in found for inode in inodes)
+
+    if fails:
+        bucket.proxy.rule("PutObject|UploadPart", answer(403, "AccessDenied"))
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(pyckpt.CheckpointError):
+            pyckpt.save(state, bucket.url("x.tar"))
+        end = time.monotonic() + 20
+        while sockets() and time.monotonic() < end:  # the threads of the parts are ending
+            time.sleep(0.05)
+        assert sockets() == 0
+    finally:
+        gc.enable()
+
+
 def test_parts_that_come_after_the_abort(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_upload, "_STOP_SECONDS", 0.1)
     bucket.proxy.rule("UploadPart", delay(2))
     # S3 removes the parts that it has when it aborts, and not those that are on their way.
     bucket.proxy.rule("AbortMultipartUpload", pretend, times=1)
+    before = threading.enumerate()
 
     def stop(done: int, total: int) -> None:
         if bucket.proxy.count("UploadPart"):
@@ -205,9 +334,7 @@ def test_parts_that_come_after_the_abort(bucket: Bucket, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         pyckpt.save(noise(100 * MIB), bucket.url("x.tar"), progress=stop)
     assert bucket.uploads() == ["x.tar"]
-    for thread in threading.enumerate():
-        if thread.name == "pyckpt-upload":
-            thread.join()
+    join_others(before)
     assert bucket.uploads() == []
 
 
@@ -260,21 +387,27 @@ def test_a_server_that_does_not_answer(bucket: Bucket) -> None:
 
 
 FATAL = {
-    "SlowDown": (answer(503, "SlowDown"), None, "SlowDown: the message of SlowDown"),
-    "reset": (reset, None, "Connection"),
-    "ExpiredToken": (answer(400, "ExpiredToken"), None, "ExpiredToken"),
-    "AccessDenied": (answer(403, "AccessDenied"), 13, "AccessDenied"),
-    "RequestTimeTooSkewed": (answer(403, "RequestTimeTooSkewed"), 13, "RequestTimeTooSkewed"),
-    "NoSuchBucket": (answer(404, "NoSuchBucket"), 2, "NoSuchBucket"),
-    "EntityTooSmall": (answer(400, "EntityTooSmall"), None, "EntityTooSmall"),
+    "SlowDown": (answer(503, "SlowDown"), errno.EIO, "SlowDown: the message of SlowDown"),
+    "reset": (reset, errno.ECONNRESET, "Connection"),
+    "EntityTooSmall": (answer(400, "EntityTooSmall"), errno.EIO, "EntityTooSmall"),
+    "NoSuchBucket": (answer(404, "NoSuchBucket"), errno.ENOENT, "NoSuchBucket"),
 }
+for code in (
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "AuthorizationHeaderMalformed",
+):
+    FATAL[code] = (answer(400, code), errno.EACCES, code)
+for code in ("AccessDenied", "RequestTimeTooSkewed", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+    FATAL[code] = (answer(403, code), errno.EACCES, code)
 
 
 @pytest.mark.parametrize("fault", FATAL)
 @pytest.mark.parametrize("step", [*STEPS, "PutObject"])
 @pytest.mark.usefixtures("no_pauses")
 def test_failures_that_stay(bucket: Bucket, step: str, fault: str) -> None:
-    what, errno, message = FATAL[fault]
+    what, number, message = FATAL[fault]
     bucket.put("x.tar", OLD)
     bucket.proxy.rule(step, what)
     state = noise(100) if step == "PutObject" else BIG
@@ -283,8 +416,7 @@ def test_failures_that_stay(bucket: Bucket, step: str, fault: str) -> None:
         pyckpt.save(state, url)
     assert url in str(caught.value)
     assert caught.value.path == url
-    if errno is not None:
-        assert caught.value.errno == errno
+    assert caught.value.errno == number
     assert bucket.get("x.tar") == OLD
     assert bucket.keys() == ["x.tar"]
     assert bucket.uploads() == []
@@ -306,6 +438,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, bucket: Bucket, no_paus
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(pyckpt.CheckpointError, match="EndpointConnectionError") as caught:
         pyckpt.save(BIG, bucket.url("x.tar"))
+    assert caught.value.errno == errno.ECONNREFUSED
     assert caught.value.path == bucket.url("x.tar")
 
 
@@ -313,7 +446,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, bucket: Bucket) -> None
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(pyckpt.CheckpointError, match="NoCredentialsError") as caught:
         pyckpt.save(BIG, bucket.url("x.tar"))
-    assert caught.value.errno == 13
+    assert caught.value.errno == errno.EACCES
     keys = {"key": "a", "secret": "b"}
     pyckpt.save(noise(10), bucket.url("x.tar"), storage_options=keys)
     pyckpt.save(noise(10), bucket.url("y.tar"), storage_options={"anon": True})
