@@ -227,11 +227,16 @@ class ArchiveWriter:
 
             def tell(done: int, total: int | None) -> None:
                 if self._given_up:
-                    raise CheckpointError("the save was given up", path=str(self.path))
+                    raise self._given_up_error()
                 if report is not None:
                     report(done, total)
 
-            nbytes = self._writer.write(tell)
+            try:
+                nbytes = self._writer.write(tell)
+            except OSError as error:
+                if self._given_up:
+                    raise self._given_up_error() from error
+                raise
             self._target.finish(durable=self._durable)
             tell(*self.progress)
         self._members.clear()
@@ -240,6 +245,10 @@ class ArchiveWriter:
     def give_up(self) -> None:
         """Lets ``write()`` raise a CheckpointError soon. Any thread."""
         self._given_up = True
+        self._target.stop()
+
+    def _given_up_error(self) -> CheckpointError:
+        return CheckpointError("the save was given up", path=str(self.path))
 
     def commit(self, *, keep_previous: bool = False) -> None:
         """Renames the new file to its target, or lets the object appear.

@@ -60,6 +60,9 @@ class OutputFile:
     def prepare(self) -> None:
         """Nothing is to be done: it is open."""
 
+    def stop(self) -> None:
+        """Nothing: it is not known what the file waits for."""
+
     def finish(self, *, durable: bool) -> None:
         """Flushes it, as torch.save does; if ``durable``, a regular file also to the disk."""
         if callable(flush := getattr(self._file, "flush", None)):

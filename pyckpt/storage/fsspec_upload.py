@@ -71,6 +71,9 @@ class FsspecUpload:
             with reported("uploading", self._url):
                 self._file.close()
 
+    def stop(self) -> None:
+        """Nothing: its file cannot be stopped while it sends a part."""
+
     def commit(self, keep_previous: bool) -> None:
         with reported("committing", self._url):
             has_replaced = self._fs.exists(str(self._url)) if keep_previous else None

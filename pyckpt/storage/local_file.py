@@ -38,6 +38,9 @@ class LocalFile:
     def prepare(self) -> None:
         self._made_in += make_folders(self._target.parent)
 
+    def stop(self) -> None:
+        """Nothing waits long for a disk."""
+
     def finish(self, *, durable: bool) -> None:
         """If ``durable``, flushes the names of new folders. The sink flushes the rest."""
         if durable:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pyckpt import _core
 from pyckpt.errors import OptionError
 from pyckpt.storage.local_file import LocalFile
+from pyckpt.storage.store import Upload
 from pyckpt.storage.target import Target
 from pyckpt.storage.urls import Location, StorageOptions, Url, open_store
 
@@ -24,13 +25,19 @@ class RemoteObject:
     def __init__(self, url: Url, options: StorageOptions = None) -> None:
         self.path = url
         self._store = open_store(url, options)
+        self._uploads: list[Upload] = []
 
     def sink(self, *, durable: bool) -> _core.Sink:
         """Stores are always durable: what is committed is safe."""
-        return _core.upload_sink(self._store.open_upload(self.path))
+        self._uploads.append(self._store.open_upload(self.path))
+        return _core.upload_sink(self._uploads[-1])
 
     def prepare(self) -> None:
         """Nothing is to be done: objects have no folders."""
+
+    def stop(self) -> None:
+        for upload in self._uploads:
+            upload.stop()
 
     def finish(self, *, durable: bool) -> None:
         """Nothing is left to do: the sink has uploaded it."""

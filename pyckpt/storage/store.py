@@ -50,8 +50,8 @@ class Upload(Protocol):
     """One object on its way to a store. It has the methods of a sink: see csrc/write/sink.h.
 
     The calls are ``open``, any number of ``write``, ``seal``, ``commit``, then ``keep`` or
-    ``restore``, all on one thread at a time. ``abandon`` may come at any time. Nobody sees the
-    object before ``commit``, and an older one stays whole until then.
+    ``restore``, all on one thread at a time. ``abandon`` may come at any time, and ``stop`` on any
+    thread. Nobody sees the object before ``commit``, and an older one stays whole until then.
     """
 
     def open(self, most_nbytes: int) -> None:
@@ -63,14 +63,20 @@ class Upload(Protocol):
     def seal(self, nbytes: int) -> None:
         """Waits until all ``nbytes`` are where a commit finds them."""
 
+    def stop(self) -> None:
+        """Lets ``write`` and ``seal`` fail soon, if they wait."""
+
     def commit(self, keep_previous: bool) -> None:
-        """Lets the object appear, in one step."""
+        """Lets the object appear, in one step. If that fails, ``abandon`` looks what has become."""
 
     def keep(self) -> None:
         """Nothing has to be taken back any more."""
 
     def restore(self) -> None:
-        """Takes the object back after ``commit(True)``, as far as the store can."""
+        """Takes the object back after ``commit(True)``, as far as the store can.
+
+        This and ``abandon`` wait some seconds at most for a store that does not answer.
+        """
 
     def abandon(self) -> None:
         """Leaves nothing behind, unless the object is final."""

@@ -30,6 +30,9 @@ class Target(Protocol):
             OSError: The place cannot be written to.
         """
 
+    def stop(self) -> None:
+        """Lets a sink fail soon that waits for the place. Any thread."""
+
     def finish(self, *, durable: bool) -> None:
         """Call it when all is written.
 

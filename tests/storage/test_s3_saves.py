@@ -269,6 +269,19 @@ def test_ctrl_c_when_the_store_does_not_answer_the_last_request(
     assert "or the object is the new one" in caplog.text
 
 
+def test_a_save_is_given_up_while_all_parts_are_stuck(bucket: Bucket) -> None:
+    writer = ArchiveWriter(target_at(location(bucket.url("x.tar"))), WriteOptions())
+    writer.add_object(formats.STATES_MEMBER, noise(100 * MIB))
+    given_up: list[float] = []
+    thread = once_stuck(bucket, lambda: (given_up.append(time.monotonic()), writer.give_up()))
+    with no_answers(bucket, "UploadPart"):
+        with pytest.raises(pyckpt.CheckpointError, match="the save was given up"):
+            writer.write()
+        assert time.monotonic() - given_up[0] < s3_upload._STOP_SECONDS + 10
+    thread.join()
+    assert bucket.uploads() == []
+
+
 @pytest.mark.parametrize("part", [delay(0), answer(403, "AccessDenied")])
 def test_an_upload_that_begins_after_the_abort(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, part: Fault
