@@ -9,10 +9,11 @@ Then the mark in the object's metadata tells whose it is.
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyckpt.interrupts import is_interrupt
@@ -95,7 +96,7 @@ class S3Commit:
         """Takes the object back if it has appeared, as far as the store can.
 
         Args:
-            stopped: See ``try_again``.
+            stopped: Once it is set, no further request is sent: a later save may have the name.
 
         Returns:
             What is there now that should not be; None if all is as it was.
@@ -166,12 +167,17 @@ class S3Commit:
         self, version: Mapping[str, str] | None = None, stopped: threading.Event | None = None
     ) -> Any:
         place = {**self._place, **(version or {})}
-        return send(
-            lambda: self._client.ask("head_object", **place), self._url, "looking at", stopped
-        )
+        return self._send(lambda: self._client.ask("head_object", **place), stopped, "looking at")
 
-    def _send(self, request: Any, stopped: threading.Event) -> Any:
-        return send(request, self._url, "taking the object back", stopped)
+    def _send(
+        self,
+        request: Callable[[], Any],
+        stopped: threading.Event | None,
+        doing: str = "taking the object back",
+    ) -> Any:
+        if stopped is not None and stopped.is_set():
+            raise OSError(errno.ETIMEDOUT, f"{doing}: the store does not answer", self._url)
+        return send(request, self._url, doing, stopped)
 
 
 def _version(answer: Mapping[str, Any]) -> str | None:

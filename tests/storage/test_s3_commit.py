@@ -14,9 +14,10 @@ from pyckpt.archive import formats
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError
 from pyckpt.options import WriteOptions
+from pyckpt.storage import s3_upload
 from pyckpt.storage.remote_object import target_at
 from pyckpt.storage.urls import location
-from tests.stores import Bucket, Fault, answer, delay, lose_answer, reset
+from tests.stores import Bucket, Fault, answer, delay, lose_answer, reset, silent_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("no_pauses")]
 
@@ -123,6 +124,29 @@ def test_a_store_that_is_gone_after_the_commit(
     with pytest.raises(CheckpointError, match="Connection"):
         pyckpt.save(STATES[step], bucket.url("x.tar"))
     assert f"{bucket.url('x.tar')} may be the new one of a save that failed" in caplog.text
+
+
+def test_nothing_is_taken_back_later(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another save may have made an object of that name meanwhile."""
+    monkeypatch.setattr(s3_upload, "_UNDO_SECONDS", 0.3)
+    before, end = threading.enumerate(), threading.Event()
+    writer = written(bucket, STATES["CompleteMultipartUpload"])
+    bucket.proxy.rule("CompleteMultipartUpload", lose_answer)
+    bucket.proxy.rule("HeadObject", from_the_second_on(reset))
+    with pytest.raises(OSError, match="Connection"):
+        writer.commit(keep_previous=True)
+    bucket.proxy.forget_rules()
+    bucket.proxy.rule("AbortMultipartUpload", silent_until(end))
+    writer.abandon()
+    assert "or the object is the new one" in caplog.text
+    end.set()
+    for thread in set(threading.enumerate()) - set(before):
+        if thread.name == "pyckpt-undo":
+            thread.join()
+    assert bucket.proxy.requests[-1][0] == "AbortMultipartUpload"
+    assert bucket.keys() == ["x.tar"]
 
 
 @STEPS
