@@ -48,7 +48,6 @@ class FsspecUpload:
         self._file: Any = None
         self._defers = False
         self._keeps_nothing = False
-        self._is_committed = False
         # Whether there was an older object; None if nothing has to be taken back.
         self._has_replaced: bool | None = None
 
@@ -81,7 +80,7 @@ class FsspecUpload:
                 self._file.commit()
             else:
                 self._file.close()
-        self._is_committed = True
+        self._file = None
         self._has_replaced = has_replaced
 
     def keep(self) -> None:
@@ -90,19 +89,20 @@ class FsspecUpload:
     def restore(self) -> None:
         has_replaced, self._has_replaced = self._has_replaced, None
         if has_replaced is False:
-            with suppress(Exception):
+            try:
                 self._fs.rm_file(str(self._url))
+            except Exception as error:
+                _LOGGER.warning("%s could not be taken back: %s", self._url, error)
         elif has_replaced:
             _LOGGER.warning(
-                "%s is the new one of a save that failed on another rank: the previous one cannot "
-                "be brought back",
+                "%s is the new one of a save that failed: the previous one cannot be brought back",
                 self._url,
             )
 
     def abandon(self) -> None:
         self.restore()
         file, self._file = self._file, None
-        if file is None or self._is_committed:
+        if file is None:
             return
         try:
             _discard(file)

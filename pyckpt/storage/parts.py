@@ -93,6 +93,7 @@ class Parts:
         with self._changed:
             self._wait_for(lambda: not self._in_flight)
             self._end()
+        self._part = io.BytesIO()  # an upload may wait for others before it is completed
 
     def stop(self, seconds: float) -> bool:
         """Uploads no further part. Returns whether none is under way, after ``seconds`` at most.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,14 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pyckpt.errors import CheckpointError, FilenameError, MixedFilesError
+from pyckpt.errors import CheckpointError, MixedFilesError, OptionError
 from pyckpt.options import WriteOptions
-from pyckpt.paths import local_path
+from pyckpt.paths import is_url, path_text
 from pyckpt.ranks.exchange import Channel, begin_together, require_group, together
-from pyckpt.ranks.file_identity import file_identity, machine
-from pyckpt.staging.pending_saves import end_below, wait_for_file
-from pyckpt.storage.flush import flush_tree
-from pyckpt.storage.hidden_folder import HiddenFolder
+from pyckpt.ranks.file_identity import machine
+from pyckpt.staging.pending_saves import end_below
+from pyckpt.storage.destination import Crew, Destination
+from pyckpt.storage.renamed_folder import RenamedFolder
+from pyckpt.storage.uploaded_folder import UploadedFolder
+from pyckpt.storage.urls import StorageOptions, Url, location
 
 __all__ = ["Transaction", "transaction"]
 
@@ -26,7 +27,11 @@ _BEGINNING = "beginning the transaction"
 
 
 def transaction(
-    folder: str | os.PathLike[str], process_group: Any = None, *, fsync: bool = True
+    folder: str | os.PathLike[str],
+    process_group: Any = None,
+    *,
+    fsync: bool = True,
+    storage_options: StorageOptions = None,
 ) -> AbstractContextManager[Path]:
     """A context in which files are written that appear together as ``folder``, or not at all.
 
@@ -54,21 +59,52 @@ def transaction(
     The end of the block waits for asynchronous saves into the hidden folder. An error of one of
     them is an error of the block.
 
+    If ``folder`` is a URL, the hidden folder is in the system's temporary folder, which TMPDIR
+    names, and needs room for all files there. When the block ends, all ranks upload, and when all
+    have uploaded, the objects appear, the first rank's last. Then those that were there before and
+    are not among the new ones are removed. A store has no folders that change at once: readers find
+    old objects and new ones for as long as that takes, and what has appeared before a failure can
+    be taken back only where the store can do so. A name that is new for each save avoids both. See
+    "A folder of objects" in docs/stores.md, also for links, empty folders and killed processes.
+
     Args:
         folder: The same on every rank. Parents are made. A symbolic link stays: the folder that it
-            leads to is replaced.
+            leads to is replaced. Or a URL, such as ``"s3://bucket/run/step-500"``.
         process_group: The ranks that take part: a group of torch.distributed, or a DeviceMesh with
             one dimension. None means all.
         fsync: Whether to wait until the disk has all files, whoever wrote them, and their names.
+            With a URL it makes no difference: what a store has taken is safe.
+        storage_options: As in ``save``.
 
     Raises:
-        FilenameError: ``folder`` exists and is no folder, or is a mount point or the root.
+        FilenameError: ``folder`` exists and is no folder, or is a mount point or the root. With a
+            URL: it is an object or a whole bucket, or no store serves it. Or what is written is no
+            file, or a link that leads out of the folder.
         MixedFilesError: Ranks have different folders. Nothing was made.
+        DuplicateFileError: With a URL, two machines have files of the same name.
+        OptionError: ``storage_options`` are wrong.
         CheckpointError: A rank failed. Every rank raises it. On the failing rank the exception of
             its block is the cause. With one rank, Ctrl-C, SystemExit and exceptions of signal
             handlers pass unchanged.
     """
-    return Transaction(folder, process_group, fsync)
+    return Transaction(lambda: _destination(folder, fsync, storage_options), process_group)
+
+
+def _destination(
+    folder: str | os.PathLike[str], fsync: bool, options: StorageOptions
+) -> Destination:
+    WriteOptions(fsync=fsync)
+    text = path_text(folder)
+    place: str | os.PathLike[str] = folder
+    if is_url(text):
+        # A slash at the end changes nothing. But "s3://" is more than slashes.
+        inside = location(f"{text.rstrip('/')}/x" if isinstance(folder, str) else folder)
+        if isinstance(inside, Url):
+            return UploadedFolder(Url(inside.rpartition("/")[0]), options)
+        place = inside.parent
+    if options:
+        raise OptionError(f"storage_options are for URLs, and {place} is a folder of this machine")
+    return RenamedFolder(place, fsync=fsync)
 
 
 @dataclass(frozen=True)
@@ -84,6 +120,7 @@ class Transaction(AbstractContextManager[Path]):
     """See ``transaction``.
 
     Args:
+        choose: Called on every rank at the begin. It may raise.
         in_background: Whether the block ends in pyckpt's background thread, which has a channel of
             its own. ``__exit__`` is called there.
 
@@ -93,23 +130,20 @@ class Transaction(AbstractContextManager[Path]):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        choose: Callable[[], Destination],
         process_group: Any,
-        fsync: bool,
         *,
         in_background: bool = False,
     ) -> None:
-        self._folder = folder
+        self._choose = choose
         self._process_group = process_group
-        self._fsync = fsync
         self._in_background = in_background
         self.channel = Channel()
         self._ending = Channel()
-        self._target = Path()
         self._path = Path()
-        self._is_flushing = False
-        self._makers: list[int] = []  # the ranks that make and name a folder, by place
-        self._hidden: HiddenFolder | None = None
+        self._places: list[_Place] = []
+        self._makers: list[int] = []  # by rank: who made its folder
+        self._chosen: Destination | None = None
 
     def __enter__(self) -> Path:
         channels = begin_together(
@@ -134,36 +168,37 @@ class Transaction(AbstractContextManager[Path]):
         finally:
             self.abandon()
 
+    @property
+    def _destination(self) -> Destination:
+        assert self._chosen is not None
+        return self._chosen
+
     def _begin(self) -> None:
         channel = self.channel
-        places = together(_BEGINNING, self._prepare, channel)
-        self._check_alike(places)
-        identities = [place.identity for place in places]
-        machines = [place.machine for place in places]
+        self._places = together(_BEGINNING, self._prepare, channel)
+        self._check_alike()
+        identities = [place.identity for place in self._places]
         is_maker = identities.index(identities[channel.rank]) == channel.rank
-        self._is_flushing = machines.index(machines[channel.rank]) == channel.rank
-        names = together(_BEGINNING, self._make if is_maker else lambda: None, channel)
-        makers = together(_BEGINNING, lambda: self._find(names), channel)
-        self._makers = sorted(set(makers))
-        if any(makers[maker] != maker for maker in self._makers):
+        make = self._destination.make if is_maker else lambda: None
+        names = together(_BEGINNING, make, channel)
+        self._makers = together(_BEGINNING, lambda: self._find(names), channel)
+        if any(self._makers[maker] != maker for maker in self._makers):
+            target = self._destination.target
             raise CheckpointError(
-                f"some ranks share the file system of {self._target}, and some do not see it alike",
-                path=str(self._target),
+                f"some ranks share the file system of {target}, and some do not see it alike",
+                path=str(target),
             )
         if channel.rank not in self._makers:
-            self.abandon()
+            self._destination.close()  # what it has made, another rank has made as well
 
     def _prepare(self) -> _Place:
         """Finds every error that can be found before something is made."""
         require_group()
-        WriteOptions(fsync=self._fsync)
-        path = local_path(self._folder)
-        self._target = Path(os.path.realpath(path))
-        wait_for_file(path)  # a removal under way would take the new folder
-        _check_target(self._target)
-        return _Place(str(path.absolute()), file_identity(self._target), machine())
+        self._chosen = self._choose()
+        return _Place(self._chosen.given, self._chosen.identity, machine())
 
-    def _check_alike(self, places: list[_Place]) -> None:
+    def _check_alike(self) -> None:
+        places = self._places
         for rank, place in zip(self.channel.members, places, strict=True):
             if place.path != places[0].path:
                 raise MixedFilesError(
@@ -173,71 +208,36 @@ class Transaction(AbstractContextManager[Path]):
                     path=place.path,
                 )
 
-    def _make(self) -> str:
-        self._hidden = HiddenFolder(self._target, fsync=self._fsync)
-        return self._hidden.path.name
-
     def _find(self, names: list[str | None]) -> int:
         """Finds the hidden folder that this rank writes into. Returns the place of its maker.
 
         A shared file system that was not recognized as shared would have several. The one of the
         lowest rank counts, on all ranks that see it.
         """
+        parent, target = self._destination.parent, self._destination.target
         for maker, name in enumerate(names):
-            if name is not None and (self._target.parent / name).is_dir():
-                self._path = self._target.parent / name
+            if name is not None and (parent / name).is_dir():
+                self._path = parent / name
                 return maker
         raise CheckpointError(
-            f"the hidden folder beside {self._target}, which another rank made, is not seen",
-            path=str(self._target),
+            f"the hidden folder for {target} in {parent}, which another rank made, is not seen",
+            path=str(target),
         )
 
     def _end(self, error: BaseException | None) -> None:
-        target, channel = self._target, self._ending
-        together(f"writing {target}", lambda: self._end_block(error), channel)
-        if self._fsync:
-            together(f"flushing {target}", self._on_flushing_ranks(), channel)
-        # The first rank's folder comes last: it makes the set complete.
-        for makers in filter(None, (self._makers[1:], self._makers[:1])):
-            is_turn = channel.rank in makers
-            together(f"committing {target}", self._commit if is_turn else _nothing, channel)
-        if self._hidden is not None:
-            self._hidden.keep()
+        destination = self._destination
+        together(f"writing {destination.target}", lambda: self._end_block(error), self._ending)
+        machines = tuple(place.machine for place in self._places)
+        crew = Crew(self._ending, tuple(self._makers), machines)
+        destination.seal(self._path, crew)
+        destination.commit(crew)
 
     def _end_block(self, error: BaseException | None) -> None:
         end_below(self._path, give_up=error is not None)
         if error is not None:
             raise error
 
-    def _on_flushing_ranks(self) -> Callable[[], None]:
-        """One rank of each machine flushes what all of its ranks have written."""
-        return (lambda: flush_tree(self._path)) if self._is_flushing else _nothing
-
-    def _commit(self) -> None:
-        assert self._hidden is not None
-        _check_target(self._target)
-        self._hidden.commit()
-
     def abandon(self) -> None:
         """Removes what is not committed. Not collective: in place of the end, if all ranks fail."""
-        if self._hidden is not None:
-            self._hidden.close()
-            self._hidden = None
-
-
-def _check_target(target: Path) -> None:
-    try:
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(mode):
-        raise FilenameError(f"{target} exists and is not a folder", path=str(target))
-    if os.path.ismount(target):
-        raise FilenameError(
-            f"{target} is a mount point, which no rename can replace: name a folder in it",
-            path=str(target),
-        )
-
-
-def _nothing() -> None:
-    """The step of a rank that has nothing to do."""
+        if self._chosen is not None:
+            self._chosen.close()

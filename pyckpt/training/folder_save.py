@@ -32,6 +32,7 @@ from pyckpt.staging.pending_saves import (
     wait_for_room,
 )
 from pyckpt.storage.local_file import LocalFile
+from pyckpt.storage.renamed_folder import RenamedFolder
 from pyckpt.storage.transaction import Transaction
 from pyckpt.torch_format.records import Record
 from pyckpt.training.async_save import ObjectSave, trained_by
@@ -66,7 +67,10 @@ class FolderSave(AbstractContextManager["FolderSave"]):
         self.pending: PendingSave[Path] | None = None
         self.folder = Path(folder)
         self._options = BackgroundOptions()
-        self._transaction = Transaction(folder, None, True, in_background=asynchronous)
+        # Those who write the folder would not read it from a store.
+        self._transaction = Transaction(
+            lambda: RenamedFolder(folder, fsync=True), None, in_background=asynchronous
+        )
         self._later = _Files() if asynchronous else None
         self._optimizers: list[Any] = []
         self._obsolete: list[Path] = []

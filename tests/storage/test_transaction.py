@@ -146,7 +146,7 @@ def test_a_name_that_is_no_folder(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
-@pytest.mark.parametrize("folder", ["/", "/proc", "s3://bucket/x", "", "x\0", "y" * 300])
+@pytest.mark.parametrize("folder", ["/", "/proc", "", "x\0", "y" * 300])
 def test_folders_that_cannot_be(folder: str) -> None:
     with pytest.raises(pyckpt.CheckpointError), pyckpt.transaction(folder):
         pytest.fail("the block ran")

@@ -99,7 +99,6 @@ def test_wrong_options(
 
 
 REFUSED = {
-    "transaction": lambda url: pyckpt.transaction(url).__enter__(),
     "add_file": lambda url: pyckpt.ArchiveWriter("x.tar").add_file("x", url),
     "DCP": lambda url: __import__("pyckpt.sharded").sharded.StorageWriter(url),
 }

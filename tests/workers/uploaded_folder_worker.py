@@ -1,0 +1,73 @@
+"""Ranks in a transaction to a store; prints nothing if the outcome is as expected.
+
+Usage: torchrun ... uploaded_folder_worker.py URL SERVER FOLDER PLAN
+
+FOLDER has the temporary folders. PLAN is JSON: whether each rank has a temporary folder of its own,
+as on machines of their own ("own"), the rank that raises in its block ("block"), and the one that
+the error has to name ("failing"); -1 for none.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch.distributed as dist
+
+import pyckpt
+from pyckpt.storage import retries
+
+URL, SERVER, FOLDER = sys.argv[1:4]
+PLAN = json.loads(sys.argv[4])
+OPTIONS = {"endpoint_url": SERVER, "key": "key", "secret": "secret"}
+retries._PAUSES = (0.01,) * 3
+dist.init_process_group("gloo")
+RANK, SIZE = dist.get_rank(), dist.get_world_size()
+tempfile.tempdir = str(Path(FOLDER, str(RANK if PLAN["own"] else 0)))
+
+
+def outcomes_of_all(own: object) -> list[object]:
+    told: list[object] = [None] * SIZE
+    dist.all_gather_object(told, own)
+    return told
+
+
+def write(path: Path) -> None:
+    (path / f"big{RANK}").write_bytes(bytes([RANK]) * (9 << 20))
+    (path / f"small{RANK}").write_bytes(bytes([RANK]))
+    if PLAN["block"] == RANK:
+        raise ValueError("no")
+
+
+failed: pyckpt.CheckpointError | None = None
+try:
+    with pyckpt.transaction(URL, storage_options=OPTIONS) as path:
+        write(path)
+        paths = outcomes_of_all(str(path)) if PLAN["block"] < 0 else []
+        assert len(set(paths)) in ((0, SIZE) if PLAN["own"] else (0, 1)), paths
+except pyckpt.CheckpointError as error:
+    failed = error
+assert not os.path.exists(path)
+told = outcomes_of_all(None if failed is None else (str(failed), failed.rank, failed.path))
+assert all(one == told[0] for one in told), told
+assert (-1 if failed is None else failed.rank) == PLAN["failing"], told
+
+if failed is None and PLAN["own"]:
+    # A name on two machines. Nothing is uploaded.
+    try:
+        with pyckpt.transaction(f"{URL}-2", storage_options=OPTIONS) as path:
+            (path / "same").touch()
+    except pyckpt.DuplicateFileError as error:
+        assert error.path == f"{URL}-2/same"
+        assert error.rank == 1
+    else:
+        raise AssertionError("nothing was raised")
+    # Another URL on each rank.
+    try:
+        with pyckpt.transaction(f"{URL}-{RANK}", storage_options=OPTIONS):
+            raise AssertionError("the block ran")
+    except pyckpt.MixedFilesError:
+        pass
+dist.barrier()
+dist.destroy_process_group()
