@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import stat
@@ -24,7 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import pyckpt
 from pyckpt.cli import main
 from pyckpt.training.folder_save import FolderSave
-from tests.launch import WORKERS, run_ranks
+from tests.launch import WORKERS
 from tests.stores import Bucket, answer, cut_answer, delay, lose_answer, reset
 
 pytestmark = pytest.mark.timeout(180)
@@ -63,7 +62,7 @@ def old(bucket: Bucket) -> dict[str, bytes]:
 
 
 def contents(bucket: Bucket) -> dict[str, bytes]:
-    return {key: bucket.get(key) for key in bucket.keys()}
+    return {one: bucket.get(one) for one in sorted(bucket.keys())}
 
 
 def replace(bucket: Bucket, **new: bytes) -> None:
@@ -119,7 +118,7 @@ def test_nothing_appears_before_all_is_uploaded(bucket: Bucket, old: dict[str, b
     assert max(appearing) < min(removing)
 
 
-ODD = ("a b+c", "ü%20%", "q?x=1&y#z", "new\nline", "'\"\\", "*[a]", "~", "-", "c:d", "\x01")
+ODD = ("a b+c", "ü%20%", "q?x=1&y#z", "'\"\\", "*[a]", "~", "-", "c:d", "\x01")
 
 
 @pytest.mark.parametrize("store", ["s3", "memory"])
@@ -128,6 +127,8 @@ def test_odd_names_and_many_files(bucket: Bucket, store: str) -> None:
     expected = {name: name.encode() for name in ODD}
     expected |= {f"folder {n % 3}/{n}": str(n).encode() for n in range(100)}
     expected["empty"] = b""
+    if store == "memory":  # moto does not know that a key may have it
+        expected["new\nline"] = b"x"
     expected["big"] = BIG
     for _ in range(2):
         with pyckpt.transaction(start) as path:
@@ -135,7 +136,7 @@ def test_odd_names_and_many_files(bucket: Bucket, store: str) -> None:
                 (path / name).parent.mkdir(exist_ok=True)
                 (path / name).write_bytes(data)
     if store == "s3":
-        found = {key.removeprefix("run/ä b/"): bucket.get(key) for key in bucket.keys()}
+        found = {k.removeprefix("run/ä b/"): data for k, data in contents(bucket).items()}
     else:
         system = fsspec.filesystem("memory")
         found = {k.removeprefix("/run/ä b/"): system.cat_file(k) for k in system.find("")}
@@ -193,7 +194,6 @@ def refused(url: Any, **options: Any) -> pyckpt.CheckpointError:
         "s3:///",
         "s3://bucket",
         "s3://bucket/",
-        "gs://",
         "memory://",
         "s3:/b/x",
     ],
@@ -452,89 +452,3 @@ def test_a_living_process_keeps_its_folder(bucket: Bucket, temporary: Path) -> N
         replace(bucket, b=b"")
         assert os.listdir(path) == ["a"]
     assert bucket.keys() == ["run/x/a"]
-
-
-# Ranks
-
-
-def run(
-    bucket: Bucket, folder: Path, ranks: int, own: bool, in_block: int = -1, failing: int = -1
-) -> None:
-    """Each rank writes big{rank} and small{rank}. ``failing`` is the rank that has to be named."""
-    for rank in range(ranks):
-        (folder / str(rank)).mkdir(exist_ok=True)
-    plan = {"own": own, "block": in_block, "failing": failing}
-    arguments = [bucket.url("run/x"), bucket.proxy.address, folder, json.dumps(plan)]
-    run_ranks("uploaded_folder_worker.py", *arguments, ranks=ranks, timeout=150)
-    for rank in range(ranks):
-        assert os.listdir(folder / str(rank)) == []
-        (folder / str(rank)).rmdir()
-    assert bucket.uploads() == []
-
-
-def expected(ranks: int) -> dict[str, bytes]:
-    big = {f"run/x/big{rank}": bytes([rank]) * (9 << 20) for rank in range(ranks)}
-    return big | {f"run/x/small{rank}": bytes([rank]) for rank in range(ranks)}
-
-
-OUTSIDE = {"run/x2/step": OLD, "run/xy": OLD}
-
-
-@pytest.mark.parametrize(("ranks", "own"), [(2, True), (2, False), (4, True), (4, False)])
-def test_ranks(
-    bucket: Bucket, old: dict[str, bytes], temporary: Path, ranks: int, own: bool
-) -> None:
-    run(bucket, temporary, ranks, own)
-    assert contents(bucket) == {**expected(ranks), **OUTSIDE}
-    appeared = [
-        path.partition("?")[0].rpartition("/")[2]
-        for name, path in bucket.proxy.requests
-        if name in ("CompleteMultipartUpload", "PutObject")
-    ]
-    assert len(appeared) == 2 * ranks
-    if own:  # the first rank's at last
-        assert set(appeared[-2:]) == {"big0", "small0"}
-    else:  # they share the large ones, and the first rank has all small ones
-        assert all(name.startswith("big") for name in appeared[:ranks])
-        assert all(name.startswith("small") for name in appeared[ranks:])
-
-
-@pytest.mark.parametrize(
-    ("ranks", "own", "in_block", "rule", "failing"),
-    [
-        (2, True, 1, "", 1),
-        (4, False, 0, "", 0),
-        (2, True, -1, "UploadPart .*big1", 1),
-        (4, True, -1, "CreateMultipartUpload .*big2", 2),
-        (2, True, -1, "CompleteMultipartUpload .*big1", 1),
-    ],
-)
-def test_one_rank_fails(
-    bucket: Bucket,
-    old: dict[str, bytes],
-    temporary: Path,
-    ranks: int,
-    own: bool,
-    in_block: int,
-    rule: str,
-    failing: int,
-) -> None:
-    if rule:
-        bucket.proxy.rule(rule, answer(403, "AccessDenied"))
-    run(bucket, temporary, ranks, own, in_block, failing)
-    assert contents(bucket) == old
-
-
-def test_the_first_rank_fails_at_last(
-    bucket: Bucket, old: dict[str, bytes], temporary: Path
-) -> None:
-    """The objects of the other one have appeared by then."""
-    bucket.put("run/x/small1", OLD)
-    bucket.proxy.rule("PutObject .*small0", answer(403, "AccessDenied"))
-    run(bucket, temporary, 2, own=True, failing=0)
-    assert contents(bucket) == {**old, "run/x/small1": b"\1"}
-    versioning = {"Status": "Enabled"}
-    bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration=versioning)
-    bucket.put("run/x/small1", OLD)
-    run(bucket, temporary, 2, own=True, failing=0)
-    assert contents(bucket) == {**old, "run/x/small1": OLD}

@@ -8,7 +8,6 @@ the error has to name ("failing"); -1 for none.
 """
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -48,26 +47,28 @@ try:
         assert len(set(paths)) in ((0, SIZE) if PLAN["own"] else (0, 1)), paths
 except pyckpt.CheckpointError as error:
     failed = error
-assert not os.path.exists(path)
 told = outcomes_of_all(None if failed is None else (str(failed), failed.rank, failed.path))
 assert all(one == told[0] for one in told), told
+assert not path.exists()
 assert (-1 if failed is None else failed.rank) == PLAN["failing"], told
 
 if failed is None and PLAN["own"]:
     # A name on two machines. Nothing is uploaded.
+    duplicate: pyckpt.CheckpointError | None = None
     try:
         with pyckpt.transaction(f"{URL}-2", storage_options=OPTIONS) as path:
             (path / "same").touch()
     except pyckpt.DuplicateFileError as error:
-        assert error.path == f"{URL}-2/same"
-        assert error.rank == 1
-    else:
-        raise AssertionError("nothing was raised")
+        duplicate = error
+    assert duplicate is not None
+    assert (duplicate.path, duplicate.rank) == (f"{URL}-2/same", 1)
     # Another URL on each rank.
+    mixed = False
     try:
         with pyckpt.transaction(f"{URL}-{RANK}", storage_options=OPTIONS):
             raise AssertionError("the block ran")
     except pyckpt.MixedFilesError:
-        pass
+        mixed = True
+    assert mixed
 dist.barrier()
 dist.destroy_process_group()
