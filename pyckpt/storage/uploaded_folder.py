@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pyckpt.errors import CheckpointError, DuplicateFileError, FilenameError
 from pyckpt.ranks.exchange import Channel, together
@@ -93,8 +93,9 @@ class UploadedFolder(Destination):
     def commit(self, crew: Crew) -> None:
         assert self._uploads is not None
         channel = crew.channel
+        is_first = channel.rank == 0
         # The first rank's objects come last: they make the set complete.
-        for is_turn in [channel.rank > 0, channel.rank == 0][-channel.size :]:
+        for is_turn in [is_first] if channel.size == 1 else [not is_first, is_first]:
             step = self._uploads.commit if is_turn else _nothing
             together(f"committing {self.target}", step, channel)
         self._uploads.keep()
@@ -102,8 +103,13 @@ class UploadedFolder(Destination):
 
     def close(self) -> None:
         uploads, self._uploads = self._uploads, None
-        if uploads is not None:
-            uploads.abandon()
+        try:
+            if uploads is not None:
+                uploads.abandon()
+        finally:
+            self._remove_hidden()
+
+    def _remove_hidden(self) -> None:
         claim, self._claim = self._claim, None
         if claim is not None:
             try:
@@ -126,26 +132,35 @@ class UploadedFolder(Destination):
             raise FilenameError(f"{self.target} is an object and not a folder", path=self.target)
 
     def _check_distinct(self, found: Sequence[Sequence[FoundFile]], channel: Channel) -> None:
+        """Checks that files from several folders fit into one."""
         seen: dict[str, int] = {}
         for rank, files in zip(channel.members, found, strict=True):
             for file in files:
                 other = seen.setdefault(file.name, rank)
                 if other != rank:
-                    url = self._url(file.name)
-                    raise DuplicateFileError(
-                        f"ranks {other} and {rank} would both write {url}, from folders of their "
-                        "own: put the rank's or the machine's number into the name",
-                        rank=rank,
-                        path=url,
-                    )
+                    raise self._duplicate(file.name, other, rank, "")
+        for name, rank in seen.items():
+            for folder in PurePosixPath(name).parents:
+                other = seen.get(str(folder), rank)
+                if other != rank:
+                    raise self._duplicate(str(folder), other, rank, ", one of them as a folder")
+
+    def _duplicate(self, name: str, rank: int, other: int, how: str) -> DuplicateFileError:
+        url = self._url(name)
+        return DuplicateFileError(
+            f"ranks {rank} and {other} would both write {url}, from folders of their own{how}: put "
+            "the rank's or the machine's number into the name",
+            rank=other,
+            path=url,
+        )
 
     def _upload(self, names: set[str], channel: Channel) -> None:
         """Uploads what can be uploaded before it is seen."""
         assert self._uploads is not None
         if channel.rank == 0:
-            start = len(self._prefix)
-            below = [one.url for one in self._store.list(self._prefix) if len(one.url) > start]
-            self._old = [url for url in below if url[start:] not in names]
+            kept = {self._prefix, *map(self._url, names)}  # some tools make one for the folder
+            below = [one.url for one in self._store.list(self._prefix)]
+            self._old = [url for url in below if url.startswith(self._prefix) and url not in kept]
         self._uploads.seal()
 
     def _remove_old(self) -> None:

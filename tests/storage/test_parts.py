@@ -1,10 +1,12 @@
-"""Parts that are uploaded by threads, and how the waiting for them ends."""
+"""Parts of an upload: how the waiting for them ends, and the memory afterwards."""
 
 from __future__ import annotations
 
 import errno
 import io
+import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -55,3 +57,26 @@ def test_an_error_of_a_part_comes_before_the_stop() -> None:
     with pytest.raises(OSError, match="part 1"):
         write_few_and_finish(parts)
     assert parts.stopped.is_set()
+
+
+def test_what_is_uploaded_needs_no_memory() -> None:
+    """Many uploads may wait for the others, before all are completed."""
+    nbytes = 1 << 20
+    data = os.urandom(3 * IN_FLIGHT * nbytes - 1)
+    uploaded: dict[int, int] = {}
+
+    def upload(number: int, part: io.BytesIO) -> None:
+        uploaded[number] = len(part.read())
+
+    tracemalloc.start()
+    try:
+        parts = Parts(nbytes, upload)
+        parts.write(memoryview(data))
+        parts.finish()
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(uploaded.values()) == len(data)
+    assert len(uploaded) == 3 * IN_FLIGHT
+    assert held < nbytes / 2
+    assert most < (IN_FLIGHT + 4) * nbytes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import run_ranks
-from tests.stores import Bucket, answer
+from tests.stores import Bucket, answer, delay
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,7 +37,7 @@ def run(
     """Each rank writes big{rank} and small{rank}. ``failing`` is the rank that has to be named."""
     for rank in range(ranks):
         (folder / str(rank)).mkdir(exist_ok=True)
-    plan = {"own": own, "block": in_block, "failing": failing}
+    plan = {"own": own, "block": in_block, "failing": failing, "killed": -1}
     arguments = [bucket.url("run/x"), bucket.proxy.address, folder, json.dumps(plan)]
     run_ranks("uploaded_folder_worker.py", *arguments, ranks=ranks, timeout=150)
     for rank in range(ranks):
@@ -112,3 +112,18 @@ def test_the_first_rank_fails_at_last(
         bucket.put(key, OLD)
     run(bucket, tmp_path, 2, own=True, failing=0)
     assert contents(bucket) == old
+
+
+def test_a_rank_that_is_killed_while_it_uploads(
+    bucket: Bucket, old: dict[str, bytes], tmp_path: Path
+) -> None:
+    bucket.proxy.rule("UploadPart .*big1", delay(60))
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    plan = json.dumps({"own": True, "block": -1, "failing": -1, "killed": 1})
+    arguments = [bucket.url("run/x"), bucket.proxy.address, tmp_path, plan]
+    run_ranks("uploaded_folder_worker.py", *arguments, must_succeed=False, timeout=150)
+    assert (tmp_path / "survivor").read_text().startswith("uploading")
+    assert contents(bucket) == old
+    assert bucket.uploads() == ["run/x/big1"]
+    assert os.listdir(tmp_path / "0") == []

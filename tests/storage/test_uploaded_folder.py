@@ -99,6 +99,13 @@ def test_files_of_anybody_appear_together(
     assert bucket.proxy.count("UploadPart") == 3
 
 
+def test_the_object_that_some_tools_make_for_a_folder_stays(bucket: Bucket) -> None:
+    bucket.put("run/x/", b"")
+    bucket.put("run/x/deep/", b"")
+    replace(bucket, step=b"1")
+    assert bucket.keys() == ["run/x/", "run/x/step"]
+
+
 def test_nothing_appears_before_all_is_uploaded(bucket: Bucket, old: dict[str, bytes]) -> None:
     bucket.proxy.rule("UploadPart", delay(0.2))
     seen = []

@@ -3,13 +3,16 @@
 Usage: torchrun ... uploaded_folder_worker.py URL SERVER FOLDER PLAN
 
 FOLDER has the temporary folders. PLAN is JSON: whether each rank has a temporary folder of its own,
-as on machines of their own ("own"), the rank that raises in its block ("block"), and the one that
-the error has to name ("failing"); -1 for none.
+as on machines of their own ("own"), the rank that raises in its block ("block"), the one that is
+killed while it uploads ("killed"), and the one that the error has to name ("failing"); -1 for none.
 """
 
 import json
+import os
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch.distributed as dist
@@ -37,6 +40,10 @@ def write(path: Path) -> None:
     (path / f"small{RANK}").write_bytes(bytes([RANK]))
     if PLAN["block"] == RANK:
         raise ValueError("no")
+    if PLAN["killed"] == RANK:
+        threading.Timer(3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    elif PLAN["killed"] >= 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when a rank has died
 
 
 failed: pyckpt.CheckpointError | None = None
@@ -47,6 +54,9 @@ try:
         assert len(set(paths)) in ((0, SIZE) if PLAN["own"] else (0, 1)), paths
 except pyckpt.CheckpointError as error:
     failed = error
+if PLAN["killed"] >= 0:
+    Path(FOLDER, "survivor").write_text(str(failed))
+    sys.exit(1)
 told = outcomes_of_all(None if failed is None else (str(failed), failed.rank, failed.path))
 assert all(one == told[0] for one in told), told
 assert not path.exists()
@@ -58,6 +68,17 @@ if failed is None and PLAN["own"]:
     try:
         with pyckpt.transaction(f"{URL}-2", storage_options=OPTIONS) as path:
             (path / "same").touch()
+    except pyckpt.DuplicateFileError as error:
+        duplicate = error
+    assert duplicate is not None
+    assert (duplicate.path, duplicate.rank) == (f"{URL}-2/same", 1)
+    # A file that is a folder on another machine.
+    duplicate = None
+    try:
+        with pyckpt.transaction(f"{URL}-2", storage_options=OPTIONS) as path:
+            file = path / "same" / str(RANK) if RANK else path / "same"
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
     except pyckpt.DuplicateFileError as error:
         duplicate = error
     assert duplicate is not None
