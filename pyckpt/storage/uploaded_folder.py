@@ -25,8 +25,6 @@ from pyckpt.storage.claim import Claim, sweep
 from pyckpt.storage.destination import Crew, Destination
 from pyckpt.storage.file_uploads import FileToUpload, FileUploads, is_large
 from pyckpt.storage.files_below import FoundFile, files_below
-from pyckpt.storage.in_threads import for_each
-from pyckpt.storage.parts import IN_FLIGHT
 from pyckpt.storage.urls import StorageOptions, Url, open_store
 
 __all__ = ["UploadedFolder"]
@@ -160,12 +158,12 @@ class UploadedFolder(Destination):
         if channel.rank == 0:
             kept = {self._prefix, *map(self._url, names)}  # some tools make one for the folder
             below = [one.url for one in self._store.list(self._prefix)]
-            self._old = [url for url in below if url.startswith(self._prefix) and url not in kept]
+            self._old = [url for url in below if url not in kept]
         self._uploads.seal()
 
     def _remove_old(self) -> None:
         try:
-            for_each(self._store.remove, self._old, threads=IN_FLIGHT)
+            self._store.remove_all(self._old)
         except OSError as error:
             raise CheckpointError(
                 f"the new objects are all there, and some of the {len(self._old)} that were below "
