@@ -230,7 +230,7 @@ class CheckpointManager:
             if step not in steps and self._has_first(names):
                 with suppress(FileNotFoundError):
                     paths = tuple(map(self._folder.at, names))
-                    saved_at = max(found[name].modified() for name in names)
+                    saved_at = _at_the_latest(max(found[name].modified() for name in names))
                     unlisted.append(SavedCheckpoint(step, paths, {}, saved_at))
         whole = [one for one in listed if _missing(one, found) is None]
         return sorted([*whole, *unlisted], key=lambda one: (one.saved_at, one.step))
@@ -425,6 +425,14 @@ class CheckpointManager:
 def _template(beginning: Location, end: str) -> str:
     """A name with {rank} between two parts that stand for themselves."""
     return f"{literal(str(beginning))}{{rank}}{literal(end)}"
+
+
+def _at_the_latest(seconds: float) -> float:
+    """The end of a time that is known in whole seconds, as stores tell it.
+
+    What is not in the list is newer than what was listed in the same second.
+    """
+    return seconds + 1 if seconds.is_integer() else seconds
 
 
 def _parsed(name: str) -> tuple[int, int, str]:

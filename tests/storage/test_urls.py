@@ -100,7 +100,6 @@ def test_wrong_options(
 
 REFUSED = {
     "add_file": lambda url: pyckpt.ArchiveWriter("x.tar").add_file("x", url),
-    "DCP": lambda url: __import__("pyckpt.sharded").sharded.StorageWriter(url),
 }
 
 
