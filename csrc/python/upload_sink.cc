@@ -1,5 +1,7 @@
 #include "python/upload_sink.h"
 
+#include <unistd.h>
+
 #include <cstdint>
 #include <utility>
 
@@ -15,6 +17,21 @@ class UploadSink final : public Sink {
  public:
   explicit UploadSink(py::object upload)
       : upload_(std::move(upload)), ordered_([this](Span piece) { WritePiece(piece); }) {}
+
+  // Whoever drops a sink wants nothing of it to appear. A file object of Python, left to itself,
+  // would publish what it has got so far.
+  ~UploadSink() override {
+    if (getpid() == owner_) {
+      UploadSink::Abandon();
+      try {
+        const py::gil_scoped_acquire gil;
+        upload_ = {};
+        return;
+      } catch (...) {  // this thread cannot have the GIL: rather leave the object behind
+      }
+    }
+    static_cast<void>(upload_.release());  // a forked process: the upload is its parent's
+  }
 
   void Open(std::uint64_t most_nbytes) override {
     ordered_.Open(most_nbytes);
@@ -64,6 +81,7 @@ class UploadSink final : public Sink {
     }
   }
 
+  const pid_t owner_ = getpid();
   py::object upload_;
   OrderedSink ordered_;
 };

@@ -11,7 +11,8 @@
 namespace pyckpt {
 
 // upload has the methods of pyckpt.storage.store.Upload, which are those of a sink. It gets the
-// bytes in order and on the thread that saves, as memoryviews that are valid during the call.
+// bytes in order and on the thread that saves, as memoryviews that are valid during the call. A
+// sink that is destroyed abandons it, but for one that a forked process has inherited.
 std::shared_ptr<Sink> NewUploadSink(pybind11::object upload);
 
 }  // namespace pyckpt

@@ -1,7 +1,15 @@
-"""An object in a store that an archive is written to."""
+"""An object in a store that an archive is written to.
+
+An upload that nobody commits is abandoned when its sink goes, and at the latest when the
+interpreter ends. Later it could not be: requests need threads. And some file objects of fsspec
+publish what they have got so far when they are collected as garbage.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
+import weakref
 from pathlib import Path
 
 from pyckpt import _core
@@ -12,6 +20,8 @@ from pyckpt.storage.target import Target
 from pyckpt.storage.urls import Location, StorageOptions, Url, open_store
 
 __all__ = ["RemoteObject", "target_at"]
+
+_begun: weakref.WeakSet[Upload] = weakref.WeakSet()
 
 
 class RemoteObject:
@@ -29,8 +39,10 @@ class RemoteObject:
 
     def sink(self, *, durable: bool) -> _core.Sink:
         """Stores are always durable: what is committed is safe."""
-        self._uploads.append(self._store.open_upload(self.path))
-        return _core.upload_sink(self._uploads[-1])
+        upload = self._store.open_upload(self.path)
+        self._uploads.append(upload)
+        _begun.add(upload)
+        return _core.upload_sink(upload)
 
     def prepare(self) -> None:
         """Nothing is to be done: objects have no folders."""
@@ -55,3 +67,13 @@ def target_at(path: Location, options: StorageOptions = None) -> Target:
             raise OptionError(f"storage_options are for URLs, and {path} is a file of this machine")
         return LocalFile(path)
     return RemoteObject(path, options)
+
+
+@atexit.register
+def _abandon_all() -> None:
+    for upload in list(_begun):
+        upload.abandon()  # does nothing if its object is final
+
+
+# The uploads of a forked process are its parent's.
+os.register_at_fork(after_in_child=_begun.clear)

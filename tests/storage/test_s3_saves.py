@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import gc
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,6 +161,56 @@ def test_the_old_object_stays_until_the_commit(bucket: Bucket) -> None:
 
 class Stopped(Exception):
     pass
+
+
+def written(bucket: Bucket) -> pyckpt.ArchiveWriter:
+    """A writer that has uploaded everything, and has not committed."""
+    bucket.put("x.tar", OLD)
+    writer = pyckpt.ArchiveWriter(bucket.url("x.tar"))
+    writer.add_object("x", BIG)
+    writer.write()
+    assert bucket.uploads() == ["x.tar"]
+    return writer
+
+
+def test_a_writer_that_is_dropped(bucket: Bucket) -> None:
+    writer = written(bucket)
+    del writer
+    gc.collect()
+    assert bucket.uploads() == []
+    assert bucket.get("x.tar") == OLD
+
+
+@pytest.mark.parametrize("end", ["", "raise RuntimeError", "sys.exit()", "writer.commit()"])
+def test_the_process_ends_with_a_writer_that_is_open(bucket: Bucket, end: str) -> None:
+    bucket.put("x.tar", OLD)
+    script = f"""
+import sys, torch, pyckpt
+writer = pyckpt.ArchiveWriter(sys.argv[1])
+writer.add_object("x", {{"w": torch.zeros(20 << 20, dtype=torch.uint8)}})
+writer.write()
+{end}
+"""
+    subprocess.run([sys.executable, "-c", script, bucket.url("x.tar")], timeout=60)
+    assert bucket.proxy.count("UploadPart") == 3
+    assert bucket.uploads() == []
+    assert (bucket.get("x.tar") == OLD) == ("commit" not in end)
+
+
+def test_a_forked_process_has_no_part_in_uploads(bucket: Bucket) -> None:
+    with written(bucket) as writer:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks of several threads
+            child = os.fork()
+        if child == 0:
+            writer._writer = None  # type: ignore[assignment]
+            gc.collect()
+            atexit._run_exitfuncs()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert bucket.uploads() == ["x.tar"]
+        writer.commit()
+    assert bucket.get("x.tar") != OLD
 
 
 @pytest.mark.parametrize("error", [Stopped, KeyboardInterrupt])
