@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.verify import Problem, Report
-from pyckpt.errors import CorruptArchiveError
+from pyckpt.errors import CorruptArchiveError, FilenameError
 from pyckpt.sharded.part import Part, find_part
 from pyckpt.storage.urls import Location, beside
 
@@ -37,7 +37,7 @@ def add_set_problems(reports: Sequence[Report]) -> list[tuple[Report, Problem]]:
         seen.add(part.save_id)
         for rank, file in enumerate(part.files):
             if (part.save_id, rank) not in given:
-                message = _what_is_wrong(beside(report.path, file), rank, part)
+                message = _what_is_wrong(report.path, file, rank, part)
                 if message is not None:
                     added.append((report, Problem(message)))
     for report, problem in added:
@@ -45,8 +45,12 @@ def add_set_problems(reports: Sequence[Report]) -> list[tuple[Report, Problem]]:
     return added
 
 
-def _what_is_wrong(path: Location, rank: int, part: Part) -> str | None:
+def _what_is_wrong(given: Location, file: str, rank: int, part: Part) -> str | None:
     """What is wrong with the archive of a rank that was not given. None if it is there."""
+    try:
+        path = beside(given, file)
+    except FilenameError as error:
+        return f"the archive of rank {rank} cannot be anywhere: {error}"
     try:
         found = _part_of(path)
     except CorruptArchiveError as error:

@@ -7,15 +7,13 @@ the archives of all ranks, as seen from the folder of this one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from pyckpt.archive import members
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.errors import CorruptArchiveError
-from pyckpt.storage.urls import Location
+from pyckpt.storage.urls import Location, name_beside
 
 __all__ = ["METADATA", "Part", "find_part"]
 
@@ -42,11 +40,12 @@ class Part:
 
     @classmethod
     def of(cls, save_id: str, rank: int, paths: Sequence[Location]) -> Part:
-        """The part that ``rank`` writes. ``paths`` are those of all ranks."""
-        absolute = [_absolute(path) for path in paths]
-        folder = absolute[rank].parent
-        files = tuple(os.path.relpath(path, folder) for path in absolute)
-        return cls(save_id, rank, files)
+        """The part that ``rank`` writes. ``paths`` are those of all ranks.
+
+        Raises:
+            FilenameError: They are not in one bucket.
+        """
+        return cls(save_id, rank, tuple(name_beside(paths[rank], path) for path in paths))
 
     @property
     def member(self) -> str:
@@ -73,11 +72,6 @@ class Part:
         if not fits or not all(isinstance(one, str) for one in files) or not 0 <= rank < len(files):
             raise ValueError("no description of an archive")
         return cls(save_id, rank, tuple(files))
-
-
-def _absolute(path: Location) -> Path:
-    """Where an archive is: from the root of the file system, or as if all stores were in one."""
-    return path.absolute() if isinstance(path, Path) else Path("/", *path.split("://", 1))
 
 
 def find_part(reader: ArchiveReader) -> Part | None:

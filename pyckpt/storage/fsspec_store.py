@@ -8,8 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import fsspec
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from pyckpt.errors import OptionError
+from pyckpt.interrupts import is_interrupt
 from pyckpt.storage.fsspec_upload import FsspecUpload, reported
 from pyckpt.storage.store import ObjectInfo, Store, UnfinishedUpload, Write
 from pyckpt.storage.urls import Url
@@ -30,15 +32,8 @@ class FsspecStore(Store):
     """
 
     def __init__(self, url: Url, options: Mapping[str, Any]) -> None:
-        # An instance of its own, because a transaction is a state of the instance.
-        own = {"skip_instance_cache": True, "use_listings_cache": False, **options}
-        try:
-            with reported("connecting to", url):
-                self._fs: Any = fsspec.filesystem(url.scheme, **own)
-        except (TypeError, ValueError) as error:
-            raise OptionError(f"the file system of {url.scheme}:// cannot be made: {error}") from (
-                error
-            )
+        with reported("connecting to", url):
+            self._fs: Any = _file_system(url.scheme, options)
 
     def stat(self, url: Url) -> ObjectInfo:
         with reported("looking at", url):
@@ -49,7 +44,7 @@ class FsspecStore(Store):
 
     def fetch(self, url: Url, start: int, end: int, write: Write, etag: str | None = None) -> None:
         with reported("reading", url):
-            data: bytes = self._fs.cat_file(str(url), start=start, end=end)
+            data = _bytes_of(self._fs, str(url), start, end)
         # If it is the same object afterwards, it was when the bytes were read.
         if etag is not None and self.stat(url).etag != etag:
             raise OSError(errno.ESTALE, "it was replaced", url)
@@ -98,6 +93,31 @@ class FsspecStore(Store):
 
     def abort(self, upload: UnfinishedUpload) -> None:
         """There is none."""
+
+
+def _file_system(scheme: str, options: Mapping[str, Any]) -> Any:
+    # An instance of its own, because a transaction is a state of the instance.
+    own = {"skip_instance_cache": True, "use_listings_cache": False, **options}
+    try:
+        return fsspec.filesystem(scheme, **own)
+    except (TypeError, ValueError) as error:
+        if is_interrupt(error):
+            raise
+        raise OptionError(f"the file system of {scheme}:// cannot be made: {error}") from error
+
+
+def _bytes_of(fs: Any, name: str, start: int, end: int) -> bytes:
+    data: bytes
+    if getattr(fs.cat_file, "__func__", None) is not AbstractFileSystem.cat_file:
+        data = fs.cat_file(name, start=start, end=end)
+        return data
+    # This one opens a file for each call, which reads ahead what nobody wants from it.
+    with fs.open(name, "rb", cache_type="none") as file:
+        if isinstance(file, AbstractBufferedFile):
+            end = min(end, file.size)  # this is left to the cache
+        file.seek(start)
+        data = file.read(max(0, end - start))
+        return data
 
 
 def _behind(start: str, path: str, prefix: Url) -> str:

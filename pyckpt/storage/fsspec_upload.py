@@ -1,9 +1,7 @@
 """Uploads one object by way of fsspec.
 
-fsspec defers what appears: ``commit()`` of a file that is opened with ``autocommit=False`` lets it
-appear, ``discard()`` removes it. A file system whose files do not know that is good enough if an
-object appears when its file is closed, as Azure and Hugging Face have it. Any other is refused: it
-would show an object that is not whole.
+What appears, and when, is up to the class of its file object (pyckpt/storage/fsspec_files.py). A
+file system that would show an object that is not whole is refused.
 """
 
 from __future__ import annotations
@@ -12,12 +10,14 @@ import errno
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
+from pyckpt.errors import CheckpointError
 from pyckpt.interrupts import is_interrupt
+from pyckpt.storage.fsspec_files import appears_whole, defers, discard
 from pyckpt.storage.parts import part_nbytes
 from pyckpt.storage.urls import Url
 
@@ -57,9 +57,9 @@ class FsspecUpload:
             # MemoryFileSystem, among others, asks for the transaction and not for autocommit.
             self._fs.start_transaction()
             self._require_whole_objects()
-            self._file = _opened(self._fs, str(self._url), block_nbytes)
+            self._file = self._opened(str(self._url), block_size=block_nbytes)
         self._keeps_nothing = isinstance(self._file, AbstractBufferedFile | io.BytesIO)
-        self._defers = _defers(self._file)
+        self._defers = defers(self._file)
 
     def write(self, piece: memoryview) -> None:
         with reported("uploading", self._url):
@@ -75,7 +75,7 @@ class FsspecUpload:
 
     def commit(self, keep_previous: bool) -> None:
         with reported("committing", self._url):
-            has_replaced = self._fs.exists(str(self._url)) if keep_previous else None
+            has_replaced = self._is_there() if keep_previous else None
             if self._defers:
                 self._file.commit()
             else:
@@ -89,10 +89,7 @@ class FsspecUpload:
     def restore(self) -> None:
         has_replaced, self._has_replaced = self._has_replaced, None
         if has_replaced is False:
-            try:
-                self._fs.rm_file(str(self._url))
-            except Exception as error:
-                _LOGGER.warning("%s could not be taken back: %s", self._url, error)
+            self._remove(str(self._url))
         elif has_replaced:
             _LOGGER.warning(
                 "%s is the new one of a save that failed: the previous one cannot be brought back",
@@ -105,9 +102,31 @@ class FsspecUpload:
         if file is None:
             return
         try:
-            _discard(file)
+            discard(file)
         except Exception as error:
             _LOGGER.warning("the upload of %s could not be discarded: %s", self._url, error)
+
+    def _opened(self, name: str, **options: Any) -> Any:
+        return self._fs.open(name, "wb", autocommit=False, **options)
+
+    def _is_there(self) -> bool:
+        """Whether there is an older object. One that cannot be looked at counts as one."""
+        try:
+            return bool(self._fs.info(str(self._url)).get("type") != "directory")
+        except FileNotFoundError:
+            return False
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            return True
+
+    def _remove(self, name: str) -> None:
+        try:
+            self._fs.rm_file(name)
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            _LOGGER.warning("%s stays, as it could not be removed: %s", name, error)
 
     def _require_whole_objects(self) -> None:
         """Checks that an object does not appear before it is whole.
@@ -115,36 +134,20 @@ class FsspecUpload:
         Only an open file tells, and to open it may empty the old one. So this opens another one.
         """
         name = f"{self._url}.pyckpt-probe"
-        probe = _opened(self._fs, name, part_nbytes(0))
-        if _defers(probe) or isinstance(probe, AbstractBufferedFile):
-            _discard(probe)
+        probe = self._opened(name)
+        if appears_whole(probe):
+            discard(probe)
             return
-        probe.close()
-        with suppress(Exception):
-            self._fs.rm_file(name)
+        if isinstance(probe, AbstractBufferedFile):
+            discard(probe)  # nothing is made before its first block, or its end
+        else:
+            probe.close()
+            self._remove(name)
         raise OSError(
             errno.ENOTSUP,
-            f"{type(self._fs).__name__} cannot write an object that appears as a whole",
+            f"{type(self._fs).__name__} is not known to write objects that appear as a whole",
             self._url,
         )
-
-
-def _opened(fs: Any, name: str, block_nbytes: int) -> Any:
-    return fs.open(name, "wb", block_size=block_nbytes, autocommit=False)
-
-
-def _defers(file: Any) -> bool:
-    """Whether an object appears by ``commit()`` of its file, and not by ``close()``."""
-    return getattr(type(file), "commit", None) not in (None, AbstractBufferedFile.commit)
-
-
-def _discard(file: Any) -> None:
-    """Lets nothing of a file appear."""
-    # Closing it, as the garbage collector does, would let a part of the object appear.
-    if isinstance(file, AbstractBufferedFile):
-        file.closed = True
-    if callable(discard := getattr(file, "discard", None)):
-        discard()
 
 
 @contextmanager
@@ -155,10 +158,8 @@ def reported(doing: str, url: Url) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError):
-        raise  # arguments that are wrong
     except Exception as error:
-        if is_interrupt(error):
+        if isinstance(error, CheckpointError) or is_interrupt(error):
             raise
         number = error.errno if isinstance(error, OSError) else None
         for kind, usual in _ERRNO_OF_TYPE:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pyckpt.errors import CheckpointError, FilenameError, OptionError
 from pyckpt.paths import is_url
 from pyckpt.storage.store import UnfinishedUpload
-from pyckpt.storage.urls import StorageOptions, Url, open_store
+from pyckpt.storage.urls import StorageOptions, Url, check_has_bucket, open_store
 
 __all__ = ["age_seconds", "sweep"]
 
@@ -48,15 +48,16 @@ def sweep(
         dry_run: Yields them, and aborts none.
 
     Raises:
-        FilenameError: ``prefix`` is no URL, or no store serves it.
+        FilenameError: ``prefix`` is no URL of a store, or names no bucket, or no store serves it.
         OptionError: ``older_than`` is negative.
         CheckpointError: The store refuses, or cannot be reached.
     """
-    if not is_url(prefix):
-        raise FilenameError(f"{prefix!r} is no URL", path=prefix)
+    if not is_url(prefix) or prefix.lower().startswith("file:"):
+        raise FilenameError(f"{prefix!r} is no URL of a store", path=prefix)
     if older_than < 0:
         raise OptionError(f"an age cannot be negative, and is {older_than}")
     url = Url(prefix)
+    check_has_bucket(url)
     store = open_store(url, storage_options)
     latest = time.time() - older_than
     try:

@@ -6,10 +6,11 @@ Nothing of a store's packages is imported before a URL asks for it.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
-import posixpath
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +20,16 @@ from pyckpt.paths import is_url, local_path, path_text
 if TYPE_CHECKING:
     from pyckpt.storage.store import Store
 
-__all__ = ["Location", "StorageOptions", "Url", "beside", "location", "open_store"]
+__all__ = [
+    "Location",
+    "StorageOptions",
+    "Url",
+    "beside",
+    "check_has_bucket",
+    "location",
+    "name_beside",
+    "open_store",
+]
 
 StorageOptions: TypeAlias = Mapping[str, Any] | None
 """What a store's client is told besides the environment. See docs/stores.md."""
@@ -34,6 +44,10 @@ _EXTRAS = {
     "abfs": "azure",
     "abfss": "azure",
 }
+_WITH_BUCKETS = (*_S3, *_EXTRAS)
+# Packages of file systems that have to be at least of a version, and what to install for it. Older
+# ones of adlfs delete an object when they begin to write the one that replaces it.
+_LEAST_VERSIONS = {"adlfs": ((2024, 12), "azure")}
 
 
 class Url(str):
@@ -98,18 +112,69 @@ def location(path: str | os.PathLike[str]) -> Location:
     if text.lower().startswith("file://"):
         return _local_file(text)
     url = Url(text)
-    if not url.name or (url.scheme in _S3 and not url.key):
+    check_has_bucket(url)
+    if not url.name or (url.scheme in _WITH_BUCKETS and not url.key):
         raise FilenameError(f"{text!r} does not name an object", path=text)
     _store_class(url.scheme, text)
     return url
 
 
+def check_has_bucket(url: Url) -> None:
+    """Checks that a URL names a bucket, if its store has buckets.
+
+    Raises:
+        FilenameError: It does not.
+    """
+    if url.scheme in _WITH_BUCKETS and not url.bucket:
+        raise FilenameError(f"{str(url)!r} names no bucket", path=url)
+
+
 def beside(place: Location, name: str) -> Location:
-    """The file or the object that ``name`` leads to from the folder in which ``place`` is."""
-    if isinstance(place, Url):
-        path = posixpath.normpath(posixpath.join("/", place.bucket, place.key, "..", name))
-        return Url(f"{place.scheme}:/{path}")
-    return place.parent / name
+    """The file or the object that ``name`` leads to from the folder in which ``place`` is.
+
+    In a URL, ".." goes up one folder. Everything else is taken as it is, since keys are any text.
+
+    Raises:
+        FilenameError: It leads out of the bucket.
+    """
+    if not isinstance(place, Url):
+        return place.parent / name
+    bucket, parts = _steps(place)
+    parts.pop()
+    for part in name.split("/"):
+        if part != "..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+        else:
+            raise FilenameError(f"{name!r} beside {str(place)!r} is in no bucket", path=place)
+    return Url(bucket + "/".join(parts))
+
+
+def name_beside(place: Location, other: Location) -> str:
+    """The name by which ``beside(place, name)`` is ``other``.
+
+    Raises:
+        FilenameError: They are in different buckets, or no such name leads there.
+    """
+    if not (isinstance(place, Url) and isinstance(other, Url)):
+        return os.path.relpath(Path(other).absolute(), Path(place).absolute().parent)
+    bucket, folder = _steps(place)
+    other_bucket, parts = _steps(other)
+    folder.pop()
+    both = zip(folder, parts[:-1], strict=False)
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+    name = "/".join([".."] * (len(folder) - common) + parts[common:])
+    if bucket != other_bucket or ".." in parts[common:]:
+        raise FilenameError(f"no name leads from {str(place)!r} to {str(other)!r}", path=other)
+    return name
+
+
+def _steps(url: Url) -> tuple[str, list[str]]:
+    """What stays of a URL, and the folders and the name behind it."""
+    if not url.key:  # memory://x.tar
+        return f"{url.scheme}://", [url.bucket]
+    return f"{url.scheme}://{url.bucket}/", url.key.split("/")
 
 
 def open_store(url: Url, options: StorageOptions = None) -> Store:
@@ -141,7 +206,7 @@ def _store_class(scheme: str, text: str) -> Any:
     extra = _EXTRAS.get(scheme)
     fsspec = _require("fsspec", extra or "stores", text)
     try:
-        fsspec.get_filesystem_class(scheme)
+        served_by = fsspec.get_filesystem_class(scheme)
     except ValueError as error:
         raise FilenameError(
             f"{text!r} is a URL that nothing serves: neither pyckpt nor fsspec knows {scheme}://",
@@ -149,7 +214,22 @@ def _store_class(scheme: str, text: str) -> Any:
         ) from error
     except ImportError as error:
         raise _absent(str(error), extra, text) from error
+    _check_version(served_by.__module__.partition(".")[0], text)
     return importlib.import_module("pyckpt.storage.fsspec_store").FsspecStore
+
+
+def _check_version(package: str, text: str) -> None:
+    if package not in _LEAST_VERSIONS:
+        return
+    least, extra = _LEAST_VERSIONS[package]
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = "of no known version"
+    if tuple(map(int, re.findall(r"\d+", version)[: len(least)])) < least:
+        needed = ".".join(map(str, least))
+        why = f"{package} is {version}, and has to be {needed} or newer"
+        raise _absent(why, extra, text)
 
 
 def _require(package: str, extra: str, text: str) -> Any:

@@ -12,6 +12,7 @@ from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.options import WriteOptions
 from pyckpt.sharded.part import METADATA, Part, find_part
+from pyckpt.storage.urls import Url
 
 
 def written(path: Path, members: dict[str, bytes]) -> ArchiveReader:
@@ -27,6 +28,14 @@ def test_files_are_seen_from_the_folder_of_the_archive(tmp_path: Path) -> None:
     paths = [tmp_path / "0" / "a.tar", tmp_path / "1" / "a.tar", tmp_path / "1" / "b.tar"]
     assert Part.of("id", 0, paths).files == ("a.tar", "../1/a.tar", "../1/b.tar")
     assert Part.of("id", 2, paths).files == ("../0/a.tar", "a.tar", "b.tar")
+
+
+def test_objects_have_their_keys_as_they_are() -> None:
+    urls = [Url(f"s3://bucket//run//{rank}/a b#%2F.tar") for rank in range(2)]
+    assert Part.of("id", 0, urls).files == ("a b#%2F.tar", "../1/a b#%2F.tar")
+    other = Url("s3://elsewhere/a.tar")
+    with pytest.raises(pyckpt.FilenameError, match="no name leads"):
+        Part.of("id", 0, [urls[0], other])
 
 
 def test_it_is_found_in_an_archive(tmp_path: Path) -> None:

@@ -6,11 +6,19 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pyckpt.storage import retries
 from tests.stores import KEYS, Bucket, Proxy, moto_server, s3_client
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> None:
+    """What tests before this one have left in ``memory://``, which is one for the process."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,8 +34,10 @@ OLD = b"the old object"
 SUFFIXES = [*formats.usual_suffixes(), ".pt", ".pt.gz"]
 
 
-class AtCloseFile(AbstractBufferedFile):
-    """As Azure and Hugging Face have it: the object appears with the last block."""
+class AzureBlobFile(AbstractBufferedFile):
+    """As Azure has it: the object appears with the last block."""
+
+    __module__ = "adlfs.spec"
 
     def _initiate_upload(self) -> None:
         self.fs.calls.append("begin")
@@ -51,8 +57,8 @@ class AtCloseSystem(AbstractFileSystem):
     objects: ClassVar[dict[str, bytes]] = {}
     calls: ClassVar[list[str]] = []
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AtCloseFile:
-        return AtCloseFile(self, path, mode, kwargs["block_size"])
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AzureBlobFile:
+        return AzureBlobFile(self, path, mode, kwargs["block_size"])
 
     def info(self, path: str, **_: object) -> dict[str, Any]:
         try:
@@ -65,6 +71,36 @@ class AtCloseSystem(AbstractFileSystem):
         del self.objects[self._strip_protocol(path)]
 
 
+class UnknownFile(AbstractBufferedFile):
+    """The object is made with the first block, and grows."""
+
+    def _initiate_upload(self) -> None:
+        self.fs.objects[self.path] = b""
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        self.fs.objects[self.path] += self.buffer.getvalue()
+        return True
+
+
+class UnknownSystem(AtCloseSystem):
+    protocol = "unknown"
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> UnknownFile:
+        return UnknownFile(self, path, mode)
+
+
+class FailingSystem(AtCloseSystem):
+    """Objects can be written, and neither be removed nor looked at."""
+
+    protocol = "failing"
+
+    def info(self, path: str, **_: object) -> dict[str, Any]:
+        raise RuntimeError("no answer")
+
+    def rm_file(self, path: str) -> None:
+        raise RuntimeError("it is forbidden")
+
+
 class PlainSystem(AbstractFileSystem):
     """Its files are seen while they are written."""
 
@@ -74,16 +110,16 @@ class PlainSystem(AbstractFileSystem):
         return open("/" + path.lstrip("/"), mode)
 
     def rm_file(self, path: str) -> None:
+        if "fail" in path:
+            raise RuntimeError("it is forbidden")
         os.remove("/" + self._strip_protocol(path).lstrip("/"))
 
 
 @pytest.fixture(autouse=True)
 def stores() -> Iterator[None]:
-    fsspec.register_implementation("atclose", AtCloseSystem, clobber=True)
-    fsspec.register_implementation("plain", PlainSystem, clobber=True)
+    for system in (AtCloseSystem, UnknownSystem, FailingSystem, PlainSystem):
+        fsspec.register_implementation(system.protocol, system, clobber=True)
     yield
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
     AtCloseSystem.objects.clear()
     AtCloseSystem.calls.clear()
 
@@ -139,6 +175,18 @@ def test_the_old_object_stays_until_the_commit(scheme: str) -> None:
 
 
 @BOTH
+def test_a_writer_that_is_dropped(scheme: str) -> None:
+    url = f"{scheme}://run/x.tar"
+    put(url, OLD)
+    writer = pyckpt.ArchiveWriter(url)
+    writer.add_object("x", {"w": torch.zeros(20 << 20, dtype=torch.uint8)})
+    writer.write()
+    del writer
+    gc.collect()
+    assert get(url) == OLD
+
+
+@BOTH
 def test_an_exception_in_the_middle(scheme: str) -> None:
     url = f"{scheme}://run/x.tar"
     put(url, OLD)
@@ -163,12 +211,67 @@ def test_errors_of_the_library() -> None:
     assert get("atclose://run/fail.tar") == OLD
 
 
+NOT_KNOWN = "is not known to write objects that appear as a whole"
+
+
 def test_a_file_system_whose_files_are_seen_while_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(OLD)
-    with pytest.raises(pyckpt.CheckpointError, match="PlainSystem cannot write an object"):
+    with pytest.raises(pyckpt.CheckpointError, match=f"PlainSystem {NOT_KNOWN}"):
         pyckpt.save({}, f"plain://{tmp_path}/x.tar")
     assert os.listdir(tmp_path) == ["x.tar"]
     assert (tmp_path / "x.tar").read_bytes() == OLD
+
+
+def test_what_the_check_leaves_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"plain://{tmp_path}/fail.tar"
+    with pytest.raises(pyckpt.CheckpointError, match=NOT_KNOWN):
+        pyckpt.save({}, url)
+    assert os.listdir(tmp_path) == ["fail.tar.pyckpt-probe"]
+    assert f"{url}.pyckpt-probe stays, as it could not be removed" in caplog.text
+
+
+def test_a_buffered_file_without_a_commit_of_its_own() -> None:
+    AtCloseSystem.objects["run/x.tar"] = OLD
+    with pytest.raises(pyckpt.CheckpointError, match=f"UnknownSystem {NOT_KNOWN}"):
+        pyckpt.save({}, "unknown://run/x.tar")
+    gc.collect()
+    assert AtCloseSystem.objects == {"run/x.tar": OLD}
+
+
+def test_databricks_shows_what_is_not_whole() -> None:
+    options = {"instance": "127.0.0.1:1", "token": "x"}
+    with pytest.raises(pyckpt.CheckpointError, match=f"DatabricksFileSystem {NOT_KNOWN}"):
+        pyckpt.save({}, "dbfs:///run/x.tar", storage_options=options)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(json.JSONDecodeError("no json", "", 0), UnicodeDecodeError("utf-8", b"", 0, 1, "x")),
+        *(ValueError("a name that the library refuses"), TypeError("None is no answer")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_error_of_a_library_is_raised_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What libraries make of an odd answer of a server is often a ValueError."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    put("memory://run/x.tar", OLD)
+    url = Url("memory://run/x.tar")
+    monkeypatch.setattr(MemoryFileSystem, "info", fail)
+    for call in (pyckpt.load, open_store(url).stat):
+        with pytest.raises(OSError, match=f"{type(error).__name__}: ") as caught:
+            call(url)
+        assert caught.value.filename == url
+        assert caught.value.errno == errno.EIO
+    monkeypatch.setattr(MemoryFileSystem, "open", fail)
+    with pytest.raises(pyckpt.CheckpointError, match=f"{type(error).__name__}: ") as saved:
+        pyckpt.save({}, url)
+    assert saved.value.path == url
 
 
 @pytest.mark.parametrize("end", ["restore", "abandon"])
@@ -193,6 +296,54 @@ def test_going_back(scheme: str, end: str, caplog: pytest.LogCaptureFixture) -> 
     writer.keep()
     writer.abandon()
     assert get(url) is not None
+
+
+def test_an_object_that_cannot_be_removed_again(caplog: pytest.LogCaptureFixture) -> None:
+    url = Url("atclose://run/x.tar")
+    upload = open_store(url).open_upload(url)
+    upload.open(1)
+    upload.commit(True)
+    upload._fs.rm_file = FailingSystem().rm_file  # type: ignore[attr-defined]
+    upload.restore()
+    assert f"{url} stays, as it could not be removed: it is forbidden" in caplog.text
+
+
+def test_an_older_object_that_cannot_be_looked_at_counts_as_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = Url("failing://run/x.tar")
+    upload = open_store(url).open_upload(url)
+    upload.open(1)
+    upload.commit(True)
+    upload.restore()
+    assert "cannot be brought back" in caplog.text
+    assert list(AtCloseSystem.objects) == ["run/x.tar"]
+
+
+# Objects of "atclose" are files of a folder here.
+PROGRAM = """
+import os, sys
+import fsspec, torch, pyckpt
+import tests.storage.test_fsspec_saves as saves
+
+class Folder(dict):
+    def __setitem__(self, name, data):
+        with open(os.path.join(sys.argv[1], os.path.basename(name)), "wb") as file:
+            file.write(data)
+
+saves.AtCloseSystem.objects = Folder()
+fsspec.register_implementation("atclose", saves.AtCloseSystem)
+writer = pyckpt.ArchiveWriter("atclose://run/x.tar")
+writer.add_object("x", {"w": torch.zeros(20 << 20, dtype=torch.uint8)})
+writer.write()
+"""
+
+
+def test_the_process_ends_with_a_writer_that_is_open(tmp_path: Path) -> None:
+    for end in ("", "raise RuntimeError('x')", "sys.exit(3)", "writer.commit()"):
+        done = subprocess.run([sys.executable, "-c", PROGRAM + end, tmp_path], timeout=100)
+        assert done.returncode == {"": 0, "sys.exit(3)": 3, "writer.commit()": 0}.get(end, 1)
+        assert os.listdir(tmp_path) == (["x.tar"] if "commit" in end else [])
 
 
 def test_all_ways_to_save() -> None:

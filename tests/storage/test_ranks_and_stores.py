@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import pyckpt
 from tests.launch import run_ranks
@@ -38,6 +40,23 @@ def test_every_rank_uploads_its_own(bucket: Bucket, tmp_path: Path, nbytes: int)
     for key in KEYS:
         subprocess.run(["tar", "-xf", tmp_path / key, "-C", folder], check=True)
     assert (folder / ".metadata").exists()
+
+
+def test_keys_are_taken_as_they_are(bucket: Bucket) -> None:
+    """No key is a path: slashes side by side, and what URLs of the web give a meaning to."""
+    for folder in ("/", "run//a b%2F#?é+/", "run//"):
+        url, server = bucket.url(folder + "rank{rank}.tar"), bucket.proxy.address
+        run_ranks("stores_worker.py", url, server, 100, -1, timeout=200)
+        paths = [bucket.url(folder + key) for key in KEYS]
+        for path in paths:
+            assert pyckpt.verify(path).ok
+            model = nn.ParameterDict({name: torch.zeros(25) for name in "abcd"})
+            with pytest.warns(UserWarning, match="random states of 2 ranks"):
+                pyckpt.load_checkpoint(path, pyckpt.State(model))
+            torch.manual_seed(0)  # as the worker has it
+            expected = torch.randn(25)
+            assert all(torch.equal(model[name], expected) for name in "abcd")
+    assert len(bucket.keys()) == 6
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 
 import pyckpt
 from pyckpt.cli import main
@@ -41,8 +40,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield folder
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
     assert os.listdir(folder) == []
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import pyckpt
-from pyckpt.storage.urls import Url, location, open_store
+from pyckpt.cli import main
+from pyckpt.storage.sweep import sweep
+from pyckpt.storage.urls import Url, beside, location, name_beside, open_store
 from tests.stores import Bucket
 
 
@@ -29,6 +36,64 @@ def test_the_parts_of_a_url() -> None:
     for text in ("x", "/x://y", "s3:/x/y"):
         with pytest.raises(pyckpt.FilenameError):
             Url(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("s3:///x.tar", "s3a:///run/x.tar", "gs:///x.tar", "az:///x.tar", "abfs:///run/x.tar"),
+        *("s3://bucket", "s3://bucket/", "gs://bucket", "az://container/", "s3://bucket/run/"),
+    ],
+)
+def test_a_url_without_a_bucket_or_a_name(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda _: MemoryFileSystem)
+    for call in (lambda: pyckpt.save({}, text), lambda: pyckpt.load(text)):
+        with pytest.raises(pyckpt.FilenameError, match=r"names no bucket|does not name an object"):
+            call()
+
+
+@pytest.mark.parametrize("text", ["s3:///run/", "gs://", "file:///run/", "file://", "file:/run"])
+def test_what_cannot_be_swept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda _: MemoryFileSystem)
+    with pytest.raises(pyckpt.FilenameError, match=r"no bucket|no URL"):
+        list(sweep(text, older_than=0))
+    assert main(["sweep", text]) == 2
+    assert text in capsys.readouterr().err
+
+
+parts = st.text(st.sampled_from("ab. %2F#?é\u2028~+\\"), max_size=3).filter(lambda x: x != "..")
+keys = (
+    st.lists(parts, min_size=1, max_size=5).map("/".join).filter(lambda x: x[-1:] not in ("", "/"))
+)
+
+
+@given(keys, keys)
+def test_names_lead_from_any_key_to_any_other(key: str, other: str) -> None:
+    for start in ("s3://bucket/", "memory://host/", "abfs://c@account.example/"):
+        place, goal = Url(start + key), Url(start + other)
+        name = name_beside(place, goal)
+        there = beside(place, name)
+        assert there == goal
+        assert (there.bucket, there.key) == (goal.bucket, goal.key)  # type: ignore[union-attr]
+
+
+def test_names_beside() -> None:
+    for place, name, other in [
+        ("s3://bucket//rank0.tar", "rank1.tar", "s3://bucket//rank1.tar"),
+        ("s3://bucket/run//a/r.tar", "../b/r.tar", "s3://bucket/run//b/r.tar"),
+        ("s3://bucket/r.tar", "/r.tar", "s3://bucket//r.tar"),
+        ("memory://a.tar", "b.tar", "memory://b.tar"),
+    ]:
+        assert beside(Url(place), name) == other
+        assert name_beside(Url(place), Url(other)) == name
+    for name in ("../x", "a/../../x", "../other/x"):
+        with pytest.raises(pyckpt.FilenameError, match="is in no bucket"):
+            beside(Url("s3://bucket/x.tar"), name)
+    for other in ("s3://other/x.tar", "gs://bucket/x.tar", "s3://bucket/../x.tar"):
+        with pytest.raises(pyckpt.FilenameError, match="no name leads from"):
+            name_beside(Url("s3://bucket/x.tar"), Url(other))
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
@@ -69,6 +134,59 @@ def test_a_package_that_is_not_installed(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(pyckpt.FilenameError, match=rf'pip install "pyckpt\[{extra}\]"'):
         pyckpt.save({}, url)
+
+
+ADLFS = """
+import os
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+class AzureBlobFile(AbstractBufferedFile):
+    def _initiate_upload(self):
+        if os.environ.get("DELETES"):
+            os.remove(self.path)
+        self.blocks = []
+
+    def _upload_chunk(self, final=False):
+        self.blocks.append(self.buffer.getvalue())
+        if final:
+            with open(self.path, "wb") as file:
+                file.writelines(self.blocks)
+
+class AzureBlobFileSystem(AbstractFileSystem):
+    protocol = "abfs", "az", "abfss"
+
+    def _open(self, path, mode="rb", block_size=None, **_):
+        return AzureBlobFile(self, "/" + path, mode, block_size)
+"""
+
+
+@pytest.mark.parametrize("version", ["2024.12.0", "2026.8.0", "2024.7.0", "2023.12", "?", None])
+def test_versions_of_adlfs_that_delete_the_old_object_are_refused(
+    tmp_path: Path, version: str | None
+) -> None:
+    is_new = version in ("2024.12.0", "2026.8.0")
+    (tmp_path / "adlfs").mkdir()
+    (tmp_path / "adlfs" / "__init__.py").write_text(ADLFS)
+    if version is not None:
+        told = tmp_path / f"adlfs-{version}.dist-info"
+        told.mkdir()
+        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: adlfs\nVersion: {version}\n")
+    (tmp_path / "x.tar").write_bytes(b"old")
+    script = "import sys, pyckpt; pyckpt.save({}, 'az:/' + sys.argv[1])"
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "x.tar"],
+        env={**os.environ, **environment, **({} if is_new else {"DELETES": "1"})},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode == 0) == is_new, done.stderr
+    assert ((tmp_path / "x.tar").read_bytes() == b"old") != is_new
+    if not is_new:
+        assert "FilenameError" in done.stderr
+        assert "2024.12 or newer" in done.stderr
+        assert 'pip install "pyckpt[azure]"' in done.stderr
 
 
 @pytest.mark.parametrize(
