@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <cstdint>
 #include <new>
 #include <random>
 #include <utility>
@@ -28,6 +29,11 @@ namespace {
 // For smaller files it takes longer to get the memory of the segments than they save.
 constexpr std::uint64_t kWorthSegments =
     2 * SegmentWriter::kSegments * SegmentWriter::kSegmentNbytes;
+
+// The most bytes that are given to the page cache at once. From 2 MiB on, Linux looks for pages of
+// 2 MiB. The host of a virtual machine may have to find the memory for such a page first, which
+// takes ten times as long as the copy.
+constexpr std::size_t kCachedNbytes = std::size_t{1} << 20;
 
 constexpr mode_t kNewFileMode = 0666;
 constexpr mode_t kPermissions = 0777;
@@ -130,11 +136,15 @@ void FileSink::Write(std::uint64_t offset, const std::vector<Span>& spans) {
   std::size_t done = 0;  // bytes of that span that are written
   while (next < spans.size()) {
     int count = 0;
-    for (std::size_t i = next; i < spans.size() && count < static_cast<int>(batch.size()); ++i) {
+    std::size_t room = direct_ ? SIZE_MAX : kCachedNbytes;
+    for (std::size_t i = next;
+         i < spans.size() && room != 0 && count < static_cast<int>(batch.size()); ++i) {
       const std::size_t skip = i == next ? done : 0;
+      const std::size_t nbytes = std::min(spans[i].nbytes - skip, room);
       // iovec is also used for reading, so its pointer is not const.
       batch[static_cast<std::size_t>(count++)] = {const_cast<std::uint8_t*>(spans[i].data) + skip,
-                                                  spans[i].nbytes - skip};
+                                                  nbytes};
+      room -= nbytes;
     }
     const ssize_t written = WriteSome(batch.data(), count, offset);
     if (written == -1) throw Error::System(errno, "cannot write", target_);

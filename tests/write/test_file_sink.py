@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,14 @@ def test_large_files_go_past_the_page_cache(reports: dict[str, Any], tmp_path: P
         "odd writes",
     ):
         assert count(reports[f"{name} large .tar"], "dontcache") > 0
+
+
+def test_the_page_cache_gets_small_pieces(reports: dict[str, Any]) -> None:
+    # Larger ones let Linux take pages of 2 MiB.
+    report = reports["no fsync large .tar"]
+    offsets = sorted(int(call[8:-1]) for call in report["calls"] if call.startswith("pwritev("))
+    edges = [*offsets, report["nbytes"]]
+    assert max(end - start for start, end in pairwise(edges)) <= 1 << 20
 
 
 def test_an_asynchronous_save_without_threads(reports: dict[str, Any]) -> None:
