@@ -120,6 +120,9 @@ def report(title: str, results: Mapping[str, tuple[float, int]]) -> None:
 def saves(state: Any, client: Any, fs: Any, suffix: str, folder: Path) -> Ways:
     """Ways to bring a state into the store."""
 
+    local = folder / f"local{suffix}"
+    pyckpt.save(state, local)
+
     def torch_and_upload() -> None:
         path = folder / "x.pt"
         torch.save(state, path)
@@ -132,6 +135,7 @@ def saves(state: Any, client: Any, fs: Any, suffix: str, folder: Path) -> Ways:
     return {
         "torch.save, boto3's upload_file": torch_and_upload,
         "torch.save to a file of s3fs": stream,
+        f"upload_file alone, {suffix}": lambda: client.upload_file(str(local), _BUCKET, "alone"),
         f"pyckpt.save, {suffix}": lambda: pyckpt.save(state, f"s3://{_BUCKET}/x{suffix}"),
     }
 
