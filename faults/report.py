@@ -7,6 +7,7 @@ A campaign reads ``arguments()``, takes ``sample()`` of its cases, adds an outco
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def sample(cases: Sequence[_T], number: int | None, seed: int = 0) -> list[_T]:
         return list(cases)
     chance = random.Random(seed)
     ends = [len(cases) * i // number for i in range(number + 1)]
-    return [cases[chance.randrange(begin, end)] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [cases[chance.randrange(begin, end)] for begin, end in itertools.pairwise(ends)]
 
 
 class Report:
