@@ -67,6 +67,18 @@ def every_stop(save: Callable[[], object], folder: Path, error: int = KILL) -> I
     shutil.rmtree(before)
 
 
+def killed_at(save: Callable[[], object], number: int) -> bool:
+    """Runs a save in a forked process that is killed before its write ``number``.
+
+    Returns:
+        Whether it was killed; False if it has ended, since it has no such write.
+    """
+    code, message = _in_child(save, number, KILL)
+    if code not in (_ENDED, -9):
+        raise AssertionError(f"stop {number}: exit code {code}\n{message}")
+    return code == -9
+
+
 def tree(folder: Path) -> Tree:
     """What is in a folder."""
     return {
