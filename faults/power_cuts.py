@@ -260,7 +260,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if "stop.so" not in os.environ.get("LD_PRELOAD", ""):
         with tempfile.TemporaryDirectory() as name:
-            command = [sys.executable, "-m", "faults.power_cuts", *sys.argv[1:]]
+            # In a mount namespace of its own, so that none that is made meanwhile has a copy of a
+            # mount, which would keep the file system from being unmounted.
+            command = ["unshare", "--mount", sys.executable, "-m", "faults.power_cuts"]
+            command += sys.argv[1:]
             environment = {**os.environ, **preloaded(Path(name)), "OMP_NUM_THREADS": "1"}
             return subprocess.run(command, env=environment).returncode
     report = Report("Power cuts")
