@@ -360,12 +360,13 @@ class _StorageOf:
         self._views: dict[str, torch.storage.TypedStorage] = {}
 
     def __call__(self, saved_id: Any) -> Any:
-        saved_id = [_ascii(one) for one in saved_id] if isinstance(saved_id, tuple) else [None]
-        if saved_id[0] == "module" and len(saved_id) == _MODULE_ID_PARTS:
-            return saved_id[1]  # a class; its source code follows
-        if saved_id[0] != "storage" or len(saved_id) not in (5, 6):
+        parts = [_ascii(one) for one in saved_id] if isinstance(saved_id, tuple) else []
+        kind = parts[0] if parts else None
+        if kind == "module" and len(parts) == _MODULE_ID_PARTS:
+            return parts[1]  # a class; its source code follows
+        if kind != "storage" or len(parts) not in (5, 6):
             raise BrokenPickleError("a persistent id that is not a storage's")
-        storage_type, key, location, numel = saved_id[1:5]
+        storage_type, key, location, numel = parts[1:5]
         is_untyped = storage_type is torch.UntypedStorage
         dtype = torch.uint8 if is_untyped else getattr(storage_type, "dtype", None)
         if not isinstance(dtype, torch.dtype) or type(numel) is not int:
@@ -373,7 +374,7 @@ class _StorageOf:
         if not isinstance(key, str | int) or not isinstance(location, str):
             raise BrokenPickleError("a storage without a key or a location")
         whole = self._whole(str(key), dtype, location, numel)
-        view = saved_id[5] if len(saved_id) > 5 else None
+        view = parts[5] if len(parts) > 5 else None
         return whole if view is None else self._view(whole, view)
 
     def _whole(

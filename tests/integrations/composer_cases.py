@@ -46,7 +46,7 @@ SUFFIXES = [".pt", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.lzma", *COMPRESS
 MODES = {"stock": None, "blocking": False, "asynchronous": True}
 
 # Composer warns of much, also at its import, that is not ours.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 each_mode = pytest.mark.parametrize("mode", [False, True], ids=["blocking", "asynchronous"])
 
 
@@ -393,7 +393,7 @@ def run_worker(name: str, *arguments: object, mounts: str = "", **environment: s
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=190,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

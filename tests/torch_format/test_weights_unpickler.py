@@ -225,6 +225,7 @@ def test_our_own_errors_are_no_damage(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         *(b"", b"\x80\x02", b"\x80\x02K", b"\x80\x02(K", b"\x80\x02h\x05.", b"\x80\x02}(K\x01u."),
         *(b"\x80\x02X\x01\0\0\0\xff.", b"\x80\x02NQ.", b"\x80\x02}]Ns.", b"\x80\x02K\x01)R."),
+        *(b"\x80\x02)Q.", b"\x80\x02)\x85Q."),
     ],
 )
 def test_broken_pickles_are_damage(tmp_path: Path, pickled: bytes) -> None:
