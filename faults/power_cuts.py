@@ -21,16 +21,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import pyckpt
 from faults.report import Case, Report, argument_parser, sample
+from faults.ways import Way, ways
 from tests.stops import killed_at, preloaded
 
 __all__ = ["main"]
@@ -85,137 +81,7 @@ def disk(kind: str, folder: Path) -> Iterator[Disk]:
         made.unmount()
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """A save over an older one.
-
-    Attributes:
-        name: The row of the table.
-        save: Saves version 1 or 2 below a folder.
-        found: The version that is there, or 0 if there is none that is whole.
-        durable: Whether one of them must be there, and the new one after the save's return.
-        first: Whether there is no older one.
-    """
-
-    name: str
-    save: Callable[[Path, int], object]
-    found: Callable[[Path], int]
-    durable: bool = True
-    first: bool = False
-
-    def problem(self, folder: Path, returned: bool) -> str:
-        """What does not hold; empty if everything does."""
-        version = self.found(folder)
-        if not self.durable or version == 2:
-            return ""
-        if returned:
-            return "the save returned, and the new checkpoint is not there"
-        if version == 1 or (self.first and version == 0):
-            return ""
-        return "neither the old checkpoint nor the new one is there"
-
-
-def tensors(version: int) -> dict[str, Any]:
-    """Different tensors for each version; none of them is zero, as lost blocks are."""
-    noise = torch.Generator().manual_seed(version)
-    return {"version": version, "weight": torch.randn(200_000, generator=noise)}
-
-
-def version_of(loaded: dict[str, Any]) -> int:
-    """Which version was loaded.
-
-    Raises:
-        AssertionError: None of them: tensors are wrong in silence.
-    """
-    version: int = loaded["version"]
-    expected = tensors(version)
-    assert torch.equal(loaded["weight"], expected["weight"]), "tensors are wrong in silence"
-    return version
-
-
-def of_file(suffix: str, inside: str = "", **options: Any) -> Scenario:
-    """A save of one file."""
-
-    def path(folder: Path) -> Path:
-        return folder / inside / f"model{suffix}"
-
-    def found(folder: Path) -> int:
-        if not path(folder).exists():
-            return 0
-        try:
-            return version_of(pyckpt.load(path(folder), weights_only=True))
-        except pyckpt.CheckpointError:
-            assert options.get("fsync") is False, "the file is damaged"
-            return 0
-
-    durable = options.get("fsync", True)
-    how = [f"save {suffix}"]
-    if inside:
-        how.append("into new folders")
-    if not durable:
-        how.append("fsync=False")
-    return Scenario(
-        ", ".join(how),
-        lambda folder, version: pyckpt.save(tensors(version), path(folder), **options),
-        found,
-        durable,
-        first=bool(inside),
-    )
-
-
-def in_background(folder: Path, version: int) -> None:
-    pyckpt.async_save(tensors(version), folder / "model.tar.gz").result()
-
-
-def in_transaction(folder: Path, version: int) -> None:
-    with pyckpt.transaction(folder / "step") as inside:
-        for name in ("a.pt", "b.tar.gz"):
-            pyckpt.save(tensors(version), inside / name)
-        (inside / "version").write_text(str(version))
-
-
-def found_in_transaction(folder: Path) -> int:
-    step = folder / "step"
-    if not step.exists():
-        return 0
-    versions = {version_of(pyckpt.load(step / name)) for name in ("a.pt", "b.tar.gz")}
-    versions.add(int((step / "version").read_text()))
-    assert len(versions) == 1, f"the folder is mixed: {versions}"
-    return versions.pop()
-
-
-def state(version: int) -> pyckpt.State:
-    torch.manual_seed(version)
-    return pyckpt.State(torch.nn.Linear(200, 200), extra=tensors(version))
-
-
-def by_manager(folder: Path, version: int) -> None:
-    pyckpt.CheckpointManager(folder / "run", suffix=".tar.gz", keep_last=1).save(
-        version, state(version)
-    )
-
-
-def found_by_manager(folder: Path) -> int:
-    restored = state(0)
-    manager = pyckpt.CheckpointManager(folder / "run", suffix=".tar.gz", keep_last=1)
-    if manager.restore_latest(restored) is None:
-        return 0
-    return version_of(restored.extra)
-
-
-def scenarios() -> list[Scenario]:
-    """All of them."""
-    return [
-        *(of_file(suffix) for suffix in (".tar", ".tar.gz", ".tar.zst", ".pt")),
-        of_file(".tar.gz", inside="new/folder"),
-        Scenario("async_save", in_background, lambda folder: of_file(".tar.gz").found(folder)),
-        Scenario("transaction", in_transaction, found_in_transaction),
-        Scenario("CheckpointManager", by_manager, found_by_manager),
-        *(of_file(suffix, fsync=False) for suffix in (".tar.gz", ".pt")),
-    ]
-
-
-def attempt(scenario: Scenario, disk: Disk, number: int, flag: int) -> tuple[str, bool]:
+def attempt(way: Way, disk: Disk, number: int, flag: int) -> tuple[str, bool]:
     """Cuts the power before write ``number``.
 
     Returns:
@@ -225,35 +91,35 @@ def attempt(scenario: Scenario, disk: Disk, number: int, flag: int) -> tuple[str
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
-    if not scenario.first:
-        scenario.save(folder, 1)
+    if not way.first:
+        way.save(folder, 1)
     os.sync()
-    returned = not killed_at(lambda: scenario.save(folder, 2), number)
+    returned = not killed_at(lambda: way.save(folder, 2), number)
     disk.cut(flag)
     try:
-        return scenario.problem(folder, returned), returned
+        return way.problem(folder, returned), returned
     except Exception as error:
         return f"{type(error).__name__}: {error}", returned
 
 
-def count(scenario: Scenario, folder: Path) -> int:
+def count(way: Way, folder: Path) -> int:
     """How many writes a save has."""
     inside = folder / "count"
     shutil.rmtree(inside, ignore_errors=True)
     inside.mkdir()
-    if not scenario.first:
-        scenario.save(inside, 1)
+    if not way.first:
+        way.save(inside, 1)
     calls = ctypes.CDLL(None)
     calls.stop_count.restype = ctypes.c_long
     calls.stop_at(ctypes.c_long(-1), 0)
-    scenario.save(inside, 2)
+    way.save(inside, 2)
     return int(calls.stop_count())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the campaign, in a process of its own, which has the library that kills."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--only", default="", help="scenarios with this in their name")
+    parser.add_argument("--only", default="", help="ways with this in their name")
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
         print("power cuts need root: file systems are mounted", file=sys.stderr)
@@ -271,10 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(name)
         # One more than there are: the cut after the save's return.
         cases = [
-            (kind, scenario, number, cut)
-            for scenario in scenarios()
-            if options.only in scenario.name
-            for last in [count(scenario, folder) + 1]
+            (kind, way, number, cut)
+            for way in ways()
+            if options.only in way.name
+            for last in [count(way, folder) + 1]
             for kind in FILE_SYSTEMS
             for number in range(1, last + 1)
             for cut in CUTS
@@ -282,14 +148,14 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = sample(cases, options.sample, options.seed)
         for kind in FILE_SYSTEMS:
             with disk(kind, folder) as mounted:
-                for _, scenario, number, cut in (case for case in chosen if case[0] == kind):
-                    broken, returned = attempt(scenario, mounted, number, CUTS[cut])
+                for _, way, number, cut in (case for case in chosen if case[0] == kind):
+                    broken, returned = attempt(way, mounted, number, CUTS[cut])
                     where = "after its return" if returned else f"before write {number}"
                     report.add(
                         Case(
-                            f"{kind}: {scenario.name}",
+                            f"{kind}: {way.name}",
                             broken and f"{where}, {cut}: {broken}",
-                            f'python -m faults.power_cuts --only "{scenario.name}"',
+                            f'python -m faults.power_cuts --only "{way.name}"',
                         )
                     )
     return report.end()

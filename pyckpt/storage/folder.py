@@ -76,8 +76,8 @@ class Folder(Protocol):
     def replace_links(self, prefix: str, targets: Mapping[str, str]) -> None:
         """Makes links to files of the folder: each name leads to its file.
 
-        Other links whose names begin with ``prefix`` are removed. Stores have no links, so in them
-        nothing is done.
+        Other links whose names begin with ``prefix`` are removed. Stores and some file systems have
+        no links: then nothing is done.
         """
 
     def remove(self, names: Iterable[str]) -> None:
@@ -88,6 +88,10 @@ class Folder(Protocol):
 
         A store that does not answer says nothing about its objects.
         """
+
+
+# What file systems say that have no symbolic links, as exFAT.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def open_folder(path: str | os.PathLike[str], options: StorageOptions = None) -> Folder:
@@ -138,8 +142,13 @@ class LocalFolder:
         replace_file(self.at(name), data, fsync=fsync)
 
     def replace_links(self, prefix: str, targets: Mapping[str, str]) -> None:
-        for name, target in targets.items():
-            replace_link(self.at(name), target)
+        try:
+            for name, target in targets.items():
+                replace_link(self.at(name), target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return
         with os.scandir(self.path) as found:
             names = [one.name for one in found if one.is_symlink() and one.name.startswith(prefix)]
         for name in names:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +161,23 @@ def test_a_path_as_url(tmp_path: Path) -> None:
 def test_what_is_no_folder(path: Any) -> None:
     with pytest.raises(pyckpt.FilenameError):
         open_folder(path)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC])
+def test_a_file_system_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    folder = open_folder(tmp_path)
+    if number == errno.ENOSPC:
+        with pytest.raises(OSError, match="No space left"):
+            folder.replace_links("latest", {"latest.tar": "x.tar"})
+    else:
+        folder.replace_links("latest", {"latest.tar": "x.tar"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options(bucket: Bucket, tmp_path: Path) -> None:
