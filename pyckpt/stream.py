@@ -46,9 +46,8 @@ class StreamReader:
     """Reads the decompressed bytes of one file.
 
     Args:
-        path: Any file.
-        fd: A descriptor of the file, if it is open; it stays open as long as this is used.
-            ``path`` is only a name for messages then.
+        path: What messages call the file.
+        fd: A descriptor of the file, which stays open as long as this is used.
         supply: Brings the bytes of ``fd`` when they are wanted.
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         mapped: Map an uncompressed file into memory instead of reading it.
@@ -72,7 +71,7 @@ class StreamReader:
         self,
         path: Path | str,
         *,
-        fd: int | None = None,
+        fd: int,
         supply: _core.Supply | None = None,
         num_threads: int | None = None,
         mapped: bool = False,
@@ -119,7 +118,7 @@ class StreamReader:
     @property
     def file_nbytes(self) -> int:
         """Size of the file."""
-        return Path(self.path).stat().st_size if self.fd is None else os.fstat(self.fd).st_size
+        return os.fstat(self.fd).st_size
 
     def require(self, offset: int, nbytes: int) -> None:
         """Decodes bytes of the stream, so that they can be read or taken."""

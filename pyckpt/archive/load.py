@@ -19,8 +19,9 @@ from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError
 from pyckpt.key_paths import only
 from pyckpt.options import WriteOptions
 from pyckpt.progress import ProgressHook, reporting
-from pyckpt.storage.file_object import InputFile, input_file, is_file_object
-from pyckpt.storage.urls import StorageOptions, location
+from pyckpt.storage.file_object import input_file, is_file_object
+from pyckpt.storage.inputs import InputFile, open_input
+from pyckpt.storage.urls import StorageOptions, Stores, location
 from pyckpt.torch_format.deserialize import deserialize
 from pyckpt.torch_format.legacy_file import LegacyFile
 from pyckpt.torch_format.lost_tensors import lost_tensors
@@ -96,21 +97,17 @@ def load(
     WriteOptions(num_threads=num_threads, progress=progress)
     globs = _globs(keys)
     safely = is_safe_load(weights_only, pickle_module, encoding)
-    with _opened(f) as file, reporting(progress, f"loading {file.path.name}") as report:
+    with (
+        _opened(f, storage_options) as file,
+        reporting(progress, f"loading {file.path.name}") as report,
+    ):
 
         def tell(done: int, total: int | None) -> None:
             # The total is unknown until the member is found. Until then nothing is reported.
             if report is not None and total is not None:
                 report(done, total)
 
-        reader = ArchiveReader(
-            file.path,
-            fd=file.fd,
-            storage_options=storage_options,
-            num_threads=num_threads,
-            mapped=bool(mmap),
-            report=tell,
-        )
+        reader = ArchiveReader(file, num_threads=num_threads, mapped=bool(mmap), report=tell)
         obj = _load(reader, member, globs, map_location, safely, verify)
         if report is not None and reader.wanted_nbytes is not None:
             report(reader.wanted_nbytes, reader.wanted_nbytes)
@@ -123,12 +120,14 @@ def load(
 
 
 @contextmanager
-def _opened(f: Any) -> Iterator[InputFile]:
+def _opened(f: Any, storage_options: StorageOptions) -> Iterator[InputFile]:
     if is_file_object(f, "read"):
         with input_file(f) as file:
             yield file
+    elif isinstance(f, InputFile):  # by pyckpt itself
+        yield f
     else:
-        yield InputFile(location(f))
+        yield open_input(location(f), Stores(storage_options))
 
 
 def _globs(keys: Any) -> Sequence[str] | None:

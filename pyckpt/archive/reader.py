@@ -13,8 +13,8 @@ from pyckpt.archive.members import FILE, Member, MemberIndex, inner_path
 from pyckpt.errors import CorruptArchiveError
 from pyckpt.memory import require_memory
 from pyckpt.progress import Report
-from pyckpt.storage.object_file import open_object
-from pyckpt.storage.urls import Location, StorageOptions, Url
+from pyckpt.storage.inputs import InputFile, open_input
+from pyckpt.storage.urls import Location, StorageOptions, Stores
 from pyckpt.stream import StreamReader
 
 __all__ = ["ArchiveReader", "Contents"]
@@ -39,10 +39,12 @@ class ArchiveReader(StreamReader):
     For arguments and errors see :class:`pyckpt.stream.StreamReader`.
 
     Args:
-        path: An object's URL also.
-        storage_options: What the store of that URL is told.
+        file: A path, an object's URL, or a file that is open. It is the same file as long as this
+            is used, whatever gets its name meanwhile.
+        storage_options: What the store of a URL is told.
 
     Attributes:
+        file: The file.
         is_tar: Whether the file is read as a tar: it is not a file of torch.save.
         is_ordered: Whether it is decoded from start to end, because the file does not tell the
             places of its blocks.
@@ -50,21 +52,24 @@ class ArchiveReader(StreamReader):
 
     def __init__(
         self,
-        path: Location,
+        file: Location | InputFile,
         *,
-        fd: int | None = None,
-        supply: _core.Supply | None = None,
         storage_options: StorageOptions = None,
         num_threads: int | None = None,
         mapped: bool = False,
         report: Report | None = None,
     ) -> None:
-        if isinstance(path, Url) and supply is None:
-            supply = file = open_object(path, storage_options)
-            fd = file.fd
+        if not isinstance(file, InputFile):
+            file = open_input(file, Stores(storage_options))
+        self.file = file
         self.path: Location
         super().__init__(
-            path, fd=fd, supply=supply, num_threads=num_threads, mapped=mapped, report=report
+            file.path,
+            fd=file.fd,
+            supply=file.supply,
+            num_threads=num_threads,
+            mapped=mapped,
+            report=report,
         )
         self.is_ordered = self.image.nbytes is None
         self.is_tar = self.contents(0) is Contents.OTHER
@@ -73,9 +78,7 @@ class ArchiveReader(StreamReader):
 
     def again(self) -> ArchiveReader:
         """Another reader of the same file, with nothing decoded."""
-        return ArchiveReader(
-            self.path, fd=self.fd, supply=self.supply, num_threads=self.num_threads
-        )
+        return ArchiveReader(self.file, num_threads=self.num_threads)
 
     def members(self) -> Iterator[Member]:
         """All members in the order of the tar.

@@ -33,6 +33,8 @@ from pyckpt.sharded.members import rank_of
 from pyckpt.sharded.optimizer_names import with_numbers
 from pyckpt.sharded.part import METADATA, Part, find_part
 from pyckpt.sharded.shard_reader import ShardReader, Wanted
+from pyckpt.storage.inputs import InputFile
+from pyckpt.storage.object_file import replaced
 from pyckpt.storage.urls import Location, StorageOptions, beside
 from pyckpt.torch_format.deserialize import Outlined, byte_order, outlined
 from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
@@ -146,20 +148,8 @@ class LoadedFile(Outline):
         As ``FullFile``.
     """
 
-    def __init__(
-        self,
-        path: Location,
-        *,
-        num_threads: int | None,
-        weights_only: bool,
-        storage_options: StorageOptions = None,
-    ) -> None:
-        self.tree = load(
-            path,
-            num_threads=num_threads,
-            weights_only=weights_only,
-            storage_options=storage_options,
-        )
+    def __init__(self, file: Any, *, num_threads: int | None, weights_only: bool) -> None:
+        self.tree = load(file, num_threads=num_threads, weights_only=weights_only)
 
     def read(self, slices: Sequence[Slice], whole: Sequence[tuple[str, torch.Tensor]]) -> None:
         """See Outline."""
@@ -167,27 +157,16 @@ class LoadedFile(Outline):
             one.out.copy_(part_of(one.tensor, one.offsets, one.out.shape))
 
 
-def whole_file(
-    path: Location,
-    *,
-    num_threads: int | None,
-    weights_only: bool,
-    storage_options: StorageOptions = None,
-) -> Outline:
+def whole_file(input_file: InputFile, *, num_threads: int | None, weights_only: bool) -> Outline:
     """The outline of one file with the whole state. Raises as ``pyckpt.load``."""
-    reader = ArchiveReader(path, storage_options=storage_options, num_threads=num_threads)
+    reader = ArchiveReader(input_file, num_threads=num_threads)
     if not reader.is_ordered:
         member = reader.find(STATES_MEMBER) if reader.is_tar else reader.whole()
         if reader.contents(member.offset) is Contents.TORCH_ZIP:
             file = TorchFile(reader, member.offset, member.nbytes)
             if file.holds_object and all(record.stored for record in file.records.values()):
                 return FullFile(reader, file, weights_only=weights_only)
-    return LoadedFile(
-        path,
-        num_threads=num_threads,
-        weights_only=weights_only,
-        storage_options=storage_options,
-    )
+    return LoadedFile(input_file, num_threads=num_threads, weights_only=weights_only)
 
 
 class ArchiveSet(Outline):
@@ -215,11 +194,13 @@ class ArchiveSet(Outline):
         self._given = path
         self._part = part
         self._weights_only = weights_only
-        self._options = storage_options
-        self._shards = ShardReader(num_threads, storage_options=storage_options)
-        self._checked: set[int] = set()
+        self._shards = ShardReader(
+            num_threads, storage_options=storage_options, check=self._require_part
+        )
+        self._ranks: dict[Location, int] = {}  # by the paths of their archives
+        self._seen: set[int] = set()
         first = self._path(0)
-        self._check(0)
+        self._look(0)
         data = self._shards.read_bytes(first, member=METADATA)
         self._metadata: Metadata = load_metadata(data, first)
         self._names: dict[int, str] = {}  # of hollow tensors, by their storages
@@ -230,19 +211,21 @@ class ArchiveSet(Outline):
         parts = [*slices, *(Slice(name, t, (0,) * t.dim(), t) for name, t in whole)]
         wanted = [one for part in parts for one in self._wanted(part)]
         for rank in sorted({rank_of(one.member or "") for one in wanted}):
-            self._check(rank)
+            self._look(rank)
         self._shards.read(wanted)
 
     def _path(self, rank: int) -> Location:
-        return beside(self._given, self._part.files[rank])
+        path = beside(self._given, self._part.files[rank])
+        self._ranks[path] = rank
+        return path
 
-    def _check(self, rank: int) -> None:
-        """Checks that the archive of a rank is there, and is of this save."""
-        if rank in self._checked:
+    def _look(self, rank: int) -> None:
+        """Checks that the archive of a rank is there, and is of this save, before much is read."""
+        if rank in self._seen:
             return
         path = self._path(rank)
         try:
-            found = find_part(ArchiveReader(path, storage_options=self._options, num_threads=1))
+            self._shards.look(path)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"the archive of rank {rank} is not there: {path}. A sharded checkpoint is "
@@ -252,14 +235,22 @@ class ArchiveSet(Outline):
                 path=str(path),
                 errno=error.errno,
             ) from error
-        if found is None or found.save_id != self._part.save_id:
-            raise MixedFilesError(
-                f"{path} is not of the same save as {self._path(self._part.rank)}: the archives of "
-                "one checkpoint belong together",
-                rank=rank,
-                path=str(path),
-            )
-        self._checked.add(rank)
+        self._seen.add(rank)
+
+    def _require_part(self, reader: ArchiveReader) -> None:
+        """Checks that an archive is of this save. It may have been another one a moment ago."""
+        found = find_part(reader)
+        if found is not None and found.save_id == self._part.save_id:
+            return
+        rank = self._ranks[reader.path]
+        if rank in self._seen or rank == self._part.rank:
+            raise replaced(reader.path)
+        raise MixedFilesError(
+            f"{reader.path} is not of the same save as {self._path(self._part.rank)}: the archives "
+            "of one checkpoint belong together",
+            rank=rank,
+            path=str(reader.path),
+        )
 
     def _tree(self) -> dict[str, Any]:
         tensors = {
@@ -296,7 +287,7 @@ class ArchiveSet(Outline):
                 member = self._member(MetadataIndex(name))
                 path = self._path(rank_of(member))
                 wanted.append(Wanted(name, path, member, None, (), (), found[name]))
-                self._check(rank_of(member))
+                self._look(rank_of(member))
         self._shards.read(wanted)
         return {name: _loaded(raw, self._weights_only) for name, raw in found.items()}
 

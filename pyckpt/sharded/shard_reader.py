@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,8 @@ from pyckpt.archive.members import FILE, Member, MemberIndex, inner_path
 from pyckpt.archive.reader import ArchiveReader, Contents
 from pyckpt.errors import CorruptArchiveError, OptionError
 from pyckpt.options import whole_threads
-from pyckpt.storage.urls import Location, StorageOptions
+from pyckpt.storage.inputs import open_input
+from pyckpt.storage.urls import Location, StorageOptions, Stores
 from pyckpt.torch_format.deserialize import byte_order, deserialize
 from pyckpt.torch_format.pickle_tree import read_tree
 from pyckpt.torch_format.tensor_index import TensorInfo, lone_tensor
@@ -68,6 +69,7 @@ class ShardReader:
         num_threads: Decoding threads; None takes the CPUs that this process may use.
         verify: Whether to compare checksums. A tensor's is known only if all of the shard is read.
         storage_options: What the store of a URL is told besides the environment.
+        check: Called with the reader of each file, each time that one is opened. It may raise.
 
     Raises:
         OptionError: ``num_threads`` is wrong.
@@ -78,10 +80,16 @@ class ShardReader:
         num_threads: int | None = None,
         verify: bool = True,
         storage_options: StorageOptions = None,
+        check: Callable[[ArchiveReader], object] | None = None,
     ) -> None:
         self._threads = None if num_threads is None else whole_threads(num_threads)
         self._verify = verify
-        self._options = storage_options
+        self._stores = Stores(storage_options)
+        self._check = check
+
+    def look(self, path: Location) -> None:
+        """Opens a file, and checks it. Raises as ``read()`` does."""
+        self._open(path, 1)
 
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Reads all parts to where they are wanted.
@@ -97,9 +105,7 @@ class ShardReader:
             by_path.setdefault(one.path, []).append(one)
         for path, group in by_path.items():
             with _naming(group):
-                reader = ArchiveReader(
-                    path, storage_options=self._options, num_threads=self._threads
-                )
+                reader = self._open(path, self._threads)
             self._read_file(reader, group)
 
     def read_bytes(
@@ -109,6 +115,14 @@ class ShardReader:
         out = bytearray()
         self.read([Wanted(member or path.name, path, member, place, (), (), out)])
         return bytes(out)
+
+    def _open(self, path: Location, num_threads: int | None) -> ArchiveReader:
+        reader = ArchiveReader(open_input(path, self._stores), num_threads=num_threads)
+        if self._check is not None:
+            self._check(reader)
+            if reader.is_ordered:  # what was decoded for that does not come again
+                reader.reopen()
+        return reader
 
     def _read_file(self, reader: ArchiveReader, wanted: Sequence[Wanted]) -> None:
         by_name: dict[str, list[Wanted]] = {}

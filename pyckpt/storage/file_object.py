@@ -15,16 +15,16 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyckpt import _core
 from pyckpt.errors import OptionError
 from pyckpt.memory import require_memory
-from pyckpt.storage.urls import Location
+from pyckpt.storage.inputs import InputFile
+from pyckpt.storage.memory_file import memory_file
 
-__all__ = ["InputFile", "OutputFile", "input_file", "is_file_object", "memory_file"]
+__all__ = ["OutputFile", "input_file", "is_file_object"]
 
 _READ_NBYTES = 8 << 20
 # Their write() keeps nothing of the memory that it gets. Any other might, so it gets a copy.
@@ -90,21 +90,6 @@ class OutputFile:
         if not 0 < taken <= nbytes:
             raise OSError(errno.EIO, f"write() says that it took {taken} of {nbytes} bytes")
         return taken
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file to read from.
-
-    Attributes:
-        path: Its path or URL, or what messages call it.
-        fd: A descriptor of it, if it is open.
-        is_copy: Whether the descriptor has a copy of it, in memory.
-    """
-
-    path: Location
-    fd: int | None = None
-    is_copy: bool = False
 
 
 @contextmanager
@@ -194,13 +179,6 @@ def _can_seek(file: Any) -> bool:
     except (AttributeError, OSError):  # io.UnsupportedOperation is an OSError
         return False
     return True
-
-
-def memory_file() -> Any:
-    """A file without a name: in memory, where the system has such files."""
-    if hasattr(os, "memfd_create"):
-        return io.FileIO(os.memfd_create("pyckpt", os.MFD_CLOEXEC), "r+")
-    return tempfile.TemporaryFile(buffering=0)
 
 
 def _copy(file: Any, copy: Any, path: Path) -> None:

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pyckpt import _core
 from pyckpt.errors import CheckpointError
 from pyckpt.memory import require_memory
-from pyckpt.storage.file_object import memory_file
+from pyckpt.storage.memory_file import memory_file
 from pyckpt.storage.store import Store
-from pyckpt.storage.urls import StorageOptions, Url, open_store
+from pyckpt.storage.urls import Location, Url
 
-__all__ = ["ObjectFile", "open_object"]
+__all__ = ["ObjectFile", "replaced"]
 
 _BLOCK_NBYTES = 256 << 10
 _CONNECTIONS = 8
@@ -70,12 +70,14 @@ class ObjectFile:
         path: The object's URL.
         fd: The file's descriptor.
         nbytes: The object's size.
+        mark: A text that differs once the object is replaced, as far as the store tells.
     """
 
     def __init__(self, store: Store, url: Url) -> None:
         info = store.stat(url)
         self.path = url
         self.nbytes = info.nbytes
+        self.mark = f"{info.nbytes} {info.etag or info.modified}"
         self._store = store
         self._etag = info.etag
         self._file = _SparseFile(info.nbytes)
@@ -192,11 +194,7 @@ class ObjectFile:
     def _require_no_failure(self) -> None:
         error = self._failure
         if isinstance(error, OSError) and error.errno == errno.ESTALE:
-            raise CheckpointError(
-                f"{self.path} was replaced by another object while it was read",
-                path=self.path,
-                errno=errno.ESTALE,
-            ) from error
+            raise replaced(self.path) from error
         if error is not None:
             raise error
 
@@ -339,15 +337,14 @@ class _SparseFile:
         _core.punch_hole(self.fd, offset, nbytes)
 
 
-def open_object(url: Url, options: StorageOptions = None) -> ObjectFile:
-    """An object, to be read.
-
-    Raises:
-        FilenameError: No store serves the URL, or a package is not installed.
-        OptionError: The options are wrong.
-        OSError: There is no such object, or the store does not answer.
-    """
-    return ObjectFile(open_store(url, options), url)
+def replaced(path: Location) -> CheckpointError:
+    """The error for a file that is not the one any more whose reading has begun."""
+    kind = "object" if isinstance(path, Url) else "file"
+    return CheckpointError(
+        f"{path} was replaced by another {kind} while it was read",
+        path=str(path),
+        errno=errno.ESTALE,
+    )
 
 
 def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Location",
     "StorageOptions",
+    "Stores",
     "Url",
     "beside",
     "check_has_bucket",
@@ -189,6 +190,28 @@ def open_store(url: Url, options: StorageOptions = None) -> Store:
     make: Any = _store_class(url.scheme, url)
     store: Store = make(url, dict(options or {}))
     return store
+
+
+class Stores:
+    """Clients of stores for one load: one for each store, made when it is needed.
+
+    A client has a pool of connections, which are used again for the next object. A forked process
+    makes clients of its own.
+
+    Args:
+        options: What they are told besides the environment.
+    """
+
+    def __init__(self, options: StorageOptions = None) -> None:
+        self._options = options
+        self._clients: dict[tuple[int, str, str], Store] = {}
+
+    def client(self, url: Url) -> Store:
+        """The client of the store that serves ``url``. Raises as ``open_store``."""
+        key = os.getpid(), url.scheme, url.bucket
+        if key not in self._clients:
+            self._clients[key] = open_store(url, self._options)
+        return self._clients[key]
 
 
 def _local_file(text: str) -> Path:

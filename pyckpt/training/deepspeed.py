@@ -15,20 +15,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from pyckpt.archive.formats import STATES_MEMBER
-from pyckpt.archive.load import load
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
 from pyckpt.ranks.exchange import Channel, together
-from pyckpt.storage.urls import Location, StorageOptions
+from pyckpt.storage.inputs import InputFile, open_input, require_one_version
+from pyckpt.storage.urls import Location, Stores
 from pyckpt.training.deepspeed_types import allow_deepspeed_types
-from pyckpt.training.shared_reads import Source, read_shared
+from pyckpt.training.shared_reads import Source, read_shared, read_source
 
 __all__ = ["TAG", "EngineStates", "check_can_load", "collect_engine_states"]
 
@@ -147,7 +148,7 @@ class EngineStates:
         self._path = path
         self._channel = channel
         self._options = options
-        self._holders: dict[str, Location] = {}
+        self._sources: dict[str, Source] = {}
         self._states: dict[str, Any] = {}
 
     def read(self, engine: Any) -> Any:
@@ -158,21 +159,18 @@ class EngineStates:
         Raises:
             CheckpointError: A rank could not read something. All ranks raise it.
         """
-        listings = together(
-            "looking at the checkpoint",
-            lambda: (self._path, _state_members(self._path, self._options["storage_options"])),
-            self._channel,
-        )
+        listings = together("looking at the checkpoint", self._list, self._channel)
+        require_one_version(one.version for one in chain(*listings) if one.version is not None)
         # This rank's members first, then those of the lowest rank. Equal names have equal contents.
-        for path, members in (listings[self._channel.rank], *listings):
-            for member in members:
-                self._holders.setdefault(member, path)
-        own = [member for member in listings[self._channel.rank][1] if member != STATES_MEMBER]
+        for source in chain(listings[self._channel.rank], *listings):
+            self._sources.setdefault(source.member, source)
+        members = [source.member for source in listings[self._channel.rank]]
+        own = [member for member in members if member != STATES_MEMBER]
         wanted = dict.fromkeys([STATES_MEMBER, *own, *_needed(engine, load_weights_only=True)])
 
         found = together(
             "looking for the states",
-            lambda: [Source(self._holder(member), member) for member in wanted],
+            lambda: [self._source(member) for member in wanted],
             self._channel,
         )
         sources = found[self._channel.rank]
@@ -197,7 +195,7 @@ class EngineStates:
                 path=str(self._path),
             )
         for member in _needed(engine, load_weights_only):
-            self._holder(member)
+            self._source(member)
 
     def restore(self, engine: Any, *, strict: bool, load_weights_only: bool) -> None:
         """Lets DeepSpeed load the states. Collective.
@@ -207,7 +205,7 @@ class EngineStates:
         """
         with tempfile.TemporaryDirectory(prefix="pyckpt-") as name:
             folder = Path(name)
-            for member in self._holders:
+            for member in self._sources:
                 placeholder = folder / member
                 placeholder.parent.mkdir(parents=True, exist_ok=True)
                 placeholder.touch()
@@ -227,11 +225,16 @@ class EngineStates:
         if member in self._states:
             return self._states[member]
         # A state of another rank: experts, or a part of the model that DeepSpeed looks at.
-        return load(self._holder(member), **self._options, member=member)
+        return read_source(self._source(member), **self._options)
 
-    def _holder(self, member: str) -> Location:
+    def _list(self) -> list[Source]:
+        """The states in this rank's archive. Raises as ``_state_members``, or OSError."""
+        file = open_input(self._path, Stores(self._options["storage_options"]))
+        return [Source(self._path, name, file.version) for name in _state_members(file)]
+
+    def _source(self, member: str) -> Source:
         try:
-            return self._holders[member]
+            return self._sources[member]
         except KeyError:
             raise CorruptArchiveError(
                 f"{self._path} has no member {member!r}, nor has another rank's archive; put "
@@ -273,7 +276,7 @@ def _needed(engine: Any, load_weights_only: bool) -> list[str]:
     return names
 
 
-def _state_members(path: Location, storage_options: StorageOptions) -> list[str]:
+def _state_members(file: InputFile) -> list[str]:
     """The names of the states in an archive.
 
     Raises:
@@ -282,6 +285,5 @@ def _state_members(path: Location, storage_options: StorageOptions) -> list[str]
         OSError: The file cannot be read.
     """
     folder = f"{TAG}/"
-    reader = ArchiveReader(path, storage_options=storage_options)
-    names = [member.inner_name(path) for member in reader.index()]
+    names = [member.inner_name(file.path) for member in ArchiveReader(file).index()]
     return [n for n in names if n == STATES_MEMBER or (n.startswith(folder) and n.endswith(".pt"))]

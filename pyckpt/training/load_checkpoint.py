@@ -16,7 +16,8 @@ from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks,
 from pyckpt.restoration import Restoration
 from pyckpt.sharded.part import Part, find_part
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
-from pyckpt.storage.urls import Location, StorageOptions
+from pyckpt.storage.inputs import InputFile, Version, open_input, require_one_version
+from pyckpt.storage.urls import Location, StorageOptions, Stores
 from pyckpt.torch_format.weights_only import is_weights_only
 from pyckpt.training.holding import Holding, holding_of
 from pyckpt.training.named_state import keeping_shards
@@ -142,6 +143,7 @@ class _Load:
         self._parts: Parts = []
         self._engine_states: Any = None
         self._found: tuple[Location, Part] | None = None
+        self._version: Version | None = None  # of what the first rank has looked at
         self._outline: Any = None
         self._holdings: list[Holding] = []
         self._restoration = Restoration()
@@ -174,7 +176,7 @@ class _Load:
             together("reading the checkpoint", self._read_outline, self._channel)
             return self._outline.tree
         if not self._is_deepspeed:
-            source = Source(self._path, STATES_MEMBER)
+            source = Source(self._path, STATES_MEMBER, self._version)
             [contents] = read_shared([source], self._channel, **self._options)
             return contents
         from pyckpt.training.deepspeed import EngineStates
@@ -185,36 +187,45 @@ class _Load:
     def _find_out_how(self) -> bool:
         """Whether a rank has, or the checkpoint is, a part of something. Collective."""
         found = together("looking at the checkpoint", self._look, self._channel)
-        self._found = found[0][0]
-        self._holdings = [holding for _, holding in found]
+        self._found, self._version, _ = found[0]
+        self._holdings = [holding for _, _, holding in found]
         return (
             self._found is not None
             or any(one.has_shards for one in self._holdings)
             or len({one.digest for one in self._holdings}) > 1
         )
 
-    def _look(self) -> tuple[tuple[Location, Part] | None, Holding]:
-        """The archive of a set that the first rank finds, and what this rank has."""
+    def _look(self) -> tuple[tuple[Location, Part] | None, Version | None, Holding]:
+        """The archive of a set, or else the version, that the first rank finds.
+
+        And what this rank has.
+        """
         holding = holding_of(self._state)
         if self._channel.rank != 0:
-            return None, holding
-        reader = ArchiveReader(
-            self._path, storage_options=self._options["storage_options"], num_threads=1
-        )
-        part = find_part(reader)
+            return None, None, holding
+        file = self._opened()
+        part = find_part(ArchiveReader(file, num_threads=1))
+        if part is None:
+            return None, file.version, holding
         path = self._path.absolute() if isinstance(self._path, Path) else self._path
-        return None if part is None else (path, part), holding
+        return (path, part), None, holding
+
+    def _opened(self) -> InputFile:
+        """The file. It has the version that the first rank has looked at."""
+        file = open_input(self._path, Stores(self._options["storage_options"]))
+        if self._version is not None:
+            require_one_version((self._version, file.version))
+        return file
 
     def _read_outline(self) -> None:
         from pyckpt.sharded.outline import ArchiveSet, whole_file
 
-        options = {
-            key: self._options[key] for key in ("num_threads", "weights_only", "storage_options")
-        }
+        options = {key: self._options[key] for key in ("num_threads", "weights_only")}
         if self._found is None:
-            self._outline = whole_file(self._path, **options)
+            self._outline = whole_file(self._opened(), **options)
         else:
-            self._outline = ArchiveSet(*self._found, **options)
+            store = self._options["storage_options"]
+            self._outline = ArchiveSet(*self._found, storage_options=store, **options)
 
     def choose(self, contents: Any, ignore_keys: IgnoreKeys) -> None:
         """Chooses what to restore of ``contents``."""

@@ -22,17 +22,23 @@ from pyckpt.archive.save import save
 from pyckpt.errors import CheckpointError
 from pyckpt.ranks.exchange import Channel, together
 from pyckpt.ranks.file_identity import file_identity, machine
-from pyckpt.storage.urls import Location, Url
+from pyckpt.storage.inputs import Version, open_input, require_one_version
+from pyckpt.storage.urls import Location, Stores, Url
 
-__all__ = ["Source", "read_shared"]
+__all__ = ["Source", "read_shared", "read_source"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A member of an archive. A file of torch.save has no members, so ``member`` is ignored."""
+    """A member of an archive. A file of torch.save has no members, so ``member`` is ignored.
+
+    Attributes:
+        version: That of the archive. None takes any.
+    """
 
     path: Location
     member: str
+    version: Version | None = None
 
 
 def read_shared(sources: Sequence[Source], channel: Channel, **options: Any) -> list[Any]:
@@ -61,7 +67,7 @@ def read_shared(sources: Sequence[Source], channel: Channel, **options: Any) -> 
             for index, (source, key) in enumerate(zip(sources, own_keys, strict=True)):
                 if key is not None and first_to_want[key] != channel.rank:
                     continue
-                objects[index] = _load(source, options)
+                objects[index] = read_source(source, **options)
                 if key is not None and wanted_by[key] > 1:
                     path = _hand_on(objects[index], cleanup)
                     if path is not None:
@@ -74,7 +80,7 @@ def read_shared(sources: Sequence[Source], channel: Channel, **options: Any) -> 
                     assert key is not None
                     path = handed_on[first_to_want[key]].get(key)
                     there = source if path is None else Source(path, source.member)
-                    objects[index] = _load(there, options)
+                    objects[index] = read_source(there, **options)
 
         handed_on = together("reading the checkpoint", read_first, channel)
         together("reading the checkpoint", read_rest, channel)
@@ -90,8 +96,19 @@ def _key(source: Source) -> str | None:
     return f"{machine()}\0{file_identity(source.path)}\0{source.member}"
 
 
-def _load(source: Source, options: dict[str, Any]) -> Any:
-    return load(source.path, member=source.member, **options)
+def read_source(source: Source, **options: Any) -> Any:
+    """The object that ``source`` names.
+
+    Args:
+        options: Those of ``pyckpt.load``.
+
+    Raises:
+        CheckpointError: It has another version: ESTALE. Or as ``pyckpt.load``.
+    """
+    file: Any = open_input(source.path, Stores(options.get("storage_options")))
+    if source.version is not None:
+        require_one_version((source.version, file.version))
+    return load(file, member=source.member, **options)
 
 
 def _hand_on(obj: Any, cleanup: ExitStack) -> Path | None:

@@ -3,6 +3,7 @@
 training/test_sharded_training.py reads them with real ranks.
 """
 
+import errno
 import io
 import json
 import pickle
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata
 
 import pyckpt
+from pyckpt.archive.reader import ArchiveReader
 
 pytestmark = pytest.mark.newest_torch
 
@@ -160,3 +162,53 @@ def test_an_archive_of_another_save(path: Path) -> None:
         path, lambda data: place_of(data, "state.model.weight", "state.model.weight/rank1.pt")
     )
     refused(path, pyckpt.MixedFilesError, r"other\.tar is not of the same save as .*a-rank0\.tar")
+
+
+def all_of(value: float) -> pyckpt.State:
+    """A state in which everything says which one it is."""
+    state = make(value)
+    torch.nn.init.constant_(state.model.bias, value)
+    state.extra = {"value": value}
+    return state
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2"])
+def test_an_archive_that_is_replaced_meanwhile(
+    path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gets a mixture of two checkpoints, whenever it is."""
+    template = path.with_name(f"b-rank{{rank}}{suffix}")
+    target, other = (template.with_name(f"{name}-rank0{suffix}") for name in ("b", "other"))
+    original = ArchiveReader.__init__
+    opened = 0
+
+    def opening(*args: Any, **options: Any) -> None:
+        nonlocal opened
+        opened += 1
+        if opened == at:
+            other.rename(target)
+        original(*args, **options)
+
+    monkeypatch.setattr(ArchiveReader, "__init__", opening)
+    outcomes = []
+    for at in range(1, 100):
+        pyckpt.save_checkpoint(all_of(2.0), template, state_dict_type="sharded")
+        target.rename(other)
+        pyckpt.save_checkpoint(all_of(1.0), template, state_dict_type="sharded")
+        state, opened, value = all_of(5.0), 0, 5.0
+        error: pyckpt.CheckpointError | None = None
+        try:
+            pyckpt.load_checkpoint(target, state)
+            value = state.extra["value"]
+        except pyckpt.CheckpointError as caught:
+            error = caught
+        assert error is None or "was replaced by another file while it was read" in str(error)
+        assert error is None or error.errno == errno.ESTALE
+        assert (state.model.weight == value).all()
+        assert (state.model.bias == value).all()
+        assert state.extra == {"value": value}
+        outcomes.append(value)
+        if opened < at:
+            break
+    assert outcomes[-1] == 1.0
+    assert 5.0 in outcomes

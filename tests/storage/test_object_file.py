@@ -18,6 +18,7 @@ import pyckpt
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.errors import CheckpointError
 from pyckpt.storage import object_file
+from pyckpt.storage.inputs import InputFile
 from pyckpt.storage.object_file import ObjectFile
 from pyckpt.storage.store import ObjectInfo, Write
 from pyckpt.storage.urls import Url
@@ -297,8 +298,7 @@ def test_a_check_of_a_large_archive_takes_bounded_memory(
     store, file = opened(path.read_bytes())
     most = [0]
     store.before = lambda: most.append(in_memory(file))
-    monkeypatch.setattr("pyckpt.archive.reader.open_object", lambda url, options: file)
-    monkeypatch.setattr("pyckpt.archive.verify.location", lambda path: path)
+    monkeypatch.setattr("pyckpt.storage.inputs.ObjectFile", lambda store, url: file)
     assert pyckpt.verify(URL, num_threads=2).ok
     assert store.nbytes > 180 * MIB
     assert max(most) < (64 + 32 + 2 * 16 + 2) * MIB
@@ -316,9 +316,7 @@ def test_each_byte_comes_once(
     state = {f"w{n}": torch.randn(MIB, generator=generator) for n in range(12)}
     pyckpt.save(state, path, fsync=False)
     store, file = opened(path.read_bytes())
-    monkeypatch.setattr("pyckpt.archive.reader.open_object", lambda url, options: file)
-    for module in ("load", "verify"):
-        monkeypatch.setattr(f"pyckpt.archive.{module}.location", lambda path: path)
+    monkeypatch.setattr("pyckpt.storage.inputs.ObjectFile", lambda store, url: file)
     read(URL, num_threads=2)
     # But for the start and the end, which are looked at first.
     assert file.nbytes <= store.nbytes <= file.nbytes + 3 * MIB
@@ -329,7 +327,7 @@ def test_a_reader_again_shares_the_file(tmp_path: Path) -> None:
     state = {"w": torch.arange(3_000_000)}
     pyckpt.save(state, path, fsync=False)
     store, file = opened(path.read_bytes())
-    reader = ArchiveReader(URL, fd=file.fd, supply=file)
+    reader = ArchiveReader(InputFile(URL, file.fd, supply=file))
     first = reader.index()
     assert [m.name for m in reader.again().index()] == [m.name for m in first]
     assert store.nbytes < 8 * MIB

@@ -84,3 +84,19 @@ def test_the_last_commit_fails(bucket: Bucket) -> None:
     bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration=versioning)
     save(bucket, BIG, 0)
     assert [bucket.get(key) for key in KEYS] == [OLD, OLD]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("place", ["a store", "a disk"])
+def test_a_checkpoint_that_is_replaced_between_two_ranks(
+    bucket: Bucket, tmp_path: Path, when: str, place: str
+) -> None:
+    for name, value in (("x", 1.0), ("other", 2.0)):
+        model = nn.Linear(3, 2)
+        nn.init.constant_(model.weight, value)
+        pyckpt.save_checkpoint(pyckpt.State(model), tmp_path / f"{name}.tar")
+    path = str(tmp_path / "x.tar")
+    if place == "a store":
+        bucket.put("x.tar", (tmp_path / "x.tar").read_bytes())
+        path = bucket.url("x.tar")
+    run_ranks("replaced_worker.py", when, path, tmp_path / "other.tar", timeout=200)

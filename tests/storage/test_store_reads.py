@@ -26,9 +26,12 @@ import torch
 
 import pyckpt
 from pyckpt.archive import formats
+from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.cli import main
 from pyckpt.errors import CheckpointError, CorruptArchiveError, FilenameError, OptionError
+from pyckpt.sharded.shard_reader import ShardReader, Wanted
 from pyckpt.storage import retries
+from pyckpt.storage.s3_client import S3Client
 from pyckpt.storage.urls import Url, open_store
 from tests.states import assert_equal, mixed_state
 from tests.stores import Bucket, Fault, answer, delay, reset
@@ -252,6 +255,22 @@ def test_command(bucket: Bucket, tmp_path: Path, capfd: Any) -> None:
     assert_equal(pyckpt.load(tmp_path / "y.tar"), state)
     assert main(["ls", bucket.url("none")]) == 2
     assert bucket.url("none") in capfd.readouterr().err
+
+
+def test_one_client_reads_all_archives(bucket: Bucket, monkeypatch: Any, tmp_path: Path) -> None:
+    wanted = []
+    for number in range(5):
+        bucket.put(f"{number}.tar", saved(tmp_path, ".tar", torch.full((3,), number)))
+        place = Url(bucket.url(f"{number}.tar")), STATES_MEMBER, None
+        wanted.append(Wanted("w", *place, (0,), (3,), torch.zeros(3, dtype=torch.int64)))
+    made = []
+    original = S3Client.__init__
+    monkeypatch.setattr(S3Client, "__init__", lambda *a: (made.append(1), original(*a))[1])
+    reader = ShardReader()
+    for _ in range(2):
+        reader.read(wanted)
+    assert [one.out.tolist() for one in wanted] == [[number] * 3 for number in range(5)]
+    assert len(made) == 1
 
 
 # What goes wrong.

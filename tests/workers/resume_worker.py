@@ -73,9 +73,9 @@ def note_reads() -> list[str]:
     paths: list[str] = []
     load = shared_reads.load
 
-    def noting(path: Path, **options: Any) -> Any:
-        paths.append(str(path))
-        obj = load(path, **options)
+    def noting(file: Any, **options: Any) -> Any:
+        paths.append(str(file.path))
+        obj = load(file, **options)
         if MODE == "load-no-room":
             resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
         return obj
