@@ -21,7 +21,7 @@ from pyckpt.errors import OptionError
 from pyckpt.interrupts import interrupt_behind
 from pyckpt.storage.retries import try_again
 
-__all__ = ["S3Client", "field", "send", "was_refused"]
+__all__ = ["S3Client", "field", "send", "was_refused", "was_rejected"]
 
 T = TypeVar("T")
 
@@ -253,6 +253,17 @@ def field(answer: Mapping[str, Any], name: str, url: str) -> Any:
 def was_refused(error: Exception) -> bool:
     """Whether the store has said that a request had no effect."""
     return isinstance(error, failures.ClientError) and 400 <= _code(error)[1] < 500
+
+
+def was_rejected(error: BaseException | None) -> bool:
+    """Whether the store has said that it does not take a request, now or later.
+
+    A store that does not know a request has many words for it. One that is down says none of them.
+    """
+    if not isinstance(error, failures.ClientError) or _is_passing(error):
+        return False
+    status = _code(error)[1]
+    return status in _STAYING_STATUSES or 400 <= status < 500
 
 
 def _os_error(error: Exception, url: str, doing: str) -> OSError:

@@ -11,7 +11,7 @@ from typing import Any
 from botocore.exceptions import IncompleteReadError
 
 from pyckpt.storage.parts import IN_FLIGHT
-from pyckpt.storage.s3_client import S3Client, field, send
+from pyckpt.storage.s3_client import S3Client, field, send, was_rejected
 from pyckpt.storage.s3_upload import S3Upload
 from pyckpt.storage.store import ObjectInfo, Store, UnfinishedUpload, Write
 from pyckpt.storage.urls import Url
@@ -21,8 +21,6 @@ __all__ = ["S3Store"]
 _PIECE_NBYTES = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _MOST_REMOVED = 1000  # in one request
-# What a store that does not know a request may say: a code of its own, or no permission.
-_REFUSED = (errno.EIO, errno.EACCES, errno.ENOENT)
 
 
 class S3Store(Store):
@@ -101,14 +99,14 @@ class S3Store(Store):
         self._send("removing", url, "delete_object", **_place(url))
 
     def _delete_batch(self, urls: Sequence[Url]) -> bool:
-        """Removes objects in one request. Returns whether the store knows such requests."""
+        """Removes objects in one request. Returns whether the store takes such requests."""
         wanted = {"Objects": [{"Key": url.key} for url in urls], "Quiet": True}
         try:
             answer = self._send(
                 "removing", urls[0], "delete_objects", Bucket=urls[0].bucket, Delete=wanted
             )
         except OSError as error:
-            if error.errno in _REFUSED:
+            if was_rejected(error.__cause__):
                 return False
             raise
         for failed in answer.get("Errors", ()):

@@ -20,7 +20,7 @@ import pyckpt
 from pyckpt.storage import folder as folder_module
 from pyckpt.storage.folder import Folder, open_folder
 from pyckpt.storage.urls import Url, open_store
-from tests.stores import Bucket, answer
+from tests.stores import Bucket, Fault, answer, reset
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -200,7 +200,13 @@ def test_a_store_that_lists_page_by_page(bucket: Bucket) -> None:
     assert bucket.proxy.count("DeleteObject") == 1
 
 
-@pytest.mark.parametrize("code", [(501, "NotImplemented"), (403, "AccessDenied")])
+@pytest.mark.parametrize(
+    "code",
+    [
+        *((501, "NotImplemented"), (405, "MethodNotAllowed"), (403, "AccessDenied")),
+        *((400, "InvalidRequest"), (404, "NoSuchKey")),
+    ],
+)
 def test_a_store_that_removes_one_by_one(
     bucket: Bucket, no_pauses: None, code: tuple[int, str]
 ) -> None:
@@ -209,6 +215,21 @@ def test_a_store_that_removes_one_by_one(
         bucket.put(key, b"")
     open_folder(bucket.url("")).remove(["a", "b", "c"])
     assert bucket.keys() == []
+
+
+@pytest.mark.parametrize("fault", [reset, answer(500, "InternalError"), answer(503, "SlowDown")])
+def test_a_store_that_is_down_is_not_asked_for_each_object(
+    bucket: Bucket, no_pauses: None, fault: Fault
+) -> None:
+    bucket.proxy.rule("DeleteObjects", fault)
+    keys = [f"run/{number}" for number in range(5)]
+    for key in keys:
+        bucket.put(key, b"")
+    with pytest.raises(OSError, match="removing: ") as caught:
+        open_folder(bucket.url("run")).remove([key.partition("/")[2] for key in keys])
+    assert caught.value.filename == bucket.url("run/0")
+    assert bucket.proxy.count("DeleteObject") == 0
+    assert bucket.keys() == keys
 
 
 def test_one_that_cannot_be_removed(bucket: Bucket) -> None:
