@@ -117,25 +117,14 @@ class ObjectFile:
 
     def hold(self, ranges: Ranges) -> None:
         blocks = _blocks(ranges)
-        with self._changed:
-            missing = [index for index in blocks if not self._is_there(index)]
-            if len(missing) * _BLOCK_NBYTES > _MUCH_NBYTES:
-                require_memory(len(missing) * _BLOCK_NBYTES, self.path)
-            for index in blocks:
-                self._blocks.setdefault(index, _Block()).holds += 1
-                self._idle.pop(index, None)
-                self._ahead.discard(index)
-            self._held_next.extend(index for index in missing if not self._blocks[index].is_coming)
-            try:
-                self._start_threads()
-                for index in missing:
-                    while not self._is_there(index):
-                        self._require_no_failure()
-                        self._changed.wait()
-                self._require_no_failure()
-            except BaseException:
+        missing = self._held(blocks)
+        try:
+            while own := self._wait_for(missing):
+                self._fetch_or_stop(own)
+        except BaseException:
+            with self._changed:
                 self._release(blocks)
-                raise
+            raise
 
     def release(self, ranges: Ranges) -> None:
         with self._changed:
@@ -146,6 +135,36 @@ class ObjectFile:
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
+
+    def _held(self, blocks: Sequence[int]) -> list[int]:
+        """Notes that blocks are held. Returns those that are not there."""
+        with self._changed:
+            missing = [index for index in blocks if not self._is_there(index)]
+            if len(missing) * _BLOCK_NBYTES > _MUCH_NBYTES:
+                require_memory(len(missing) * _BLOCK_NBYTES, self.path)
+            for index in blocks:
+                self._blocks.setdefault(index, _Block()).holds += 1
+                self._idle.pop(index, None)
+                self._ahead.discard(index)
+            self._held_next.extend(index for index in missing if not self._blocks[index].is_coming)
+        return missing
+
+    def _wait_for(self, missing: Sequence[int]) -> list[int]:
+        """Waits until held blocks are there.
+
+        If the system has no more threads, it returns earlier, with what the caller has to bring.
+        """
+        with self._changed:
+            self._start_threads()
+            for index in missing:
+                while not self._is_there(index):
+                    self._require_no_failure()
+                    if self._threads or not self._held_next:
+                        self._changed.wait()
+                    elif own := self._next_request():
+                        return own
+            self._require_no_failure()
+        return []
 
     def _is_known(self, index: int) -> bool:
         """Whether a block was expected already, and has not been taken out since."""
@@ -205,10 +224,8 @@ class ObjectFile:
             self._threads += 1
             try:
                 thread.start()
-            except RuntimeError as error:  # the system has no more
+            except RuntimeError:  # the system has no more: those who hold bring it
                 self._threads -= 1
-                if not self._threads:
-                    self._failure = error
                 return
 
     def _bring(self) -> None:
@@ -226,6 +243,12 @@ class ObjectFile:
             with self._changed:
                 self._threads -= 1
                 self.stop(error)
+
+    def _fetch_or_stop(self, blocks: Sequence[int]) -> None:
+        try:
+            self._fetch(blocks)
+        except BaseException as error:
+            self.stop(error)
 
     def _fetch(self, blocks: Sequence[int]) -> None:
         """Brings neighbouring blocks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import threading
@@ -65,7 +66,15 @@ class Local:
 
 def opened(data: bytes) -> tuple[Local, ObjectFile]:
     store = Local(data)
-    return store, ObjectFile(store, URL)  # type: ignore[arg-type]
+    return store, opened_again(store)
+
+
+def opened_again(store: Local) -> ObjectFile:
+    return ObjectFile(store, URL)  # type: ignore[arg-type]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def in_memory(file: ObjectFile) -> int:
@@ -261,6 +270,41 @@ def test_a_failure_ends_all_waiting(kind: Exception) -> None:
     for thread in threads:
         thread.join(20)
     assert caught == [kind] * 6
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_no_more_threads_are_to_be_had(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Whoever waits brings it, besides the threads that there are."""
+    start, numbers = threading.Thread.start, itertools.count()
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "pyckpt-object" and next(numbers) >= after:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    data = random.Random(7).randbytes(48 * MIB)
+    store, file = opened(data)
+    wrong: list[int] = []
+
+    def read(number: int) -> None:
+        for offset in range(number * MIB, 40 * MIB, 4 * MIB):
+            file.expect([(offset, 8 * MIB)])
+            file.hold([(offset, 2 * MIB)])
+            if os.pread(file.fd, 2 * MIB, offset) != data[offset : offset + 2 * MIB]:
+                wrong.append(offset)
+            file.release([(offset, 2 * MIB)])
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+        assert not thread.is_alive()
+    assert not wrong
+    store.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        opened_again(store).hold([(0, 10)])
 
 
 def test_a_shorter_object_is_another_one() -> None:
