@@ -19,6 +19,7 @@ bytes as were agreed, and raises at the end. So no rank waits for another that h
 from __future__ import annotations
 
 import ctypes
+import errno
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -194,9 +195,14 @@ class Gathering:
 
         Raises:
             CheckpointError: A rank died, or this rank could not read its shards.
+            OSError: The system has no more threads: EAGAIN.
         """
         thread = threading.Thread(target=self._gather, args=(shards, channel), name="pyckpt-gather")
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            tell(_STOP, channel)
+            raise OSError(errno.EAGAIN, f"the state cannot be gathered: {error}") from error
         try:
             yield
         finally:

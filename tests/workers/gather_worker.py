@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +228,22 @@ def faults(channel: Channel) -> dict[str, Any]:
     for rank in (0, 1, 2):
         works[f"before {rank}"] = lambda r=rank: gathered(case, channel, failing_at(r))
         works[f"reader {rank}"] = lambda r=rank: gathered(unreadable(case, r), channel)
+
+    def without_thread() -> Any:
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == "pyckpt-gather":
+                raise RuntimeError("no thread, on purpose")
+            start(thread)
+
+        threading.Thread.start = refuse
+        try:
+            return gathered(case, channel)
+        finally:
+            threading.Thread.start = start
+
+    works["thread 0"] = without_thread
     works["disk"] = lambda: gathered(case, channel, after_tensor=fill_disk, threads=1)
     return {name: [error_of(work), is_right(channel, [2])] for name, work in works.items()}
 
