@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections.abc import Callable
 from types import CodeType, TracebackType
 from typing import Any
 
-__all__ = ["interrupt_behind", "is_interrupt"]
+__all__ = ["interrupt_behind", "is_interrupt", "to_the_end"]
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -49,6 +50,24 @@ def interrupt_behind(
         seen.add(one)
         unseen += [one.__cause__, one.__context__]
     return None
+
+
+def to_the_end(*steps: Callable[[], object]) -> None:
+    """Takes all steps, also those behind one that an interrupt has ended.
+
+    Raises:
+        BaseException: The first interrupt, when all is done. Any other exception at once.
+    """
+    interrupt: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            if not is_interrupt(error):
+                raise
+            interrupt = interrupt or error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _code(handler: Any) -> CodeType | None:

@@ -19,6 +19,7 @@
 #include "codec/formats.h"
 #include "container/tar_format.h"
 #include "python/by_type.h"
+#include "python/raise_soon.h"
 #include "python/reader.h"
 #include "python/upload_sink.h"
 #include "write/archive_writer.h"
@@ -119,14 +120,20 @@ std::shared_ptr<Sink> NewOrderedSink(py::object write) {
 }
 
 std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
-  const py::gil_scoped_release release;
-  return writer->Write([writer, &progress] {
+  const auto poll = [writer, &progress] {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (progress.is_none()) return;
     const ArchiveWriter::Progress now = writer->progress();
     progress(now.written_nbytes, now.total_nbytes);
-  });
+  };
+  try {
+    const py::gil_scoped_release release;
+    return writer->Write(poll);
+  } catch (...) {
+    RaiseNow();  // an interrupt that came while the sink was abandoned
+    throw;
+  }
 }
 
 // Python's exception class for ErrorKind::kCorrupt. Lives as long as Python.

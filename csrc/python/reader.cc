@@ -17,6 +17,7 @@
 #include "base/supply.h"
 #include "codec/decoder.h"
 #include "codec/formats.h"
+#include "python/raise_soon.h"
 #include "read/inflated_image.h"
 #include "read/open_image.h"
 #include "read/pickle_check.h"
@@ -74,8 +75,8 @@ class PythonSupply final : public Supply {
       const py::gil_scoped_acquire gil;
       try {
         Call("release", ranges);
-      } catch (py::error_already_set& error) {
-        error.discard_as_unraisable("releasing bytes of a file");
+      } catch (py::error_already_set& error) {  // Ctrl-C: release() itself does not fail
+        RaiseSoon(&error, "releasing bytes of a file");
       }
     } catch (...) {  // NOLINT(bugprone-empty-catch): the bytes stay in memory until the end
     }

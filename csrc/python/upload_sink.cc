@@ -3,9 +3,11 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "base/bytes.h"
+#include "python/raise_soon.h"
 #include "write/ordered_sink.h"
 
 namespace py = pybind11;
@@ -22,10 +24,12 @@ class UploadSink final : public Sink {
   // would publish what it has got so far.
   ~UploadSink() override {
     if (getpid() == owner_) {
-      UploadSink::Abandon();
       try {
         const py::gil_scoped_acquire gil;
+        const py::error_scope under_way;
+        auto interrupt = CallToTheEnd("abandon");
         upload_ = {};
+        if (interrupt) RaiseSoon(&*interrupt, "abandoning an upload");
         return;
       } catch (...) {  // this thread cannot have the GIL: rather leave the object behind
       }
@@ -76,10 +80,26 @@ class UploadSink final : public Sink {
     try {
       const py::gil_scoped_acquire gil;
       const py::error_scope under_way;
-      upload_.attr(method)();
-    } catch (...) {  // NOLINT(bugprone-empty-catch): failures are ignored, see Sink
+      if (auto interrupt = CallToTheEnd(method)) RaiseSoon(&*interrupt, "ending an upload");
+    } catch (...) {  // NOLINT(bugprone-empty-catch): this thread cannot have the GIL
     }
   }
+
+  // Calls the method again if an interrupt has ended it. Returns the interrupt.
+  std::optional<py::error_already_set> CallToTheEnd(const char* method) {
+    std::optional<py::error_already_set> interrupt;
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      try {
+        upload_.attr(method)();
+        break;
+      } catch (const py::error_already_set& error) {
+        if (!interrupt) interrupt.emplace(error);
+      }
+    }
+    return interrupt;
+  }
+
+  static constexpr int kAttempts = 2;
 
   const pid_t owner_ = getpid();
   py::object upload_;

@@ -32,6 +32,7 @@ from pyckpt.errors import CheckpointError
 from pyckpt.ranks.exchange import Channel
 from pyckpt.ranks.transfer import hear, receive, send, tell
 from pyckpt.sharded.shard import Shard
+from pyckpt.staging.latch import Latch
 from pyckpt.torch_format.hollow import hollow_storages, hollow_tensor
 from pyckpt.torch_format.tensor_slices import part_of
 
@@ -181,6 +182,7 @@ class Gathering:
         self._left = [sum(tensors[at].nbytes > 0 for at in batch) for batch in self._batches]
         self._error: BaseException | None = None
         self._stopped = False
+        self._ended = Latch()  # the thread has come to its end
 
     def reader(self, index: int) -> _Reader:
         """Reads the bytes of a tensor, on the first rank. It waits until they are there."""
@@ -209,7 +211,7 @@ class Gathering:
             with self._changed:
                 self._stopped = True
                 self._changed.notify_all()
-            _join(thread)
+            self._ended.wait_through()  # it uses the channel
         if self._error is not None:
             raise self._error
 
@@ -233,6 +235,12 @@ class Gathering:
 
     def _gather(self, shards: Sequence[Shard], channel: Channel) -> None:
         """The gathering thread of the first rank."""
+        try:
+            self._gather_all(shards, channel)
+        finally:
+            self._ended.set()
+
+    def _gather_all(self, shards: Sequence[Shard], channel: Channel) -> None:
         try:
             for number, batch in enumerate(self._batches):
                 data = self._make_room(number)
@@ -334,18 +342,6 @@ def _new_memory(sizes: Sequence[int]) -> list[torch.Tensor]:
         hollow_tensor(storage, torch.uint8, (nbytes,))
         for storage, nbytes in zip(hollow_storages(sizes), sizes, strict=True)
     ]
-
-
-def _join(thread: threading.Thread) -> None:
-    """Waits until a thread has ended, through Ctrl-C too: it uses the channel."""
-    interrupt: BaseException | None = None
-    while thread.is_alive():
-        try:
-            thread.join()
-        except BaseException as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
 
 
 @dataclass(frozen=True)

@@ -38,3 +38,18 @@ class Latch:
         if not self._is_set and self._gate.acquire(timeout=-1 if timeout is None else timeout):
             self._gate.release()  # the next one may go on
         return self._is_set
+
+    def wait_through(self) -> None:
+        """Waits until ``set()`` is called, through Ctrl-C too, which is raised then.
+
+        For threads that must have come to their end. Before Python 3.13, a ``join()`` that Ctrl-C
+        has ended takes the thread for one that has ended as well.
+        """
+        interrupt: BaseException | None = None
+        while not self._is_set:
+            try:
+                self.wait()
+            except BaseException as error:
+                interrupt = interrupt or error
+        if interrupt is not None:
+            raise interrupt

@@ -36,13 +36,15 @@ def discard(file: Any) -> None:
     # Closing it, as the garbage collector does, would let a part of the object appear.
     if isinstance(file, AbstractBufferedFile):
         file.closed = True
-    if callable(own := getattr(file, "discard", None)):
-        with suppress(FileNotFoundError):  # nothing of it has been sent
-            own()
-    # It has a copy on the disk, which it removes after an upload that succeeded, and no other.
-    if _HUGGING_FACE in _kinds(file) and (copy := getattr(file, "temp_file", None)) is not None:
-        copy.close()
-        Path(copy.name).unlink(missing_ok=True)
+    try:
+        if callable(own := getattr(file, "discard", None)):
+            with suppress(FileNotFoundError):  # nothing of it has been sent
+                own()
+    finally:
+        # It has a copy on the disk, which it removes after an upload that succeeded, and no other.
+        if _HUGGING_FACE in _kinds(file) and (copy := getattr(file, "temp_file", None)) is not None:
+            copy.close()
+            Path(copy.name).unlink(missing_ok=True)
 
 
 def _kinds(file: Any) -> set[tuple[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 from fsspec.spec import AbstractBufferedFile
 
 from pyckpt.errors import CheckpointError
-from pyckpt.interrupts import is_interrupt
+from pyckpt.interrupts import is_interrupt, to_the_end
 from pyckpt.storage.fsspec_files import appears_whole, defers, discard
 from pyckpt.storage.parts import part_nbytes
 from pyckpt.storage.urls import Url
@@ -97,13 +97,17 @@ class FsspecUpload:
             )
 
     def abandon(self) -> None:
-        self.restore()
+        to_the_end(self.restore, self._discard)
+
+    def _discard(self) -> None:
         file, self._file = self._file, None
         if file is None:
             return
         try:
             discard(file)
         except Exception as error:
+            if is_interrupt(error):
+                raise
             _LOGGER.warning("the upload of %s could not be discarded: %s", self._url, error)
 
     def _opened(self, name: str, **options: Any) -> Any:
@@ -126,6 +130,8 @@ class FsspecUpload:
         except FileNotFoundError:
             pass
         except Exception as error:
+            if is_interrupt(error):
+                raise
             _LOGGER.warning("%s stays, as it could not be removed: %s", name, error)
 
     def _require_whole_objects(self) -> None:

@@ -6,7 +6,11 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
+
+from pyckpt.interrupts import to_the_end
+from pyckpt.staging.latch import Latch
 
 __all__ = ["for_each"]
 
@@ -27,7 +31,13 @@ def for_each(work: Callable[[T], object], things: Iterable[T], *, threads: int) 
         waiting.put(thing)
     errors: list[BaseException] = []
 
-    def run() -> None:
+    def run(ended: Latch) -> None:
+        try:
+            run_until_error()
+        finally:
+            ended.set()
+
+    def run_until_error() -> None:
         while not errors:
             try:
                 thing = waiting.get_nowait()
@@ -38,23 +48,20 @@ def for_each(work: Callable[[T], object], things: Iterable[T], *, threads: int) 
             except BaseException as error:
                 errors.append(error)
 
-    started = []
+    started: list[Latch] = []
     try:
         with suppress(RuntimeError):  # the system has no more
             for _ in range(min(threads, waiting.qsize())):
-                thread = threading.Thread(target=run, name="pyckpt-each", daemon=True)
-                thread.start()
-                started.append(thread)
+                ended = Latch()
+                target = partial(run, ended)
+                threading.Thread(target=target, name="pyckpt-each", daemon=True).start()
+                started.append(ended)
         if not started:
-            run()
-        _join(started)
+            run_until_error()
+        for ended in started:
+            ended.wait()
     except BaseException as error:
-        errors.insert(0, error)
-        _join(started)
+        errors.insert(0, error)  # so no other begins
+        to_the_end(*(ended.wait_through for ended in started))
     if errors:
         raise errors[0]
-
-
-def _join(threads: Iterable[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pyckpt import _core
 from pyckpt.errors import OptionError
+from pyckpt.interrupts import to_the_end
 from pyckpt.storage.local_file import LocalFile
 from pyckpt.storage.store import Upload
 from pyckpt.storage.target import Target
@@ -71,8 +72,7 @@ def target_at(path: Location, options: StorageOptions = None) -> Target:
 
 @atexit.register
 def _abandon_all() -> None:
-    for upload in list(_begun):
-        upload.abandon()  # does nothing if its object is final
+    to_the_end(*(upload.abandon for upload in list(_begun)))  # of a final object, that is nothing
 
 
 # The uploads of a forked process are its parent's.

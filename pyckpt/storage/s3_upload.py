@@ -14,12 +14,15 @@ import hashlib
 import io
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from pyckpt import _core
+from pyckpt.interrupts import to_the_end
+from pyckpt.staging.latch import Latch
 from pyckpt.storage.parts import Parts, part_nbytes
 from pyckpt.storage.s3_client import S3Client, field, send
 from pyckpt.storage.s3_commit import S3Commit
@@ -98,9 +101,14 @@ class S3Upload:
             self._undo()
 
     def abandon(self) -> None:
+        to_the_end(self._stop_parts, self._undo_once)
+
+    def _stop_parts(self) -> None:
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.stop(_STOP_SECONDS)
+
+    def _undo_once(self) -> None:
         if self._may_undo or not self._is_aborted:
             self._undo()
 
@@ -165,23 +173,30 @@ class S3Upload:
         self._is_aborted = True
         if self._id is None and not may_undo:
             return
-        late = threading.Event()
+        late, done = threading.Event(), Latch()
 
         def work() -> None:
-            # In this order: once it is aborted, the object does not appear any more.
-            problems = [self._abort(late)]
-            if may_undo:
-                problems.append(self._appearance.take_back(late))
-            if not late.is_set():
-                for problem in problems:
-                    _warn(problem)
+            try:
+                # In this order: once it is aborted, the object does not appear any more.
+                problems = [self._abort(late)]
+                if may_undo:
+                    problems.append(self._appearance.take_back(late))
+                if not late.is_set():
+                    for problem in problems:
+                        _warn(problem)
+            finally:
+                done.set()
 
-        if not _done_within(_UNDO_SECONDS, work):
-            late.set()
-            _warn(
-                f"the store does not answer. The upload of {self._url} may stay behind until "
-                "pyckpt sweep removes it" + (", or the object is the new one" if may_undo else "")
-            )
+        try:
+            _do_within(_UNDO_SECONDS, work, done)
+        finally:
+            if not done.is_set():
+                late.set()
+                _warn(
+                    f"the store does not answer. The upload of {self._url} may stay behind until "
+                    "pyckpt sweep removes it"
+                    + (", or the object is the new one" if may_undo else "")
+                )
 
     def _abort(self, stopped: threading.Event | None) -> str | None:
         """Removes the upload. Returns what stays behind, if it does."""
@@ -226,14 +241,17 @@ def _warn(problem: str | None) -> None:
         _LOGGER.warning("%s", problem)
 
 
-def _done_within(seconds: float, work: Callable[[], None]) -> bool:
-    """Runs work on another thread. Returns whether it has ended in time; else it goes on there."""
+def _do_within(seconds: float, work: Callable[[], None], done: Latch) -> None:
+    """Runs work on another thread, which sets ``done``. If that takes longer, it goes on there.
+
+    The first Ctrl-C does not end the waiting, and a second one does.
+    """
     # A request cannot be ended, and its time-out is for all requests of a client.
     thread = threading.Thread(target=work, name="pyckpt-undo", daemon=True)
     try:
         thread.start()
     except RuntimeError:  # the system has no more
         work()
-        return True
-    thread.join(seconds)
-    return not thread.is_alive()
+        return
+    end = time.monotonic() + seconds
+    to_the_end(lambda: done.wait(seconds), lambda: done.wait(max(0.0, end - time.monotonic())))

@@ -52,6 +52,9 @@ class Upload(Protocol):
     The calls are ``open``, any number of ``write``, ``seal``, ``commit``, then ``keep`` or
     ``restore``, all on one thread at a time. ``abandon`` may come at any time, and ``stop`` on any
     thread. Nobody sees the object before ``commit``, and an older one stays whole until then.
+
+    ``keep``, ``restore`` and ``abandon`` log what they cannot do, and raise nothing but interrupts,
+    when they have done what they can.
     """
 
     def open(self, most_nbytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -35,3 +36,16 @@ def test_all_that_wait_go_on() -> None:
     for thread in threads:
         thread.join(30)
     assert went_on == [True] * 5
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_does_not_end_the_waiting_through() -> None:
+    latch = Latch()
+    ident = threading.main_thread().ident
+    assert ident is not None
+    for seconds in (0.2, 0.4):
+        threading.Timer(seconds, signal.pthread_kill, (ident, signal.SIGINT)).start()
+    threading.Timer(1, latch.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        latch.wait_through()
+    assert latch.is_set()

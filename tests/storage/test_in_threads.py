@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -16,8 +17,9 @@ pytestmark = pytest.mark.timeout(60)
 class Work:
     """Notes what is done, and how much at the same time."""
 
-    def __init__(self, failing: int = -1) -> None:
+    def __init__(self, failing: int = -1, slow: Sequence[int] = ()) -> None:
         self.failing = failing
+        self.slow = slow
         self.lock = threading.Lock()
         self.begun: list[int] = []
         self.ended: list[int] = []
@@ -27,7 +29,7 @@ class Work:
         with self.lock:
             self.begun.append(number)
             self.most_at_once = max(self.most_at_once, len(self.begun) - len(self.ended))
-        time.sleep(0.02)
+        time.sleep(1 if number in self.slow else 0.02)
         with self.lock:
             self.ended.append(number)
         if number == self.failing:
@@ -52,7 +54,7 @@ def test_after_an_error_no_other_begins() -> None:
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_what_has_begun() -> None:
-    work = Work()
+    work = Work(slow=(0, 1))
     ident = threading.main_thread().ident
     assert ident is not None
     timer = threading.Timer(0.1, signal.pthread_kill, (ident, signal.SIGINT))
