@@ -54,7 +54,7 @@ def test_after_an_error_no_other_begins() -> None:
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_what_has_begun() -> None:
-    work = Work(slow=(0, 1))
+    work = Work(slow=(0,))
     ident = threading.main_thread().ident
     assert ident is not None
     timer = threading.Timer(0.1, signal.pthread_kill, (ident, signal.SIGINT))
