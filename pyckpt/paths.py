@@ -9,7 +9,7 @@ from typing import Any
 
 from pyckpt.errors import FilenameError
 
-__all__ = ["check_is_local", "expand_user", "is_url", "local_path", "path_text"]
+__all__ = ["check_is_local", "expand_user", "is_url", "links_followed", "local_path", "path_text"]
 
 # pathlib makes one slash of two. Some libraries chain protocols: "simplecache::s3://".
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*:/")
@@ -55,6 +55,26 @@ def check_is_local(path: str) -> None:
             f"{path!r} is a URL, and this takes files of this machine alone: see docs/stores.md",
             path=path,
         )
+
+
+def links_followed(path: Path) -> Path:
+    """The absolute path without links. The file itself, or what a link leads to, need not be there.
+
+    A link of another user in a folder that all may write to (Linux: ``fs.protected_symlinks``) is
+    not followed: it would say where the caller's bytes go.
+
+    Raises:
+        PermissionError: The system does not let this process follow a link.
+    """
+    followed = Path(os.path.realpath(path))
+    try:
+        os.stat(path)  # realpath only reads links. This follows them, as opening the file would
+    except PermissionError:
+        if path.is_symlink():
+            raise
+    except OSError:  # absent, or not accessible: whoever uses the path finds out
+        pass
+    return followed
 
 
 def path_text(path: Any) -> str:

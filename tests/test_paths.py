@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -91,3 +93,31 @@ def test_a_checkpoint_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.Mo
     state.run_name = "~"
     monkeypatch.chdir(tmp_path)
     assert pyckpt.save_checkpoint(state, "{run_name}/x.tar") == [Path("~/x.tar")]
+
+
+def test_links_that_the_system_does_not_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Linux with fs.protected_symlinks, for links of others in folders that all may write to."""
+    target, link = tmp_path / "a" / "victim.tar", tmp_path / "x.tar"
+    target.parent.mkdir()
+    pyckpt.save({"old": True}, target)
+    link.symlink_to(target)
+    pyckpt.save({"old": False}, link)
+    assert link.is_symlink()
+    assert pyckpt.load(target) == {"old": False}
+    follow = os.stat
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(link) and options.get("follow_symlinks", True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return follow(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(PermissionError, match=r"x\.tar"):
+        pyckpt.save({"old": True}, link)
+    refused = pytest.raises(pyckpt.CheckpointError, match=r"x\.tar")
+    with refused as caught, pyckpt.transaction(link):
+        pass
+    assert caught.value.errno == errno.EACCES
+    assert pyckpt.load(target) == {"old": False}

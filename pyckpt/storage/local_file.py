@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyckpt import _core
 from pyckpt.errors import FilenameError
+from pyckpt.paths import links_followed
 from pyckpt.storage.flush import flush_folder, make_folders
 
 __all__ = ["LocalFile"]
@@ -18,13 +19,14 @@ class LocalFile:
 
     Raises:
         FilenameError: The path exists and is not a regular file.
+        PermissionError: It is a link that this process may not follow.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._made_in: list[Path] = []  # where prepare() has made folders
         # A symbolic link stays: the file that it points to is replaced.
-        self._target = Path(os.path.realpath(path))
+        self._target = links_followed(path)
         try:
             mode = self._target.stat().st_mode
         except OSError:  # absent or not accessible; the sink raises the error, if there is one

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyckpt.errors import FilenameError
 from pyckpt.options import WriteOptions
-from pyckpt.paths import local_path
+from pyckpt.paths import links_followed, local_path
 from pyckpt.ranks.exchange import together
 from pyckpt.ranks.file_identity import file_identity
 from pyckpt.staging.pending_saves import wait_for_file
@@ -24,13 +24,14 @@ class RenamedFolder(Destination):
 
     Raises:
         FilenameError: ``folder`` is a URL, or exists and is no folder, or is a mount point.
+        PermissionError: It is a link that this process may not follow.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, fsync: bool) -> None:
         WriteOptions(fsync=fsync)
         path = local_path(folder)
         self.given = str(path.absolute())
-        self.target = Path(os.path.realpath(path))
+        self.target = links_followed(path)
         self.parent = self.target.parent
         self._fsync = fsync
         self._hidden: HiddenFolder | None = None

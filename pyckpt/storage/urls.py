@@ -69,12 +69,16 @@ class Url(str):
         """Makes one of its text.
 
         Raises:
-            FilenameError: It is no URL.
+            FilenameError: It is no URL, or has a password, which messages and logs would show.
         """
         match = _URL.fullmatch(text)
         if match is None:
             raise FilenameError(f"{text!r} is no URL of an object", path=text)
         scheme, rest = match[1].lower(), match[2]
+        user, _, host = rest.partition("/")[0].rpartition("@")
+        if ":" in user:
+            safe = f"{scheme}://***@{host}"
+            raise FilenameError(f"{safe} has a password: give it in storage_options", path=safe)
         url = super().__new__(cls, f"{scheme}://{rest}")
         url.scheme = scheme
         url.bucket, _, url.key = rest.partition("/")

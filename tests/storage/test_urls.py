@@ -79,6 +79,16 @@ def test_names_lead_from_any_key_to_any_other(key: str, other: str) -> None:
         assert (there.bucket, there.key) == (goal.bucket, goal.key)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x.tar", "memory://me:secret@a/x.pt"])
+def test_a_password_is_shown_to_nobody(url: str) -> None:
+    manager = pyckpt.CheckpointManager
+    for call in (lambda: pyckpt.save({}, url), lambda: pyckpt.load(url), lambda: manager(url)):
+        with pytest.raises(pyckpt.FilenameError, match=r"storage_options") as caught:
+            call()
+        assert "secret" not in f"{caught.value} {caught.value.path}"
+    assert Url("abfs://container@account.dfs.core.windows.net/x").bucket.startswith("container@")
+
+
 def test_names_beside() -> None:
     for place, name, other in [
         ("s3://bucket//rank0.tar", "rank1.tar", "s3://bucket//rank1.tar"),
