@@ -99,7 +99,7 @@ def replaced(way: Way, folder: Path) -> str:
     if not way.first:
         way.save(folder, 1)
     way.save(folder, 2)
-    return way.problem(folder, returned=True)
+    return way.problem(way.found(folder), returned=True)
 
 
 def on_full_disk(way: Way, folder: Path) -> str:
@@ -120,7 +120,7 @@ def on_full_disk(way: Way, folder: Path) -> str:
     # Some file systems have no room to remove a file. The next save sweeps what is left then.
     blocks.unlink()
     way.save(folder, 2)
-    return way.problem(folder, returned=True)
+    return way.problem(way.found(folder), returned=True)
 
 
 def _fill(path: Path) -> None:

@@ -35,9 +35,8 @@ class Way:
     durable: bool = True
     first: bool = False
 
-    def problem(self, folder: Path, returned: bool) -> str:
-        """What does not hold; empty if everything does."""
-        version = self.found(folder)
+    def problem(self, version: int, returned: bool) -> str:
+        """What does not hold if this version was found; empty if everything does."""
         if not self.durable or version == 2:
             return ""
         if returned:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import os
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -29,6 +31,7 @@ WhenBusy = Literal["wait", "raise"]
 
 _MOST_THREADS = 4096  # each has a stack and buffers, also if it finds no work
 _HIGHEST_NICE = 19
+_CPU_LIMIT_SECONDS = 10.0
 
 
 def whole_number(
@@ -140,8 +143,14 @@ def available_cpus() -> int:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:  # this system has no affinity
         cpus = os.cpu_count() or 1
-    limit = cpu_limit()
+    limit = _known_cpu_limit(int(time.monotonic() / _CPU_LIMIT_SECONDS))
     return cpus if limit is None else min(cpus, max(1, int(limit)))
+
+
+@lru_cache(maxsize=1)
+def _known_cpu_limit(period: int) -> float | None:
+    """The quota, asked once in each period: that takes longer than a small save."""
+    return cpu_limit()
 
 
 def default_threads(writers_on_node: int = 1) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,13 @@ def test_affinity_is_respected() -> None:
 def test_a_cgroups_quota_is_respected(
     monkeypatch: pytest.MonkeyPatch, limit: float | None, most: int
 ) -> None:
-    monkeypatch.setattr(options, "cpu_limit", lambda: limit)
-    assert available_cpus() == min(len(os.sched_getaffinity(0)), most)
+    seconds = iter(range(0, 1000, 20))  # what was asked once is known for ten seconds
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    expected = min(len(os.sched_getaffinity(0)), most)
+    for asked in (limit, None, limit):
+        monkeypatch.setattr(options, "cpu_limit", lambda asked=asked: asked)
+        assert available_cpus() == (expected if asked == limit else len(os.sched_getaffinity(0)))
+    options._known_cpu_limit.cache_clear()
 
 
 def test_writers_share_the_cpus() -> None:

@@ -16,6 +16,8 @@ namespace {
 
 constexpr std::size_t kSlotsPerThread = 2;
 constexpr std::chrono::milliseconds kPollEvery{50};
+// So little is encoded before a thread for it has started.
+constexpr std::uint64_t kWorthThread = std::uint64_t{64} << 10;
 
 class Pipeline {
  public:
@@ -40,12 +42,13 @@ class Pipeline {
     WriteNow(joiner_->Begin());
     working_ = threads_;
     ThreadGroup workers;
-    const std::uint64_t started = workers.Start(threads_, [this] { Work(); });
+    const bool alone = plan_->nbytes() < kWorthThread;
+    const std::uint64_t started = alone ? 0 : workers.Start(threads_, [this] { Work(); });
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       working_ -= threads_ - std::max<std::uint64_t>(1, started);
     }
-    if (started == 0) Work();  // the system has no more threads
+    if (started == 0) Work();  // there is little to do, or the system has no more threads
     Wait(poll);
     workers.Join();
     if (error_) std::rethrow_exception(error_);
