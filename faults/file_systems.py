@@ -75,6 +75,7 @@ _LOOP = ("mount", "-o", "loop")
 _FUSE = ("fusermount", "-u")
 # Over a file system that has an end.
 _BINDFS = 'mount -t tmpfs -o size=100M none "$1"; bindfs "$1" "$2"'
+_NO_BINDFS = 'umount "$1"; umount "${1%/*}/image"'
 FILE_SYSTEMS = {
     "ext2": FileSystem(("mkfs.ext2", "-q"), _LOOP),
     "ext3": FileSystem(("mkfs.ext3", "-q"), _LOOP),
@@ -85,7 +86,7 @@ FILE_SYSTEMS = {
     "exFAT by FUSE": FileSystem(("mkfs.exfat",), ("mount", "-t", "exfat-fuse", "-o", "loop")),
     "NTFS by FUSE": FileSystem(("mkfs.ntfs", "-q", "-F", "-f"), ("ntfs-3g",)),
     "ext4 by FUSE": FileSystem(("mkfs.ext4", "-q"), ("fuse2fs", "-o", "fakeroot"), _FUSE),
-    "bindfs": FileSystem((), ("sh", "-ec", _BINDFS, "sh"), ("umount",)),
+    "bindfs": FileSystem((), ("sh", "-ec", _BINDFS, "sh"), ("sh", "-ec", _NO_BINDFS, "sh")),
 }
 
 
