@@ -6,6 +6,7 @@ Ctrl-C gives them up.
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import logging
 import os
 import threading
@@ -318,7 +319,10 @@ def _what_is_left(seconds: float) -> str:
     return f"{saves} been written ({done:,} of {total:,} bytes after {seconds:.0f} seconds)"
 
 
-# Not atexit: its functions are called only after all threads have been joined.
+# Not atexit: its functions are called only after all threads have been joined. Of these, the one that
+# is registered last is called first, and that of concurrent.futures ends thread pools. Libraries of
+# stores need pools: asyncio finds a host by one.
+assert concurrent.futures.thread
 threading._register_atexit(_wait_at_exit)  # type: ignore[attr-defined]
 
 

@@ -19,11 +19,14 @@ __all__ = ["appears_whole", "defers", "discard"]
 _HUGGING_FACE = ("huggingface_hub", "HfFileSystemFile")
 # Package and class of files whose object appears as a whole when they are closed.
 _AT_CLOSE = {("adlfs", "AzureBlobFile"), _HUGGING_FACE}
+# Those whose object grows under its final name although they have a commit. It ends the growing.
+_SHOWN = {("gcsfs", "ZonalFile")}
 
 
 def appears_whole(file: Any) -> bool:
     """Whether nothing of an object is seen before it is whole."""
-    return defers(file) or not _AT_CLOSE.isdisjoint(_kinds(file))
+    kinds = _kinds(file)
+    return kinds.isdisjoint(_SHOWN) and (defers(file) or not kinds.isdisjoint(_AT_CLOSE))
 
 
 def defers(file: Any) -> bool:

@@ -31,6 +31,10 @@ _ERRNO_OF_TYPE = (
     (TimeoutError, errno.ETIMEDOUT),
     (FileExistsError, errno.EEXIST),
 )
+_ERRNO_OF_STATUS = {
+    **{401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT},
+    **{408: errno.ETIMEDOUT, 412: errno.ESTALE},
+}
 
 
 class FsspecUpload:
@@ -167,9 +171,23 @@ def reported(doing: str, url: Url) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, CheckpointError) or is_interrupt(error):
             raise
-        number = error.errno if isinstance(error, OSError) else None
-        for kind, usual in _ERRNO_OF_TYPE:
-            if number is None and isinstance(error, kind):
-                number = usual
         text = f"{doing}: {type(error).__name__}: {error}"
-        raise OSError(number or errno.EIO, text, str(url)) from error
+        raise OSError(_errno(error) or errno.EIO, text, str(url)) from error
+
+
+def _errno(error: BaseException | None) -> int | None:
+    """What an error says, or else those behind it."""
+    seen: set[BaseException] = set()
+    while error is not None and error not in seen:
+        seen.add(error)
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        for kind, number in _ERRNO_OF_TYPE:
+            if isinstance(error, kind):
+                return number
+        for name in ("status_code", "status", "code"):  # of an answer by HTTP
+            status = getattr(error, name, None)
+            if isinstance(status, int) and status in _ERRNO_OF_STATUS:
+                return _ERRNO_OF_STATUS[status]
+        error = error.__cause__ or error.__context__
+    return None

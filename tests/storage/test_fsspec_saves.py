@@ -89,6 +89,20 @@ class UnknownSystem(AtCloseSystem):
         return UnknownFile(self, path, mode)
 
 
+class ZonalFile(UnknownFile):
+    __module__ = "gcsfs.zonal_file"
+
+    def commit(self) -> None:
+        """Ends the growing."""
+
+
+class ZonalSystem(AtCloseSystem):
+    protocol = "zonal"
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> ZonalFile:
+        return ZonalFile(self, path, mode)
+
+
 class FailingSystem(AtCloseSystem):
     """Objects can be written, and neither be removed nor looked at."""
 
@@ -117,7 +131,7 @@ class PlainSystem(AbstractFileSystem):
 
 @pytest.fixture(autouse=True)
 def stores() -> Iterator[None]:
-    for system in (AtCloseSystem, UnknownSystem, FailingSystem, PlainSystem):
+    for system in (AtCloseSystem, UnknownSystem, ZonalSystem, FailingSystem, PlainSystem):
         fsspec.register_implementation(system.protocol, system, clobber=True)
     yield
     AtCloseSystem.objects.clear()
@@ -236,6 +250,40 @@ def test_a_buffered_file_without_a_commit_of_its_own() -> None:
         pyckpt.save({}, "unknown://run/x.tar")
     gc.collect()
     assert AtCloseSystem.objects == {"run/x.tar": OLD}
+
+
+def test_a_buffered_file_whose_commit_is_only_the_end() -> None:
+    """Google's zonal buckets: the object is there from the first block on."""
+    AtCloseSystem.objects["run/x.tar"] = OLD
+    with pytest.raises(pyckpt.CheckpointError, match=f"ZonalSystem {NOT_KNOWN}"):
+        pyckpt.save({}, "zonal://run/x.tar")
+    gc.collect()
+    assert AtCloseSystem.objects == {"run/x.tar": OLD}
+
+
+class Answer(Exception):
+    def __init__(self, **attributes: object) -> None:
+        self.__dict__.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        *((Answer(status_code=404), errno.ENOENT), (Answer(status=403), errno.EACCES)),
+        *((Answer(code=412), errno.ESTALE), (Answer(code="404"), errno.EIO)),
+        *((FileNotFoundError("x"), errno.ENOENT), (Answer(status=500), errno.EIO)),
+    ],
+)
+def test_the_errno_is_that_of_the_answer(
+    monkeypatch: pytest.MonkeyPatch, answer: Exception, number: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("failed to upload a block") from answer
+
+    monkeypatch.setattr(MemoryFileSystem, "open", fail)
+    with pytest.raises(pyckpt.CheckpointError, match="failed to upload a block") as caught:
+        pyckpt.save({}, "memory://run/x.tar")
+    assert caught.value.errno == number
 
 
 def test_databricks_shows_what_is_not_whole() -> None:
