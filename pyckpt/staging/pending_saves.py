@@ -319,8 +319,8 @@ def _what_is_left(seconds: float) -> str:
     return f"{saves} been written ({done:,} of {total:,} bytes after {seconds:.0f} seconds)"
 
 
-# Not atexit: its functions are called only after all threads have been joined. Of these, the one that
-# is registered last is called first, and that of concurrent.futures ends thread pools. Libraries of
+# Not atexit: its functions are called only after all threads have been joined. Of these, the one
+# that is registered last comes first, and that of concurrent.futures ends thread pools. Packages of
 # stores need pools: asyncio finds a host by one.
 assert concurrent.futures.thread
 threading._register_atexit(_wait_at_exit)  # type: ignore[attr-defined]
