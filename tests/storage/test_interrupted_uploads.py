@@ -164,11 +164,18 @@ def test_parts_that_are_stuck_are_not_waited_for_any_longer(
     writer.add_object("x", BIG)
     end = threading.Event()
     bucket.proxy.rule("UploadPart", silent_until(end), after=1, times=1)
-    given_up = threading.Timer(3, writer._writer.give_up)
-    given_up.start()
-    after(4, signal.SIGINT)
+
+    def give_up() -> None:
+        while bucket.proxy.count("UploadPart") < 2:
+            time.sleep(0.05)
+        after(2, signal.SIGINT)
+        writer._writer.give_up()
+
+    thread = threading.Thread(target=give_up)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         writer.write()
+    thread.join()
     end.set()
     while bucket.uploads():
         time.sleep(0.05)
