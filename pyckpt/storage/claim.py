@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pyckpt.ranks.file_identity import is_on_local_disk, running_system
 
-__all__ = ["Claim", "remove_folder", "sweep"]
+__all__ = ["Claim", "is_there", "remove_folder", "sweep"]
 
 _LOCK_NAME = re.compile(r"(\..*\.([0-9a-f]{8})-[0-9a-f]{16})\.pyckpt-lock", re.DOTALL)
 _LONGEST_NAME_NBYTES = 255
@@ -55,15 +55,23 @@ class Claim:
             stem = f".{_cut(target.name)}.{_system_code()}-{secrets.token_hex(8)}"
             self.new, self.old, self._lock = _names(target.parent, stem)
             self._fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            is_locked = _lock(self._fd, fcntl.LOCK_EX)
-            if _has_name(self._fd, self._lock):
-                break
+            try:
+                is_locked = _lock(self._fd, fcntl.LOCK_EX)
+                if _has_name(self._fd, self._lock):
+                    self._write(_record(target, is_locked))
+                    break
+            except BaseException:
+                with suppress(OSError):
+                    self.release()
+                raise
             os.close(self._fd)  # another process has swept it before it was locked
+
+    def _write(self, record: bytes) -> None:
         try:
-            os.write(self._fd, _record(target, is_locked))
-        except BaseException:
-            self.release()
-            raise
+            while record:
+                record = record[os.write(self._fd, record) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._lock)) from error
 
     def release(self) -> None:
         """Gives the names up. See ``settle`` for what becomes of the folders under them.
@@ -146,10 +154,10 @@ def _sweep_claim(folder: Path, stem: str) -> None:
 
 def _settle(target: Path, new: Path, old: Path) -> None:
     """Brings the old folder back if the target's name is missing. Removes all that is hidden."""
-    if _is_folder(old) and not os.path.lexists(target):
+    if _is_folder(old) and not is_there(target):
         old.rename(target)
     for folder in (old, new):
-        if os.path.lexists(folder):
+        if is_there(folder):
             shutil.rmtree(folder)
 
 
@@ -198,11 +206,28 @@ def _lock(fd: int, how: int) -> bool:
     return True
 
 
-def _has_name(fd: int, path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether something has this name, perhaps a link that leads nowhere.
+
+    Raises:
+        OSError: That cannot be found out.
+    """
     try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
+        path.lstat()
     except FileNotFoundError:
         return False
+    return True
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(fd), found)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_folder(path: Path) -> bool:
