@@ -222,7 +222,7 @@ class ArchiveWriter:
         """
         if not self._planned:
             self.plan()
-        self._target.prepare()
+        self._target.prepare(durable=self._durable)
         with reporting(self._progress_hook, f"saving {self.path.name}") as report:
 
             def tell(done: int, total: int | None) -> None:
@@ -256,11 +256,16 @@ class ArchiveWriter:
         With ``keep_previous``, the previous file is kept until ``keep()``, and ``restore()`` can
         bring it back. A previous object cannot be brought back, unless its bucket has versions.
         """
+        # Another save, which has failed, may have removed the folder that it had made.
+        self._target.prepare(durable=self._durable)
         self._writer.commit(keep_previous)
+        if not keep_previous:
+            self._target.end(is_there=True)
 
     def keep(self) -> None:
         """Removes the previous file, which ``commit(keep_previous=True)`` has kept."""
         self._writer.keep()
+        self._target.end(is_there=True)
 
     def restore(self) -> None:
         """Brings the previous file back. If there was none, removes the new one."""
@@ -273,6 +278,7 @@ class ArchiveWriter:
         before that, the previous file is brought back.
         """
         self._writer.abandon()
+        self._target.end(is_there=False)
         self._members.clear()
 
     def _in_order(self) -> list[tuple[str, tuple[int, Content]]]:

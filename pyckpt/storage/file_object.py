@@ -57,7 +57,7 @@ class OutputFile:
     def sink(self, *, durable: bool) -> _core.Sink:
         return _core.ordered_sink(self._write)
 
-    def prepare(self) -> None:
+    def prepare(self, *, durable: bool) -> None:
         """Nothing is to be done: it is open."""
 
     def stop(self) -> None:
@@ -69,6 +69,9 @@ class OutputFile:
             flush()
         if durable and (fd := _regular(self._file)) is not None:
             os.fsync(fd)
+
+    def end(self, *, is_there: bool) -> None:
+        """Nothing was prepared."""
 
     def _write(self, piece: memoryview) -> None:
         with piece:  # its memory is not valid any longer than this call

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["flush_folder", "flush_tree", "make_folders"]
+__all__ = ["flush_folder", "flush_tree"]
 
 
 def flush_tree(folder: Path) -> None:
@@ -25,22 +26,6 @@ def flush_tree(folder: Path) -> None:
             if stat.S_ISREG(file.lstat().st_mode):
                 _flush(file, os.O_NOFOLLOW)
         flush_folder(Path(path))
-
-
-def make_folders(folder: Path) -> list[Path]:
-    """Makes ``folder`` and its parents. Returns the folders in which a new name is: flush them.
-
-    Raises:
-        OSError: One cannot be made. FileExistsError: ``folder`` is a file.
-    """
-    missing = []
-    nearest = folder
-    while not nearest.exists():
-        missing.append(nearest)
-        nearest = nearest.parent
-    for one in (*reversed(missing), folder):
-        one.mkdir(exist_ok=True)
-    return [one.parent for one in missing]
 
 
 def flush_folder(folder: Path) -> None:
@@ -65,7 +50,8 @@ def _flush(path: Path, flags: int) -> None:
     except OSError as error:
         raise OSError(error.errno, f"cannot flush to disk: {error.strerror}", str(path)) from error
     finally:
-        os.close(fd)
+        with suppress(OSError):  # nothing was written by this descriptor
+            os.close(fd)
 
 
 def _raise(error: OSError) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from pyckpt import _core
-from pyckpt.storage.claim import Claim, sweep
-from pyckpt.storage.flush import flush_folder, make_folders
+from pyckpt.storage.claim import Claim, is_there, sweep
+from pyckpt.storage.flush import flush_folder
+from pyckpt.storage.new_folders import NewFolders
 
 __all__ = ["HiddenFolder"]
 
@@ -44,9 +45,14 @@ class HiddenFolder:
         self._fsync = fsync
         # How the new folder got its name: there was no other, or in one step, or in two.
         self._how: Literal["named", "exchanged", "moved"] | None = None
+        self._folders = NewFolders()
         sweep(target.parent)
-        self._made_in = make_folders(target.parent)
-        self._claim = Claim(target)
+        try:
+            self._folders.make(target.parent, durable=fsync)
+            self._claim = Claim(target)
+        except BaseException:
+            self._folders.remove()
+            raise
         self.path = self._claim.new
         try:
             self.path.mkdir()
@@ -63,7 +69,7 @@ class HiddenFolder:
         Raises:
             OSError: It failed. Close the folder.
         """
-        if not os.path.lexists(self._target):
+        if not is_there(self._target):
             self.path.rename(self._target)
             self._how = "named"
         elif _core.exchange_names(os.fsencode(self.path), os.fsencode(self._target)):
@@ -73,15 +79,18 @@ class HiddenFolder:
             self._how = "moved"
             self.path.rename(self._target)
         if self._fsync:
-            for folder in [self._target.parent, *self._made_in]:
-                flush_folder(folder)
+            flush_folder(self._target.parent)
 
     def keep(self) -> None:
         """Makes ``commit()`` final."""
         self._how = None
+        self._folders.keep()
 
     def close(self) -> None:
-        """Goes back if the folder is not kept, and removes what is hidden. Failures are logged."""
+        """Goes back if the folder is not kept, and removes what is hidden. Failures are logged.
+
+        Parents that were made go as well, if the folder is not kept.
+        """
         try:
             self._go_back()
         except OSError as error:
@@ -95,11 +104,12 @@ class HiddenFolder:
                 self._target,
                 error,
             )
+        self._folders.remove()
 
     def _go_back(self) -> None:
         how, self._how = self._how, None
         if how == "exchanged":
             _core.exchange_names(os.fsencode(self.path), os.fsencode(self._target))
-        elif how is not None and not os.path.lexists(self.path):
+        elif how is not None and not is_there(self.path):
             self._target.rename(self.path)
         # Where the old folder was moved, the claim brings it back: it does so for dead processes.

@@ -9,13 +9,13 @@ from pathlib import Path
 from pyckpt import _core
 from pyckpt.errors import FilenameError
 from pyckpt.paths import links_followed
-from pyckpt.storage.flush import flush_folder, make_folders
+from pyckpt.storage.new_folders import NewFolders
 
 __all__ = ["LocalFile"]
 
 
 class LocalFile:
-    """See :class:`pyckpt.storage.target.Target`. ``prepare()`` creates the folder.
+    """See :class:`pyckpt.storage.target.Target`. ``prepare()`` makes the folder.
 
     Raises:
         FilenameError: The path exists and is not a regular file.
@@ -24,7 +24,7 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._made_in: list[Path] = []  # where prepare() has made folders
+        self._folders = NewFolders()
         # A symbolic link stays: the file that it points to is replaced.
         self._target = links_followed(path)
         try:
@@ -37,14 +37,17 @@ class LocalFile:
     def sink(self, *, durable: bool) -> _core.Sink:
         return _core.file_sink(os.fsencode(self._target), durable)
 
-    def prepare(self) -> None:
-        self._made_in += make_folders(self._target.parent)
+    def prepare(self, *, durable: bool) -> None:
+        self._folders.make(self._target.parent, durable=durable)
 
     def stop(self) -> None:
         """Nothing waits long for a disk."""
 
     def finish(self, *, durable: bool) -> None:
-        """If ``durable``, flushes the names of new folders. The sink flushes the rest."""
-        if durable:
-            for folder in self._made_in:
-                flush_folder(folder)
+        """Nothing is left to do: the sink flushes the rest."""
+
+    def end(self, *, is_there: bool) -> None:
+        if is_there:
+            self._folders.keep()
+        else:
+            self._folders.remove()

@@ -45,7 +45,7 @@ class RemoteObject:
         _begun.add(upload)
         return _core.upload_sink(upload)
 
-    def prepare(self) -> None:
+    def prepare(self, *, durable: bool) -> None:
         """Nothing is to be done: objects have no folders."""
 
     def stop(self) -> None:
@@ -54,6 +54,9 @@ class RemoteObject:
 
     def finish(self, *, durable: bool) -> None:
         """Nothing is left to do: the sink has uploaded it."""
+
+    def end(self, *, is_there: bool) -> None:
+        """Nothing was prepared."""
 
 
 def target_at(path: Location, options: StorageOptions = None) -> Target:

@@ -23,8 +23,8 @@ class Target(Protocol):
     def sink(self, *, durable: bool) -> _core.Sink:
         """A new sink that writes there. It is not open yet."""
 
-    def prepare(self) -> None:
-        """Call it before the sink is opened.
+    def prepare(self, *, durable: bool) -> None:
+        """Call it before the sink is opened, and again before the commit.
 
         Raises:
             OSError: The place cannot be written to.
@@ -39,3 +39,6 @@ class Target(Protocol):
         Raises:
             OSError: What was written cannot be passed on.
         """
+
+    def end(self, *, is_there: bool) -> None:
+        """Call it at last: whether the archive is there and stays, or what was prepared goes."""

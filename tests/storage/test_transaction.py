@@ -50,6 +50,17 @@ def test_files_of_anybody_appear_together(tmp_path: Path) -> None:
     assert torch.equal(pyckpt.load(folder / "model.tar")["weight"], torch.ones(3))
 
 
+def test_parents_that_were_made_for_a_transaction_that_failed_go(tmp_path: Path) -> None:
+    def fails() -> None:
+        with pyckpt.transaction(tmp_path / "runs" / "first" / "checkpoint-500") as path:
+            (path / "step").touch()
+            raise RuntimeError("no more")
+
+    with pytest.raises(pyckpt.CheckpointError, match="no more"):
+        fails()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     for step in ("1", "2", "3"):
         with pyckpt.transaction(tmp_path / "x") as path:
