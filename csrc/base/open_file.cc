@@ -10,12 +10,20 @@
 #include "base/error.h"
 
 namespace pyckpt {
+namespace {
 
 // O_NONBLOCK: to open a pipe could take forever.
-OpenFile::OpenFile(std::string path)
-    : path_(std::move(path)), fd_(open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-  Examine();
+int Open(const std::string& path) {
+  int fd = -1;
+  do {
+    fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  } while (fd == -1 && errno == EINTR);
+  return fd;
 }
+
+}  // namespace
+
+OpenFile::OpenFile(std::string path) : path_(std::move(path)), fd_(Open(path_)) { Examine(); }
 
 OpenFile::OpenFile(int fd, std::string name, std::shared_ptr<Supply> supply)
     : path_(std::move(name)), fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)), supply_(std::move(supply)) {

@@ -45,7 +45,11 @@ int Exchange(const std::string& /*a*/, const std::string& /*b*/) {
 }  // namespace
 
 bool ExchangeNames(const std::string& a, const std::string& b) {
-  if (Exchange(a, b) == 0) return true;
+  int status = 0;
+  do {
+    status = Exchange(a, b);
+  } while (status == -1 && errno == EINTR);
+  if (status == 0) return true;
   // EINVAL: the file system does not know the flag.
   if (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP) return false;
   throw Error::System(errno, "cannot exchange the new folder with", b);

@@ -58,6 +58,21 @@ auto Retry(Call call) {
   return result;
 }
 
+class OwnedDescriptor {
+ public:
+  explicit OwnedDescriptor(int fd) : fd_(fd) {}
+  OwnedDescriptor(const OwnedDescriptor&) = delete;
+  OwnedDescriptor& operator=(const OwnedDescriptor&) = delete;
+  ~OwnedDescriptor() {
+    if (fd_ != -1) close(fd_);
+  }
+
+  int fd() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
 // A file without a name, or -1 if the file system does not support this.
 int OpenUnnamed(const std::string& folder, mode_t mode) {
 #if defined(O_TMPFILE)
@@ -87,10 +102,10 @@ void FileSink::Open(std::uint64_t most_nbytes) {
   const mode_t mode = exists ? existing.st_mode & kPermissions : kNewFileMode;
   fd_ = OpenUnnamed(folder_, mode);
   if (fd_ == -1) {
-    const std::string name = Sibling("tmp");
+    std::string name = Sibling("tmp");
     fd_ = Retry([&] { return open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, mode); });
     if (fd_ == -1) throw Error::System(errno, kNewFileFailed, target_);
-    temporary_ = name;
+    temporary_ = std::move(name);  // a copy could fail, and leave the file
   }
   if (exists) TakeOverAttributes(fd_, target_, existing);
   if (durable_ && most_nbytes >= kWorthSegments) StartSegments();
@@ -211,34 +226,38 @@ void FileSink::Seal(std::uint64_t nbytes) {
 
 void FileSink::Commit(bool keep_previous) {
   if (temporary_.empty()) {
-    const std::string name = Sibling("tmp");
+    std::string name = Sibling("tmp");
     const std::string self = "/proc/self/fd/" + std::to_string(fd_);
-    if (linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+    if (Retry([&] {
+          return linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW);
+        }) != 0) {
       throw Error::System(errno, "cannot name the temporary file for", target_);
     }
-    temporary_ = name;
+    temporary_ = std::move(name);  // a copy could fail, and leave the file
   }
   if (keep_previous) {
-    const std::string name = Sibling("previous");
-    if (link(target_.c_str(), name.c_str()) == 0) {
-      previous_ = name;
+    std::string name = Sibling("previous");
+    if (Retry([&] { return link(target_.c_str(), name.c_str()); }) == 0) {
+      previous_ = std::move(name);
     } else if (errno != ENOENT) {
       throw Error::System(errno, "cannot keep the previous file of", target_);
     }
   }
-  if (rename(temporary_.c_str(), target_.c_str()) != 0) {
+  // Now, because afterwards it would be too late to fail.
+  const OwnedDescriptor folder(durable_ ? OpenFolder() : -1);
+  if (Retry([&] { return rename(temporary_.c_str(), target_.c_str()); }) != 0) {
     throw Error::System(errno, "cannot rename the temporary file to", target_);
   }
   temporary_.clear();
   committed_ = true;
   restorable_ = keep_previous;
-  if (durable_) SyncFolder();
+  if (durable_) SyncFolder(folder.fd());
   close(std::exchange(fd_, -1));
 }
 
 void FileSink::Keep() noexcept {
-  if (!previous_.empty()) unlink(previous_.c_str());
-  previous_.clear();
+  // If it cannot be removed now, Abandon tries again.
+  if (!previous_.empty() && unlink(previous_.c_str()) == 0) previous_.clear();
   restorable_ = false;
 }
 
@@ -247,7 +266,7 @@ void FileSink::Restore() noexcept {
     if (previous_.empty()) {
       unlink(target_.c_str());
     } else {
-      rename(previous_.c_str(), target_.c_str());
+      Retry([&] { return rename(previous_.c_str(), target_.c_str()); });
       previous_.clear();
     }
   }
@@ -284,24 +303,30 @@ std::string FileSink::Sibling(const char* purpose) const {
          std::to_string(random()) + "." + purpose;
 }
 
-void FileSink::SyncFolder() {
+// A descriptor for SyncFolder. It is -1 if the folder is writable and not readable.
+int FileSink::OpenFolder() const {
   const int folder =
       Retry([&] { return open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
-  if (folder == -1) {
-    // The folder may be writable and not readable. Then flush all that the file system has.
-    if (errno != EACCES) throw Error::System(errno, "cannot open the folder of", target_);
+  if (folder == -1 && errno != EACCES) {
+    throw Error::System(errno, "cannot open the folder of", target_);
+  }
+  return folder;
+}
+
+void FileSink::SyncFolder(int folder) {
+  const char* const failed =
+      restorable_
+          ? "cannot flush the folder of"
+          : "the new file has its name, and a power cut may take it: cannot flush the folder of";
+  if (folder != -1) {
+    // Some file systems cannot flush folders. That is not an error.
+    if (Retry([&] { return fsync(folder); }) == 0 || errno == EINVAL) return;
+    throw Error::System(errno, failed, target_);
+  }
 #if defined(__linux__)
-    if (syncfs(fd_) != 0) throw Error::System(errno, "cannot flush the folder of", target_);
+  // Then all that the file system has is flushed.
+  if (Retry([&] { return syncfs(fd_); }) != 0) throw Error::System(errno, failed, target_);
 #endif
-    return;
-  }
-  const int status = Retry([&] { return fsync(folder); });
-  const int error_number = errno;
-  close(folder);
-  // Some file systems cannot flush folders. That is not an error.
-  if (status != 0 && error_number != EINVAL) {
-    throw Error::System(error_number, "cannot flush the folder of", target_);
-  }
 }
 
 }  // namespace pyckpt

@@ -53,7 +53,8 @@ class FileSink final : public Sink {
   void Seal(std::uint64_t nbytes) override;
 
   // Gives the new file the target's name. With keep_previous the old file keeps a second name until
-  // Keep removes it or Restore brings it back.
+  // Keep removes it or Restore brings it back. If only the flush of the folder fails, the new file
+  // has its name, and the error says so.
   void Commit(bool keep_previous) override;
   void Keep() noexcept override;
   void Restore() noexcept override;
@@ -66,7 +67,8 @@ class FileSink final : public Sink {
   void Write(std::uint64_t offset, const std::vector<Span>& spans);
   ssize_t WriteSome(const iovec* parts, int count, std::uint64_t offset);
   std::string Sibling(const char* purpose) const;
-  void SyncFolder();
+  int OpenFolder() const;
+  void SyncFolder(int folder);
 
   std::string target_;
   std::string folder_;

@@ -47,7 +47,11 @@ PLANS = {
     "never written": f"pwritev@*={errno.EINVAL}",
     "last write": "LAST",
     "interrupted": " ".join(
-        f"{name}@1={errno.EINTR}" for name in ("pwritev", "fsync", "fallocate", "ftruncate")
+        f"{name}@1={errno.EINTR}"
+        for name in (
+            *("pwritev", "fsync", "fallocate", "ftruncate", "open-unnamed"),
+            *("linkat", "rename", "open-folder", "fsync-folder"),
+        )
     ),
     "often interrupted": " ".join(f"pwritev@{n}={errno.EINTR}" for n in range(1, 9)),
     "short and interrupted": f"pwritev@1=short pwritev@2={errno.EINTR} pwritev@3=short",
@@ -55,6 +59,7 @@ PLANS = {
     "length": f"ftruncate@1={errno.EIO}",
     "name": f"linkat@1={errno.EIO}",
     "rename": f"rename@1={errno.EXDEV}",
+    "folder cannot be opened": f"open-folder@1={errno.EMFILE}",
     "flush folder": f"fsync-folder@1={errno.EIO}",
     "folders cannot be flushed": f"fsync-folder@1={errno.EINVAL}",
     "folder cannot be read": f"open-folder@*={errno.EACCES}",

@@ -95,8 +95,8 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_after_it(
         before += ["fallocate"]
     assert called[2:-7] == [*before, "pwritev"]
     assert called[-7:] == [
-        *("ftruncate", "fsync", "fadvise", "linkat", "rename"),
-        *("open-folder", "fsync-folder"),
+        *("ftruncate", "fsync", "fadvise", "linkat"),
+        *("open-folder", "rename", "fsync-folder"),
     ]
     reserved = [call for call in report["calls"] if call.startswith("fallocate")]
     assert len(reserved) == before.count("fallocate")
@@ -121,6 +121,7 @@ FAIL = {
     "length": errno.EIO,
     "name": errno.EIO,
     "rename": errno.EXDEV,
+    "folder cannot be opened": errno.EMFILE,
 }
 
 
@@ -158,6 +159,7 @@ def test_a_disk_that_is_just_large_enough(reports: dict[str, Any]) -> None:
 def test_a_name_that_cannot_be_flushed_is_told(reports: dict[str, Any], file: str) -> None:
     report = reports[f"flush folder {file}"]
     assert report["error"][:2] == ["CheckpointError", errno.EIO]
+    assert "the new file has its name" in report["error"][2]
     assert (report["new"], report["whole"], report["left"]) == (True, True, [])
 
 
