@@ -2,8 +2,10 @@
 #ifndef PYCKPT_BASE_ERROR_H_
 #define PYCKPT_BASE_ERROR_H_
 
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -24,6 +26,16 @@ class Error : public std::runtime_error {
   // is an OSError with errno and path.
   static Error System(int error_number, const std::string& doing, const std::string& path) {
     return {ErrorKind::kSystem, doing + ": " + std::strerror(error_number), error_number, path};
+  }
+
+  // What waits is woken with this, because it would wait in vain: kSystem with ECANCELED. If there
+  // is no memory for it, std::bad_alloc.
+  static std::exception_ptr Stopped() noexcept {
+    try {
+      return std::make_exception_ptr(System(ECANCELED, "stopped", ""));
+    } catch (...) {
+      return std::current_exception();
+    }
   }
 
   // The bytes at offset are wrong. message says what is wrong with them.

@@ -17,7 +17,8 @@ class ThreadGroup {
   ~ThreadGroup() { Join(); }
 
   // Starts up to wanted threads that run work, and returns how many. They are fewer, or none, if
-  // the system has no more: limits count a user's threads, or those of a container.
+  // the system has no more, or no memory for them: limits count a user's threads, or those of a
+  // container.
   std::size_t Start(std::size_t wanted, const std::function<void()>& work);
 
   // Waits until all have ended.

@@ -19,6 +19,7 @@
 #include "codec/formats.h"
 #include "container/tar_format.h"
 #include "python/by_type.h"
+#include "python/owned.h"
 #include "python/raise_soon.h"
 #include "python/reader.h"
 #include "python/upload_sink.h"
@@ -109,14 +110,14 @@ void AddDeflatedTorchFile(ArchiveWriter* writer, const std::vector<RecordArgumen
 
 // A sink that calls write with a memoryview of all bytes, piece by piece and in order, on the
 // thread that writes the archive. The memory is valid during the call.
-std::shared_ptr<Sink> NewOrderedSink(py::object write) {
-  return std::make_shared<OrderedSink>([write = std::move(write)](Span piece) {
+py::object NewOrderedSink(py::object write) {
+  return Owned<Sink>(std::make_shared<OrderedSink>([write = std::move(write)](Span piece) {
     const py::gil_scoped_acquire gil;
     const py::memoryview view =
         py::memoryview::from_memory(piece.data, static_cast<py::ssize_t>(piece.nbytes));
     write(view);
     view.attr("release")();  // fails if somebody still uses it
-  });
+  }));
 }
 
 std::uint64_t Write(ArchiveWriter* writer, const py::object& progress) {
@@ -165,9 +166,25 @@ void CopyInParallel(const std::vector<CopyArguments>& arguments, int threads) {
   ParallelCopy(copies, threads);
 }
 
-std::shared_ptr<Source> AddLive(const std::shared_ptr<LiveMemory>& memory, std::uintptr_t address,
-                                std::uint64_t nbytes) {
-  return std::make_shared<LiveSource>(memory, memory->Add({ToPointer(address), nbytes}));
+py::object AddLive(const std::shared_ptr<LiveMemory>& memory, std::uintptr_t address,
+                   std::uint64_t nbytes) {
+  return Owned<Source>(
+      std::make_shared<LiveSource>(memory, memory->Add({ToPointer(address), nbytes})));
+}
+
+void NewArchiveWriter(py::detail::value_and_holder& place, std::shared_ptr<Sink> sink,
+                      const Format* format, bool tar, bool deflated, int level, int threads,
+                      std::int64_t mtime, std::uint32_t uid, std::uint32_t gid) {
+  ArchiveOptions options;
+  options.tar = tar;
+  options.codec = CodecOf(format, tar);
+  options.deflated = deflated;
+  options.level = level;
+  options.threads = threads;
+  options.mtime = mtime;
+  options.uid = uid;
+  options.gid = gid;
+  Construct(&place, std::make_shared<ArchiveWriter>(std::move(sink), options));
 }
 
 void ReadSource(Source* source, std::uint64_t offset, std::size_t nbytes, std::uintptr_t address) {
@@ -252,7 +269,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("compression", &Format::compression)
       .def_readonly("suffixes", &Format::suffixes)
       .def_readonly("file_endings", &Format::file_endings)
-      .def_readonly("levels", &Format::levels)
+      // A copy: one that lives in the format would have to keep it.
+      .def_property_readonly("levels", [](const Format& f) { return f.levels; })
       .def_property_readonly("chunk_nbytes", [](const Format& f) {
         return pyckpt::CodecOf(&f, f.codec != nullptr)->chunk_nbytes();
       });
@@ -263,28 +281,19 @@ PYBIND11_MODULE(_core, m) {
       "Where an archive is written to.";
   m.def(
       "file_sink",
-      [](std::string path, bool durable) -> std::shared_ptr<pyckpt::Sink> {
-        return std::make_shared<pyckpt::FileSink>(std::move(path), durable);
+      [](std::string path, bool durable) {
+        return pyckpt::Owned<pyckpt::Sink>(
+            std::make_shared<pyckpt::FileSink>(std::move(path), durable));
       },
       py::arg("path"), py::arg("durable"));
   m.def("ordered_sink", &pyckpt::NewOrderedSink, py::arg("write"));
-  m.def("upload_sink", &pyckpt::NewUploadSink, py::arg("upload"));
+  m.def(
+      "upload_sink",
+      [](py::object upload) { return pyckpt::Owned(pyckpt::NewUploadSink(std::move(upload))); },
+      py::arg("upload"));
 
-  py::class_<ArchiveWriter>(m, "ArchiveWriter")
-      .def(py::init([](std::shared_ptr<pyckpt::Sink> sink, const Format* format, bool tar,
-                       bool deflated, int level, int threads, std::int64_t mtime, std::uint32_t uid,
-                       std::uint32_t gid) {
-             pyckpt::ArchiveOptions options;
-             options.tar = tar;
-             options.codec = pyckpt::CodecOf(format, tar);
-             options.deflated = deflated;
-             options.level = level;
-             options.threads = threads;
-             options.mtime = mtime;
-             options.uid = uid;
-             options.gid = gid;
-             return std::make_unique<ArchiveWriter>(std::move(sink), options);
-           }),
+  py::class_<ArchiveWriter, std::shared_ptr<ArchiveWriter>>(m, "ArchiveWriter")
+      .def("__init__", &pyckpt::NewArchiveWriter, py::detail::is_new_style_constructor(),
            py::arg("sink").none(false), py::arg("format").none(true), py::kw_only(), py::arg("tar"),
            py::arg("deflated"), py::arg("level"), py::arg("threads"), py::arg("mtime"),
            py::arg("uid"), py::arg("gid"))
@@ -325,7 +334,12 @@ PYBIND11_MODULE(_core, m) {
       .def("read", &pyckpt::ReadSource, py::arg("offset"), py::arg("nbytes"), py::arg("address"),
            py::call_guard<py::gil_scoped_release>());
   py::class_<LiveMemory, std::shared_ptr<LiveMemory>>(m, "LiveMemory")
-      .def(py::init<>())
+      .def(
+          "__init__",
+          [](py::detail::value_and_holder& place) {
+            pyckpt::Construct(&place, std::make_shared<LiveMemory>());
+          },
+          py::detail::is_new_style_constructor())
       .def("add", &pyckpt::AddLive, py::arg("address"), py::arg("nbytes"))
       .def_property_readonly("staging_nbytes", &LiveMemory::staging_nbytes)
       .def("stage", &pyckpt::StageLive, py::arg("buffer"), py::arg("threads"),

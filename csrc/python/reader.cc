@@ -17,6 +17,7 @@
 #include "base/supply.h"
 #include "codec/decoder.h"
 #include "codec/formats.h"
+#include "python/owned.h"
 #include "python/raise_soon.h"
 #include "read/inflated_image.h"
 #include "read/open_image.h"
@@ -99,9 +100,8 @@ class PythonSupply final : public Supply {
 
 using PythonPoll = std::optional<std::function<void(std::uint64_t)>>;
 
-std::shared_ptr<StreamImage> Open(const std::string& path, std::optional<int> fd,
-                                  const py::object& supply_object, int threads, bool mapped,
-                                  const PythonPoll& progress) {
+void Open(py::detail::value_and_holder& place, const std::string& path, std::optional<int> fd,
+          const py::object& supply_object, int threads, bool mapped, const PythonPoll& progress) {
   std::shared_ptr<PythonSupply> supply;
   if (!supply_object.is_none()) supply = std::make_shared<PythonSupply>(supply_object);
   ReadOptions options;
@@ -118,9 +118,9 @@ std::shared_ptr<StreamImage> Open(const std::string& path, std::optional<int> fd
     }
   };
   // progress is a Python object, so the GIL must be held while it is copied and released.
-  return OpenImage(
-      fd ? std::make_shared<OpenFile>(*fd, path, supply) : std::make_shared<OpenFile>(path),
-      options);
+  Construct(&place, OpenImage(fd ? std::make_shared<OpenFile>(*fd, path, supply)
+                                 : std::make_shared<OpenFile>(path),
+                              options));
 }
 
 // (offset, nbytes, code_offset, message, code_is_in_file)
@@ -173,12 +173,21 @@ std::optional<std::uint64_t> Nbytes(const StreamImage& image) {
 using MemberTuple =
     std::tuple<py::bytes, py::str, std::uint64_t, std::uint64_t, std::uint64_t, py::bytes>;
 
-std::optional<MemberTuple> Next(TarReader* tar) {
+// A reader, and the image that it reads.
+struct PythonTar {
+  explicit PythonTar(std::shared_ptr<StreamImage> its_image)
+      : image(std::move(its_image)), tar(image.get()) {}
+
+  std::shared_ptr<StreamImage> image;
+  TarReader tar;
+};
+
+std::optional<MemberTuple> Next(PythonTar* tar) {
   TarMember member;
   bool found = false;
   {
     const py::gil_scoped_release release;
-    found = tar->Next(&member);
+    found = tar->tar.Next(&member);
   }
   if (!found) return std::nullopt;
   return MemberTuple(member.name, std::string(1, member.type), member.header_offset,
@@ -201,8 +210,8 @@ std::vector<Range> Locate(StreamImage* image, const std::vector<ZipEntry>& entri
 }
 
 // The image of deflated records, and where each of them is in it.
-std::pair<std::shared_ptr<StreamImage>, std::vector<Range>> Inflate(
-    const std::shared_ptr<StreamImage>& image, const std::vector<ZipEntry>& entries) {
+std::pair<py::object, std::vector<Range>> Inflate(const std::shared_ptr<StreamImage>& image,
+                                                  const std::vector<ZipEntry>& entries) {
   std::vector<Extent> code;
   {
     const py::gil_scoped_release release;
@@ -212,13 +221,14 @@ std::pair<std::shared_ptr<StreamImage>, std::vector<Range>> Inflate(
   for (const Extent& extent : PlaceInflated(entries)) {
     places.emplace_back(extent.offset, extent.nbytes);
   }
-  return {NewInflatedImage(image, entries, code), std::move(places)};
+  return {Owned(NewInflatedImage(image, entries, code)), std::move(places)};
 }
 
 }  // namespace
 
 void BindReader(py::module_* m) {
-  py::class_<ImageBytes>(*m, "ImageBytes", py::buffer_protocol()).def_buffer(&ImageBytes::Buffer);
+  py::class_<ImageBytes, std::shared_ptr<ImageBytes>>(*m, "ImageBytes", py::buffer_protocol())
+      .def_buffer(&ImageBytes::Buffer);
 
   py::class_<ZipEntry>(*m, "ZipEntry")
       .def_property_readonly("name", [](const ZipEntry& e) { return py::bytes(e.name); })
@@ -231,9 +241,9 @@ void BindReader(py::module_* m) {
       .def_readonly("header_offset", &ZipEntry::header_offset);
 
   py::class_<StreamImage, std::shared_ptr<StreamImage>>(*m, "StreamImage")
-      .def(py::init(&Open), py::arg("path"), py::arg("fd") = py::none(), py::kw_only(),
-           py::arg("supply") = py::none(), py::arg("threads"), py::arg("mapped"),
-           py::arg("progress"))
+      .def("__init__", &Open, py::detail::is_new_style_constructor(), py::arg("path"),
+           py::arg("fd") = py::none(), py::kw_only(), py::arg("supply") = py::none(),
+           py::arg("threads"), py::arg("mapped"), py::arg("progress"))
       .def_property_readonly("compression", &Compression)
       .def_property_readonly("nbytes", &Nbytes)
       .def_property_readonly("placed_nbytes", &StreamImage::placed_nbytes)
@@ -277,12 +287,20 @@ void BindReader(py::module_* m) {
       .def("release",
            [](StreamImage* image, const Range& range) { image->Release(ToExtent(range)); })
       .def("take", [](StreamImage* image, const Range& range) {
-        return ImageBytes{image->Take(ToExtent(range)), range.second};
+        auto taken = std::make_shared<ImageBytes>();
+        taken->bytes = image->Take(ToExtent(range));
+        taken->nbytes = range.second;
+        return Owned(std::move(taken));
       });
 
-  py::class_<TarReader>(*m, "TarReader")
-      .def(py::init<StreamImage*>(), py::keep_alive<1, 2>())
-      .def_property_readonly("offset", &TarReader::offset)
+  py::class_<PythonTar, std::shared_ptr<PythonTar>>(*m, "TarReader")
+      .def(
+          "__init__",
+          [](py::detail::value_and_holder& place, std::shared_ptr<StreamImage> image) {
+            Construct(&place, std::make_shared<PythonTar>(std::move(image)));
+          },
+          py::detail::is_new_style_constructor(), py::arg("image"))
+      .def_property_readonly("offset", [](const PythonTar& tar) { return tar.tar.offset(); })
       .def("next", &Next);
 
   m->def("compression_of", [](const py::bytes& raw) { return NameOf(FindFormat(ToSpan(raw))); });

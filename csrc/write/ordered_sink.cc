@@ -80,8 +80,9 @@ void OrderedSink::WriteAt(std::uint64_t offset, const std::vector<Span>& spans) 
 }
 
 void OrderedSink::Stop() noexcept {
+  const std::exception_ptr stopped = Error::Stopped();
   const Lock lock(mutex_);
-  Fail(std::make_exception_ptr(Error::System(ECANCELED, "stopped", "")));
+  Fail(stopped);
 }
 
 // Writes the piece. The lock is held at the call and on return.

@@ -62,8 +62,9 @@ void SegmentWriter::Finish() {
 }
 
 void SegmentWriter::Stop() noexcept {
+  const std::exception_ptr stopped = Error::Stopped();
   const Lock lock(mutex_);
-  Fail(std::make_exception_ptr(Error::System(ECANCELED, "stopped", "")));
+  Fail(stopped);
 }
 
 // Waits until the segment of this number has room, and returns where its bytes go.
