@@ -105,6 +105,7 @@ void Open(py::detail::value_and_holder& place, const std::string& path, std::opt
   std::shared_ptr<PythonSupply> supply;
   if (!supply_object.is_none()) supply = std::make_shared<PythonSupply>(supply_object);
   ReadOptions options;
+  options.path = path;
   options.threads = threads;
   options.mapped = mapped;
   options.poll = [progress, supply](std::uint64_t nbytes) {

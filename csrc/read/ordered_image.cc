@@ -1,7 +1,6 @@
 #include "read/ordered_image.h"
 
 #include <algorithm>
-#include <string>
 
 namespace pyckpt {
 
@@ -75,10 +74,7 @@ std::uint8_t* OrderedImage::Room(std::size_t nbytes) {
     if (map_.use_count() != 1) {  // growing would move bytes that were taken
       throw Error(ErrorKind::kArgument, "cannot decode more: bytes are taken and must stay");
     }
-    if (!map_->Grow(std::max(needed, 2 * map_->capacity()))) {
-      throw Error::Corrupt(
-          "there is no room for more than " + std::to_string(nbytes_) + " decompressed bytes", 0);
-    }
+    if (!map_->Grow(std::max(needed, 2 * map_->capacity()))) throw NoRoom(needed);
     // Of the whole room, because it could not grow any more if a part of it were different.
     if (wants_many_) PreferHugePages(map_->data(), map_->capacity());
   }

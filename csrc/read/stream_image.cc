@@ -1,6 +1,7 @@
 #include "read/stream_image.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <mutex>
 #include <string>
 #include <tuple>
@@ -20,16 +21,23 @@ constexpr std::uint64_t kMostInTurnNbytes = std::uint64_t{16} << 20;
 
 constexpr std::uint64_t kPageNbytes = 4096;
 
+// Half of the addresses that x86-64 and ARM give a process: 64 TiB.
+constexpr std::uint64_t kMostNbytes = std::uint64_t{1} << 46;
+
 }  // namespace
 
-std::shared_ptr<AnonymousMap> StreamImage::NewMap(std::uint64_t nbytes) {
+std::shared_ptr<AnonymousMap> StreamImage::NewMap(std::uint64_t nbytes) const {
   auto map = std::make_shared<AnonymousMap>();
-  if (nbytes != 0 && !map->Grow(nbytes)) {
-    throw Error::Corrupt(
-        "it claims " + std::to_string(nbytes) + " decompressed bytes, more than there is room for",
-        0);
-  }
+  if (nbytes != 0 && !map->Grow(nbytes)) throw NoRoom(nbytes);
   return map;
+}
+
+Error StreamImage::NoRoom(std::uint64_t nbytes) const {
+  const std::string what = std::to_string(nbytes) + " decompressed bytes";
+  if (nbytes > kMostNbytes) {
+    return Error::Corrupt("it claims " + what + ", more than there is room for", 0);
+  }
+  return Error::System(ENOMEM, "there is no room for " + what, options_.path);
 }
 
 bool StreamImage::Require(Extent extent) {

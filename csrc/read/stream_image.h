@@ -51,6 +51,7 @@ struct FillResult {
 
 // How the work is done.
 struct ReadOptions {
+  std::string path;  // what messages call the file
   int threads = 1;
   bool mapped = false;  // whether bytes of an uncompressed file stay in the file
   // Called by the waiting thread with the number of bytes done, over all calls so far. Throws to
@@ -167,8 +168,11 @@ class StreamImage {
 
   explicit StreamImage(ReadOptions options) : options_(std::move(options)) {}
 
-  // Address space for a stream that claims nbytes. Throws Corrupt if there is not enough.
-  static std::shared_ptr<AnonymousMap> NewMap(std::uint64_t nbytes);
+  // Address space for a stream that claims nbytes. Throws NoRoom() if there is not enough.
+  std::shared_ptr<AnonymousMap> NewMap(std::uint64_t nbytes) const;
+  // What to throw if the system has no address space for a stream of nbytes: Corrupt if no file has
+  // so many, else System, because another process could have it.
+  Error NoRoom(std::uint64_t nbytes) const;
 
   virtual std::uint8_t* base() const = 0;
   // What owns the memory at base().

@@ -347,3 +347,37 @@ def test_a_pickle_that_needs_too_much_memory(
     monkeypatch.setattr(memory, "_available", lambda: 5 * MIB)
     with pytest.raises(pyckpt.CheckpointError, match="bytes of memory"):
         pyckpt.load(tmp_path / "x.tar.gz")
+
+
+# The address space is what is limited, so that mapping fails and nothing else does.
+WITHOUT_ROOM = """
+import errno, resource, sys
+import pyckpt, torch
+path = sys.argv[1]
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (256 << 20), resource.RLIM_INFINITY))
+for read in (pyckpt.load, pyckpt.verify, pyckpt.inspect):
+    try:
+        read(path, **({} if read is pyckpt.inspect else {"num_threads": 1}))
+    except OSError as error:
+        assert (error.errno, error.filename) == (errno.ENOMEM, path), repr(error)
+    else:
+        assert False, read
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert pyckpt.load(path)["x"].nbytes == 512 << 20
+"""
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.zst"])
+def test_a_file_for_which_there_is_no_room_is_not_damaged(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    pyckpt.save({"x": torch.zeros(512 << 20, dtype=torch.uint8)}, path, fsync=False)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ROOM, path],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
