@@ -13,7 +13,7 @@ from tests.preloads import preload
 ROOT = WORKERS.parent.parent
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(250)
 def test_a_claim_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     done = subprocess.run(
@@ -22,7 +22,7 @@ def test_a_claim_that_fails_leaves_nothing(tmp_path: Path) -> None:
         env={**os.environ, **preload("system_calls", tmp_path, ROOT / "faults" / "native")},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
