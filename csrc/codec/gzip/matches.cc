@@ -44,6 +44,7 @@ StreamEnd FindEnd(Span stream, std::vector<std::uint8_t>* inflated) {
   } while (status == Z_OK &&
            (zlib.data_type & (kBetweenBlocks | kLastBlock)) != (kBetweenBlocks | kLastBlock));
   inflateEnd(&zlib);
+  if (status == Z_MEM_ERROR) throw std::bad_alloc();  // it gets its window late
   if (status != Z_OK) throw Error(ErrorKind::kCodec, "zlib: cannot read libdeflate's stream");
   return end;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <new>
 #include <string>
 
 #include "base/error.h"
@@ -10,6 +11,7 @@ namespace pyckpt::xz {
 
 void RequireLzma(lzma_ret status, const char* doing) {
   if (status == LZMA_OK) return;
+  if (status == LZMA_MEM_ERROR) throw std::bad_alloc();
   throw Error(ErrorKind::kCodec,
               std::string("liblzma: ") + doing + " failed with code " + std::to_string(status));
 }

@@ -16,8 +16,8 @@ namespace pyckpt::xz {
 // no larger than raw_nbytes needs.
 lzma_options_lzma MatchOptions(int preset, LiteralBits bits, std::size_t raw_nbytes);
 
-// Throws an Error of kCodec unless status is LZMA_OK. doing is what failed, for the message
-// "liblzma: <doing> failed with code <status>".
+// Throws std::bad_alloc if liblzma has no memory, and an Error of kCodec for all but LZMA_OK. doing
+// is what failed, for the message "liblzma: <doing> failed with code <status>".
 void RequireLzma(lzma_ret status, const char* doing);
 
 // How many bytes WriteLzma2Matches() may write at most.
