@@ -51,7 +51,7 @@ class LiveMemory:
 class Sink:
     """Where the bytes of an archive go: see write/sink.h."""
 
-def file_sink(path: bytes, durable: bool) -> Sink:
+def file_sink(path: bytes, durable: bool, mark: str) -> Sink:
     """A file that appears as a whole, or not at all."""
 
 def ordered_sink(write: Callable[[memoryview], object]) -> Sink:

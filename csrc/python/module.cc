@@ -281,11 +281,11 @@ PYBIND11_MODULE(_core, m) {
       "Where an archive is written to.";
   m.def(
       "file_sink",
-      [](std::string path, bool durable) {
+      [](std::string path, bool durable, std::string mark) {
         return pyckpt::Owned<pyckpt::Sink>(
-            std::make_shared<pyckpt::FileSink>(std::move(path), durable));
+            std::make_shared<pyckpt::FileSink>(std::move(path), durable, std::move(mark)));
       },
-      py::arg("path"), py::arg("durable"));
+      py::arg("path"), py::arg("durable"), py::arg("mark"));
   m.def("ordered_sink", &pyckpt::NewOrderedSink, py::arg("write"));
   m.def(
       "upload_sink",

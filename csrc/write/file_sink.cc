@@ -1,6 +1,7 @@
 #include "write/file_sink.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -73,6 +74,19 @@ class OwnedDescriptor {
   int fd_;
 };
 
+// Says that this process lives, as long as it has the file open. Other processes are never waited
+// for. False if one has the lock, or if the file system has none.
+bool Lock(int fd, int how) {
+  return Retry([&] { return flock(fd, how | LOCK_NB); }) == 0;
+}
+
+// Closes a file that may be locked. A forked process may have it open too: without unlocking, that
+// one would keep the lock.
+void Unlock(int fd) {
+  flock(fd, LOCK_UN);
+  close(fd);
+}
+
 // A file without a name, or -1 if the file system does not support this.
 int OpenUnnamed(const std::string& folder, mode_t mode) {
 #if defined(O_TMPFILE)
@@ -88,8 +102,11 @@ int OpenUnnamed(const std::string& folder, mode_t mode) {
 
 }  // namespace
 
-FileSink::FileSink(std::string target, bool durable)
-    : target_(std::move(target)), folder_(FolderOf(target_)), durable_(durable) {}
+FileSink::FileSink(std::string target, bool durable, std::string mark)
+    : target_(std::move(target)),
+      folder_(FolderOf(target_)),
+      durable_(durable),
+      mark_(std::move(mark)) {}
 
 void FileSink::Open(std::uint64_t most_nbytes) {
   // Fail now if the name cannot be looked up (too long, a loop of symbolic links), because the
@@ -101,14 +118,27 @@ void FileSink::Open(std::uint64_t most_nbytes) {
   // Never more readable than the old file, not even for a moment.
   const mode_t mode = exists ? existing.st_mode & kPermissions : kNewFileMode;
   fd_ = OpenUnnamed(folder_, mode);
-  if (fd_ == -1) {
-    std::string name = Sibling("tmp");
+  if (fd_ == -1) CreateNamed(mode);
+  if (exists) TakeOverAttributes(fd_, target_, existing);
+  if (durable_ && most_nbytes >= kWorthSegments) StartSegments();
+}
+
+void FileSink::CreateNamed(mode_t mode) {
+  for (;;) {
+    std::string name = Sibling("tmp", true);
     fd_ = Retry([&] { return open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, mode); });
     if (fd_ == -1) throw Error::System(errno, kNewFileFailed, target_);
     temporary_ = std::move(name);  // a copy could fail, and leave the file
+    struct stat made {};
+    if ((Lock(fd_, LOCK_EX) || errno != EWOULDBLOCK) && fstat(fd_, &made) == 0 &&
+        made.st_nlink != 0) {
+      return;
+    }
+    // Before it was locked, another process has taken it for that of a dead one.
+    unlink(temporary_.c_str());
+    temporary_.clear();
+    close(std::exchange(fd_, -1));
   }
-  if (exists) TakeOverAttributes(fd_, target_, existing);
-  if (durable_ && most_nbytes >= kWorthSegments) StartSegments();
 }
 
 void FileSink::StartSegments() {
@@ -226,7 +256,7 @@ void FileSink::Seal(std::uint64_t nbytes) {
 
 void FileSink::Commit(bool keep_previous) {
   if (temporary_.empty()) {
-    std::string name = Sibling("tmp");
+    std::string name = Sibling("tmp", Lock(fd_, LOCK_EX));
     const std::string self = "/proc/self/fd/" + std::to_string(fd_);
     if (Retry([&] {
           return linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW);
@@ -235,14 +265,7 @@ void FileSink::Commit(bool keep_previous) {
     }
     temporary_ = std::move(name);  // a copy could fail, and leave the file
   }
-  if (keep_previous) {
-    std::string name = Sibling("previous");
-    if (Retry([&] { return link(target_.c_str(), name.c_str()); }) == 0) {
-      previous_ = std::move(name);
-    } else if (errno != ENOENT) {
-      throw Error::System(errno, "cannot keep the previous file of", target_);
-    }
-  }
+  if (keep_previous) HoldPrevious();
   // Now, because afterwards it would be too late to fail.
   const OwnedDescriptor folder(durable_ ? OpenFolder() : -1);
   if (Retry([&] { return rename(temporary_.c_str(), target_.c_str()); }) != 0) {
@@ -252,12 +275,31 @@ void FileSink::Commit(bool keep_previous) {
   committed_ = true;
   restorable_ = keep_previous;
   if (durable_) SyncFolder(folder.fd());
-  close(std::exchange(fd_, -1));
+  Unlock(std::exchange(fd_, -1));
+}
+
+// Gives the old file, if there is one, a second name.
+void FileSink::HoldPrevious() {
+  // Shared, because several processes may hold one old file. It may not be readable.
+  previous_fd_ = Retry([&] { return open(target_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  const bool locked = previous_fd_ != -1 && Lock(previous_fd_, LOCK_SH);
+  std::string name = Sibling("previous", locked);
+  if (Retry([&] { return link(target_.c_str(), name.c_str()); }) == 0) {
+    previous_ = std::move(name);
+  } else if (errno != ENOENT) {
+    throw Error::System(errno, "cannot keep the previous file of", target_);
+  }
+}
+
+// Its second name is gone.
+void FileSink::ReleasePrevious() noexcept {
+  previous_.clear();
+  if (previous_fd_ != -1) Unlock(std::exchange(previous_fd_, -1));
 }
 
 void FileSink::Keep() noexcept {
   // If it cannot be removed now, Abandon tries again.
-  if (!previous_.empty() && unlink(previous_.c_str()) == 0) previous_.clear();
+  if (!previous_.empty() && unlink(previous_.c_str()) == 0) ReleasePrevious();
   restorable_ = false;
 }
 
@@ -267,7 +309,7 @@ void FileSink::Restore() noexcept {
       unlink(target_.c_str());
     } else {
       Retry([&] { return rename(previous_.c_str(), target_.c_str()); });
-      previous_.clear();
+      ReleasePrevious();
     }
   }
 }
@@ -278,8 +320,8 @@ void FileSink::Abandon() noexcept {
   if (!temporary_.empty()) unlink(temporary_.c_str());
   temporary_.clear();
   if (!previous_.empty()) unlink(previous_.c_str());
-  previous_.clear();
-  if (fd_ != -1) close(std::exchange(fd_, -1));
+  ReleasePrevious();
+  if (fd_ != -1) Unlock(std::exchange(fd_, -1));
 }
 
 // The owner is the target's.
@@ -293,14 +335,17 @@ void FileSink::CheckReplaceable(uid_t owner) const {
 }
 
 // A hidden name in the target's folder that no other process chooses.
-std::string FileSink::Sibling(const char* purpose) const {
+std::string FileSink::Sibling(const char* purpose, bool locked) const {
   const std::size_t slash = target_.rfind('/');
   const std::string base = slash == std::string::npos ? target_ : target_.substr(slash + 1);
   // The name is cut so that the suffix still fits.
   constexpr std::size_t kLongestBase = NAME_MAX - 48;
+  constexpr std::size_t kDigits = 16;
   std::random_device random;
-  return folder_ + "/." + base.substr(0, kLongestBase) + "." + std::to_string(getpid()) + "-" +
-         std::to_string(random()) + "." + purpose;
+  std::string digits;
+  while (digits.size() < kDigits) digits += "0123456789abcdef"[random() % 16];
+  return folder_ + "/." + base.substr(0, kLongestBase) + "." + (locked ? mark_ : "unlocked") + "-" +
+         digits + "." + purpose;
 }
 
 // A descriptor for SyncFolder. It is -1 if the folder is writable and not readable.

@@ -6,6 +6,11 @@
 //
 // Failures throw Error::System with the target's path. The destructor abandons, it never commits.
 //
+// While a file has a hidden name, .TARGET.MARK-RANDOM.tmp or .TARGET.MARK-RANDOM.previous, this
+// process has a lock (flock) on it. So whoever can lock such a file knows that its process has
+// died, if that ran on the system that MARK stands for: see pyckpt/storage/leftovers.py. Where the
+// file cannot be locked, MARK is zeros.
+//
 // A file that is not durable is written through the page cache: it is quickest there, and is soon
 // read. A durable one goes past it, so that a checkpoint does not push what the training reads out
 // of memory:
@@ -33,8 +38,9 @@ namespace pyckpt {
 
 class FileSink final : public Sink {
  public:
-  // If durable, Seal waits until the bytes are on disk, and Commit until the name is.
-  FileSink(std::string target, bool durable);
+  // If durable, Seal waits until the bytes are on disk, and Commit until the name is. The mark is
+  // eight characters: see below.
+  FileSink(std::string target, bool durable, std::string mark);
   FileSink(const FileSink&) = delete;
   FileSink& operator=(const FileSink&) = delete;
   ~FileSink() override;
@@ -66,14 +72,19 @@ class FileSink final : public Sink {
   void StartSegments();
   void Write(std::uint64_t offset, const std::vector<Span>& spans);
   ssize_t WriteSome(const iovec* parts, int count, std::uint64_t offset);
-  std::string Sibling(const char* purpose) const;
+  void CreateNamed(mode_t mode);
+  void HoldPrevious();
+  void ReleasePrevious() noexcept;
+  std::string Sibling(const char* purpose, bool locked) const;
   int OpenFolder() const;
   void SyncFolder(int folder);
 
   std::string target_;
   std::string folder_;
   bool durable_;
+  std::string mark_;
   int fd_ = -1;
+  int previous_fd_ = -1;                // the old file, locked while it has its second name
   std::atomic<bool> direct_{false};     // writes go past the page cache
   std::atomic<bool> drop_pages_{true};  // the kernel may take RWF_DONTCACHE
   std::string temporary_;               // empty while the file has no name

@@ -1,5 +1,7 @@
 """Hidden names beside a folder that one process works with, and what becomes of them if it dies.
 
+The folder may also be a link.
+
 For the time of its work, a process has these names in the folder of its target:
 
     .TARGET.ID.pyckpt-new    the folder that is being written; after an exchange, the one before it
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -26,13 +27,20 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from pyckpt.ranks.file_identity import is_on_local_disk, running_system
+from pyckpt.ranks.file_identity import running_system
+from pyckpt.storage.hidden_names import (
+    CODE,
+    cut,
+    has_name,
+    is_seen_from_here,
+    lock,
+    system_code,
+    unlock,
+)
 
 __all__ = ["Claim", "is_there", "remove_folder", "sweep"]
 
-_LOCK_NAME = re.compile(r"(\..*\.([0-9a-f]{8})-[0-9a-f]{16})\.pyckpt-lock", re.DOTALL)
-_LONGEST_NAME_NBYTES = 255
-_ROOM_NBYTES = 48  # for what a hidden name has beside the target's
+_LOCK_NAME = re.compile(rf"(\..*\.({CODE})-[0-9a-f]{{16}})\.pyckpt-lock", re.DOTALL)
 _MOST_RECORD_NBYTES = 8192
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -52,12 +60,12 @@ class Claim:
     def __init__(self, target: Path) -> None:
         self.target = target
         while True:
-            stem = f".{_cut(target.name)}.{_system_code()}-{secrets.token_hex(8)}"
+            stem = f".{cut(target.name)}.{system_code()}-{secrets.token_hex(8)}"
             self.new, self.old, self._lock = _names(target.parent, stem)
             self._fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
-                is_locked = _lock(self._fd, fcntl.LOCK_EX)
-                if _has_name(self._fd, self._lock):
+                is_locked = lock(self._fd, fcntl.LOCK_EX)
+                if has_name(self._fd, self._lock):
                     self._write(_record(target, is_locked))
                     break
             except BaseException:
@@ -86,10 +94,7 @@ class Claim:
             self._lock.unlink()
         finally:
             fd, self._fd = self._fd, -1
-            # Else a forked process, which has the same lock, would keep it.
-            with suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+            unlock(fd)
 
 
 def remove_folder(folder: Path) -> None:
@@ -126,20 +131,20 @@ def sweep(folder: Path) -> None:
     with suppress(OSError):
         for path in folder.iterdir():
             found = _LOCK_NAME.fullmatch(path.name)
-            if found is not None and (found[2] == _system_code() or is_on_local_disk(folder)):
+            if found is not None and is_seen_from_here(found[2], folder):
                 with suppress(OSError):
                     _sweep_claim(folder, found[1])
 
 
 def _sweep_claim(folder: Path, stem: str) -> None:
-    new, old, lock = _names(folder, stem)
-    fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    new, old, lock_path = _names(folder, stem)
+    fd = os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         # In a folder such as /tmp, others could make names that have us remove what is ours.
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             return
-        if not _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) or not _has_name(fd, lock):
+        if not lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) or not has_name(fd, lock_path):
             return
         record = os.read(fd, _MOST_RECORD_NBYTES)
         if record:
@@ -147,7 +152,7 @@ def _sweep_claim(folder: Path, stem: str) -> None:
             if target is None:
                 return
             _settle(folder / target, new, old)
-        lock.unlink()  # a claim without a record has made nothing yet
+        lock_path.unlink()  # a claim without a record has made nothing yet
     finally:
         os.close(fd)
 
@@ -156,23 +161,16 @@ def _settle(target: Path, new: Path, old: Path) -> None:
     """Brings the old folder back if the target's name is missing. Removes all that is hidden."""
     if _is_folder(old) and not is_there(target):
         old.rename(target)
-    for folder in (old, new):
-        if is_there(folder):
-            shutil.rmtree(folder)
+    for one in (old, new):
+        if _is_folder(one):
+            shutil.rmtree(one)
+        elif is_there(one):
+            one.unlink()
 
 
 def _names(folder: Path, stem: str) -> tuple[Path, Path, Path]:
-    new, old, lock = (folder / f"{stem}.pyckpt-{kind}" for kind in ("new", "old", "lock"))
-    return new, old, lock
-
-
-def _cut(name: str) -> str:
-    """The name, or so much of it that a hidden name with it is not too long."""
-    return os.fsencode(name)[: _LONGEST_NAME_NBYTES - _ROOM_NBYTES].decode(errors="ignore")
-
-
-def _system_code() -> str:
-    return hashlib.sha256(running_system().encode()).hexdigest()[:8]
+    new, old, lock_path = (folder / f"{stem}.pyckpt-{kind}" for kind in ("new", "old", "lock"))
+    return new, old, lock_path
 
 
 def _record(target: Path, is_locked: bool) -> bytes:
@@ -191,19 +189,11 @@ def _target_in(record: bytes, stem: str) -> str | None:
     try:
         found = json.loads(record)
         target = found["target"]
-        fits = found["locked"] is True and stem.startswith(f".{_cut(target)}.")
+        fits = found["locked"] is True and stem.startswith(f".{cut(target)}.")
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     is_name = isinstance(target, str) and "/" not in target and target not in ("", ".", "..")
     return target if fits and is_name else None
-
-
-def _lock(fd: int, how: int) -> bool:
-    try:
-        fcntl.flock(fd, how)
-    except OSError:  # another process has it, or the file system has no locks
-        return False
-    return True
 
 
 def is_there(path: Path) -> bool:
@@ -217,17 +207,6 @@ def is_there(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _has_name(fd: int, path: Path) -> bool:
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return False
-    try:
-        return os.path.samestat(os.fstat(fd), found)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_folder(path: Path) -> bool:

@@ -9,13 +9,16 @@ from pathlib import Path
 from pyckpt import _core
 from pyckpt.errors import FilenameError
 from pyckpt.paths import links_followed
+from pyckpt.storage.hidden_names import system_code
+from pyckpt.storage.leftovers import remove_leftovers
 from pyckpt.storage.new_folders import NewFolders
 
 __all__ = ["LocalFile"]
 
 
 class LocalFile:
-    """See :class:`pyckpt.storage.target.Target`. ``prepare()`` makes the folder.
+    """See :class:`pyckpt.storage.target.Target`. ``prepare()`` makes the folder, and removes what
+    dead processes have left there.
 
     Raises:
         FilenameError: The path exists and is not a regular file.
@@ -35,10 +38,11 @@ class LocalFile:
             raise FilenameError(f"{path} exists and is not a regular file", path=str(path))
 
     def sink(self, *, durable: bool) -> _core.Sink:
-        return _core.file_sink(os.fsencode(self._target), durable)
+        return _core.file_sink(os.fsencode(self._target), durable, system_code())
 
     def prepare(self, *, durable: bool) -> None:
         self._folders.make(self._target.parent, durable=durable)
+        remove_leftovers(self._target.parent)
 
     def stop(self) -> None:
         """Nothing waits long for a disk."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from pyckpt.storage.claim import Claim, sweep
 from pyckpt.storage.flush import flush_folder
+from pyckpt.storage.hidden_names import hidden_name, lock, unlock
+from pyckpt.storage.leftovers import remove_leftovers
 
 __all__ = ["Replacement", "replace_file", "replace_link"]
 
@@ -17,24 +20,28 @@ class Replacement:
     """The next contents of a small file, in two steps: all bytes to a hidden file, then the rename.
 
     So a full disk is noticed before anything else gets its name. Call ``discard()`` at last. A
-    process that is killed between the steps leaves the hidden file.
+    process that is killed between the steps leaves the hidden file, which the next one removes.
     """
 
     def __init__(self, path: Path, data: bytes, *, fsync: bool) -> None:
         self._path = path
         self._data = data
         self._fsync = fsync
-        self._hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        self._hidden = hidden_name(path)
+        self._fd = -1  # locked for as long as the file is hidden
 
     def prepare(self) -> None:
-        """Writes the hidden file.
+        """Writes the hidden file. Removes those that dead processes have left.
 
         Raises:
             OSError: It cannot be written, or could not be renamed.
         """
         if self._path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._path))
-        with self._hidden.open("xb") as file:
+        remove_leftovers(self._path.parent)
+        self._fd = os.open(self._hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        lock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(self._fd, "wb", closefd=False) as file:
             file.write(self._data)
             file.flush()
             if self._fsync:
@@ -48,6 +55,7 @@ class Replacement:
                 the new name.
         """
         self._hidden.replace(self._path)
+        self._close()
         if self._fsync:
             flush_folder(self._path.parent)
 
@@ -55,6 +63,12 @@ class Replacement:
         """Removes the hidden file, if there is one. Ignores failures."""
         with suppress(OSError):
             self._hidden.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            unlock(fd)
 
 
 def replace_file(path: Path, data: bytes, *, fsync: bool) -> None:
@@ -77,12 +91,10 @@ def replace_link(path: Path, target: str) -> None:
     Raises:
         OSError: It could not be made. An earlier one is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(FileNotFoundError):  # of a process that died
-        temporary.unlink()
-    temporary.symlink_to(target)
+    sweep(path.parent)
+    claim = Claim(path)
     try:
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
+        claim.new.symlink_to(target)
+        claim.new.replace(path)
+    finally:
+        claim.release()

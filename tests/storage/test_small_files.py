@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyckpt.storage.claim import Claim
 from pyckpt.storage.small_files import Replacement, replace_file, replace_link
 
 
@@ -63,8 +64,15 @@ def test_a_folder_of_the_name_is_found_before_anything_is_written(tmp_path: Path
 
 
 def test_a_link_is_replaced_also_beside_what_a_dead_process_left(tmp_path: Path) -> None:
-    (tmp_path / f".latest.{os.getpid()}").symlink_to("left")
+    (tmp_path / "other").symlink_to("left")
+    child = os.fork()
+    if child == 0:  # it ends with a link that has not got its name
+        claim = Claim(tmp_path / "latest")
+        claim.new.symlink_to("left")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(os.listdir(tmp_path)) == 3
     for target in ("a", "b"):
         replace_link(tmp_path / "latest", target)
         assert os.readlink(tmp_path / "latest") == target
-    assert os.listdir(tmp_path) == ["latest"]
+    assert sorted(os.listdir(tmp_path)) == ["latest", "other"]

@@ -78,7 +78,7 @@ def no_thread_is_left() -> Iterator[None]:
 def test_the_bytes_are_those_of_a_file(tmp_path: Path, suffix: str, threads: int) -> None:
     sizes = [10, 0, 300_000, 2_000_000, *[20_000] * 100, 0, *[7] * 1000, 0]
     path = tmp_path / "x"
-    file = new_writer(_core.file_sink(os.fsencode(path), False), suffix, 2)
+    file = new_writer(_core.file_sink(os.fsencode(path), False, "0" * 8), suffix, 2)
     add(file, suffix, sizes)
     file.write(None)
     file.commit(False)

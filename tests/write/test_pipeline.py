@@ -48,7 +48,7 @@ def writer(
     row = None if deflated else FORMATS[suffix]
     levels = None if row is None else row.levels
     return _core.ArchiveWriter(
-        _core.file_sink(os.fsencode(path), durable),
+        _core.file_sink(os.fsencode(path), durable, "0" * 8),
         row,
         tar=row is not None,
         deflated=deflated,
