@@ -22,8 +22,8 @@ DeepSpeed reads and writes some of its files itself.
 
 **What it leaves.** DeepSpeed copies zero_to_fp32.py and the files of tensors on NVMe itself, before
 the checkpoint is committed. zero_to_fp32.py, ds_to_universal.py and universal checkpoints read the
-files with torch.load. A rank whose DeepSpeed raises while others are in one of its barriers tells
-them when the time limit of that barrier is over.
+files with torch.load. Its barriers of all ranks are exchanges during a save: a rank whose DeepSpeed
+raises tells the others there. In its other collectives they wait until the time limit of these.
 """
 
 from __future__ import annotations
@@ -43,11 +43,17 @@ from pyckpt.errors import OptionError
 from pyckpt.integrations.needed import needed
 from pyckpt.options import BackgroundOptions, WriteOptions
 from pyckpt.paths import check_is_local, path_text
-from pyckpt.ranks.exchange import Channel, begin_together, current_ranks, together
+from pyckpt.ranks.exchange import (
+    AllRaised,
+    Channel,
+    begin_together,
+    current_ranks,
+    together,
+)
 from pyckpt.staging.pending_saves import PendingSave, raise_uncollected, wait_for_all
 from pyckpt.storage.small_files import Replacement
 from pyckpt.training.background import BackgroundSave
-from pyckpt.training.file_set import FileSet
+from pyckpt.training.file_set import WRITING, FileSet
 from pyckpt.warn import warn_if_untried
 
 with needed("deepspeed", "deepspeed"):
@@ -56,12 +62,14 @@ with needed("deepspeed", "deepspeed"):
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.engine import DeepSpeedEngine
 
+    from pyckpt.training.deepspeed import with_exchanges
     from pyckpt.training.deepspeed_types import allow_deepspeed_types
 
 __all__ = ["Attachment", "attach", "detach"]
 
 _LOGGER = logging.getLogger("pyckpt")
 _NEWEST_TRIED = (0, 19)
+_STAGING = "staging the state"
 
 
 def attach(
@@ -214,7 +222,16 @@ class _PyckptEngine(CheckpointEngine):
         if writes_latest:
             self._latest = Path(folder) / "latest"
         try:
-            yield
+            # What a rank that fails is doing in the exchange that the others are in.
+            doing = _STAGING if self._is_asynchronous else WRITING
+            with with_exchanges(doing, self._channels[0]):
+                yield
+        except AllRaised as raised:
+            files, self._files = self._files, None
+            if files is not None:
+                files.close()
+            error = raised.args[0]
+            raise error from None
         except BaseException as error:
             if self._files is not None:  # the others come to commit, and wait there for this rank
                 _LOGGER.error("a save failed in DeepSpeed: %s: %s", type(error).__name__, error)
@@ -315,7 +332,7 @@ class _PyckptEngine(CheckpointEngine):
             work.begin(None, chosen=True)
 
         try:
-            together("staging the state", stage, training)
+            together(_STAGING, stage, training)
             self.pending = work.start()
         except BaseException:
             work.drop()

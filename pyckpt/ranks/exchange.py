@@ -11,40 +11,34 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import itertools
 import os
 import pickle
-from collections.abc import Callable, Iterator
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from pyckpt.errors import (
-    CheckpointError,
-    CorruptArchiveError,
-    DuplicateFileError,
-    FilenameError,
-    MixedFilesError,
-    OptionError,
-    SaveInProgressError,
-    ShardedStateError,
-    StateMismatchError,
-    TornSaveError,
-)
+from pyckpt.errors import CheckpointError, OptionError
 from pyckpt.interrupts import is_interrupt
+from pyckpt.ranks.circle import Call, Circle, Silence
+from pyckpt.ranks.failure import Failure, as_one, describe
+from pyckpt.ranks.link import Link, lost
 from pyckpt.ranks.meeting import meet
 
 __all__ = [
+    "AllRaised",
     "Channel",
     "Ranks",
+    "barrier",
     "begin_together",
     "current_ranks",
-    "no_exchange",
+    "decide",
     "require_group",
     "together",
 ]
@@ -119,55 +113,18 @@ def _from_environment(*names: str, default: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """What one rank tells the others about its exception. Plain data, so it always pickles."""
-
-    rank: int
-    kind: str
-    message: str
-    path: str | None
-    errno: int | None
-    is_exchanged: bool = False
-
-
-_KINDS: dict[str, type[CheckpointError]] = {
-    kind.__name__: kind
-    for kind in (
-        CheckpointError,
-        CorruptArchiveError,
-        DuplicateFileError,
-        FilenameError,
-        MixedFilesError,
-        OptionError,
-        SaveInProgressError,
-        ShardedStateError,
-        StateMismatchError,
-        TornSaveError,
-    )
-}
-# Their messages are about arguments that all ranks got, and not about one rank's files or tensors.
-_ABOUT_ARGUMENTS = (FilenameError, OptionError, SaveInProgressError)
-
-
-@dataclass(frozen=True)
 class Channel:
     """A way for ranks to exchange outcomes.
 
     Attributes:
         rank: The place of this process in the group, from 0 on.
         members: The ranks in the group, by their numbers among all ranks.
-        gather: Takes this rank's outcome and returns those of all members. Collective. None if
-            there is only one.
-        group: torch's ProcessGroupGloo between the members, which ``gather`` uses; for transfers of
-            tensors on the CPU by its methods (``send``, ``recv``, ``broadcast``). They number the
-            members from 0 on. None if there is only one. torch.distributed's functions do not know
-            it.
+        link: The connection to the others. None if there are none.
     """
 
     rank: int = 0
     members: tuple[int, ...] = (0,)
-    gather: Callable[[Any], list[Any]] | None = None
-    group: Any = None
+    link: Link | None = None
 
     @property
     def size(self) -> int:
@@ -178,6 +135,28 @@ class Channel:
     def global_rank(self) -> int:
         """The number of this process among all ranks, which messages name."""
         return self.members[self.rank]
+
+    @property
+    def group(self) -> Any:
+        """torch's ProcessGroupGloo between the members, or None if there is only one.
+
+        It is for transfers of tensors on the CPU by its methods (``send``, ``recv``). They number
+        the members from 0 on. torch.distributed's functions do not know it.
+        """
+        return None if self.link is None else self.link.group
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """For as long as this rank takes part in something: see Circle."""
+        return nullcontext() if self.link is None else self.link.circle.at_work()
+
+    def leave(self, doing: str, error: BaseException) -> None:
+        """Tells the others that this rank does not go on, if an interrupt is why.
+
+        It is for what comes between two steps. The others raise it as they would raise the error of
+        a step.
+        """
+        if self.link is not None and not isinstance(error, CheckpointError) and is_interrupt(error):
+            self.link.leave(doing, error)
 
 
 def begin_together(call: str, channels: int = 1, process_group: Any = None) -> list[Channel]:
@@ -209,21 +188,67 @@ def begin_together(call: str, channels: int = 1, process_group: Any = None) -> l
     name = dist.distributed_c10d._get_process_group_name(group)
     store: Any = _own_store(group, members)
     limit = max(_LEAST_PATIENCE_SECONDS, store.timeout.total_seconds())
-    number = next(_meetings.setdefault((name, members), itertools.count()))
-    own_groups = _own_groups.setdefault(group, [])
     try:
-        meet(store, call, number, members, members[place], limit)
-        while len(own_groups) < channels:
-            at = _part_of(store, f"{number}/channel-{len(own_groups)}")
-            own_groups.append(dist.ProcessGroupGloo(at, place, len(members), _OWN_TIMEOUT))
+        number = _meet(store, call, (name, members), place, limit)
+        links = _links.get(group)
+        if links is None:
+            connection = _connection(store, number, place)
+            circle = Circle(connection, members, place, limit, kept=store)
+            links = _links[group] = _Links(circle, (name, members), [])
+        return [Channel(place, members, link) for link in links.take(channels, call, number, store)]
     except CheckpointError:
         raise
     except RuntimeError as error:  # torch's errors of stores and groups
-        raise no_exchange(call, error) from error
-    return [
-        Channel(place, members, partial(_gather_in_group, own), own)
-        for own in own_groups[:channels]
-    ]
+        raise CheckpointError(f"{call} failed: the ranks could not meet: {error}") from error
+
+
+_Key: TypeAlias = tuple[str, tuple[int, ...]]  # a group's name and members
+
+
+def _meet(store: Any, call: str, key: _Key, place: int, limit: float) -> int:
+    """Waits for the others. Returns how often they have met before."""
+    with _lock:
+        number = _meetings.get(key, 0)
+        _meetings[key] = number + 1
+    members = key[1]
+    meet(store, call, number, members, members[place], limit)
+    return number
+
+
+@dataclass
+class _Links:
+    """The links of a group. They are made when they are needed, and again when one has broken."""
+
+    circle: Circle
+    key: _Key
+    links: list[Link]
+
+    def take(self, number_of: int, call: str, meeting: int, store: Any) -> list[Link]:
+        """The first ones. Collective, at a meeting."""
+        if self.circle.store.check([f"broken/{meeting}"]):
+            self.links.clear()
+        while len(self.links) < number_of:
+            name = f"{meeting}/channel-{len(self.links)}"
+            group = self._new_group(_part_of(store, name), call)
+            self.links.append(Link(self.circle, name, group, self._tell_broken))
+        return self.links[:number_of]
+
+    def _new_group(self, store: Any, call: str) -> Any:
+        place, size = self.circle.place, len(self.circle.members)
+        with self.circle.at_work():
+            making = Call(lambda: dist.ProcessGroupGloo(store, place, size, _OWN_TIMEOUT))
+            look = self.circle.waiting(call, _CONNECTING_SECONDS)
+            try:
+                while not making.is_over(1.0):
+                    look()
+            except Silence as silence:
+                raise lost(call, silence.args[0]).error() from None
+        return making.result()
+
+    def _tell_broken(self) -> None:
+        """Lets all ranks make new links at their next meeting, which nobody has come to yet."""
+        with _lock:
+            self.circle.store.set(f"broken/{_meetings[self.key]}", "")
 
 
 def _group_of(process_group: Any) -> Any:
@@ -286,28 +311,43 @@ def _part_of(store: Any, prefix: str) -> Any:
 _LEAST_PATIENCE_SECONDS = 60.0
 # Long, because ranks wait while others write.
 _OWN_TIMEOUT = datetime.timedelta(days=1)
+_CONNECTING_SECONDS = 15.0  # the ranks have just met
 # Made here, and not by torch.distributed.new_group: that needs all ranks, or else names the group
 # by how many groups this rank has, which need not be the same on all of its members.
-_own_groups: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # key: the caller's group
-# By name and members, and not by group: a group that is made again may have the same store.
-_meetings: dict[tuple[str, tuple[int, ...]], Iterator[int]] = {}
+_links: WeakKeyDictionary[Any, _Links] = WeakKeyDictionary()  # key: the caller's group
+# How often they have met. By name and members, and not by group: a group that is made again may
+# have the same store.
+_meetings: dict[_Key, int] = {}
+# Guards the number of the next meeting. Reentrant, because a signal handler may save.
+_lock = threading.RLock()
 
 
-def _gather_in_group(group: Any, outcome: Any) -> list[Any]:
-    data = torch.frombuffer(bytearray(pickle.dumps(outcome)), dtype=torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(group.size())]
-    group.allgather([sizes], [torch.tensor([len(data)], device="cpu")]).wait()
-    longest = max(int(size) for size in sizes)
-    padded = torch.zeros(longest, dtype=torch.uint8, device="cpu")
-    padded[: len(data)] = data
-    gathered = [bytearray(longest) for _ in sizes]
-    group.allgather(
-        [[torch.frombuffer(one, dtype=torch.uint8) for one in gathered]], [padded]
-    ).wait()
-    return [
-        pickle.loads(memoryview(one)[: int(size)])
-        for one, size in zip(gathered, sizes, strict=True)
-    ]
+def _connection(store: Any, meeting: int, place: int) -> Any:
+    """A store for other threads. Collective, at a meeting.
+
+    torch holds a store's lock while it waits for a key, perhaps as long as training takes. So it
+    is a connection of its own to the same server. Nothing tells what the prefix of ``store`` is,
+    so it gets one that no other has.
+    """
+    key = f"{meeting}/circle"
+    if place == 0:
+        store.set(key, uuid.uuid4().hex)
+    prefix = store.get(key).decode()
+    root = store
+    while hasattr(root, "underlying_store"):
+        root = root.underlying_store
+    c10d: Any = dist  # for mypy, which does not know all that is in it
+    tcp_store = c10d.TCPStore
+    if isinstance(root, tcp_store):
+        server = root  # perhaps in this process
+        root = tcp_store(
+            server.host,
+            server.port,
+            is_master=False,
+            timeout=server.timeout,
+            wait_for_workers=False,
+        )
+    return _part_of(root, prefix)
 
 
 def together(doing: str, step: Callable[[], T], channel: Channel) -> list[T]:
@@ -327,73 +367,91 @@ def together(doing: str, step: Callable[[], T], channel: Channel) -> list[T]:
             message. On the failing rank the original exception is the cause. With one rank, Ctrl-C
             and exceptions of signal handlers pass unchanged.
     """
-    cause: BaseException | None = None
-    outcome: T | _Failure
-    try:
-        outcome = step()
-        if channel.gather is not None:
-            pickle.dumps(outcome)  # the exchange must not fail on one rank alone
-    except BaseException as error:
-        if channel.gather is None and is_interrupt(error):
-            raise
-        cause = error
-        outcome = _describe(error, channel.global_rank)
-    outcomes = _exchange(doing, outcome, channel)
-    failures = [o for o in outcomes if isinstance(o, _Failure)]
-    if failures:
-        raise _as_exception(doing, failures, len(outcomes)) from cause
+    with channel.at_work():
+        outcome, cause = _tried(step, channel)
+        outcomes: list[Any] = [outcome]
+        failure: Failure | None
+        try:
+            if channel.link is not None:
+                outcomes = channel.link.gather(doing, outcome)
+            failure = _failure_in(doing, outcomes)
+        except BaseException as error:
+            cause = cause or error
+            failure = None if channel.link is None else channel.link.judge(doing, error)
+    if failure is not None:
+        raise failure.error() from cause
     return outcomes
 
 
-def _describe(error: BaseException, rank: int) -> _Failure:
-    if isinstance(error, CheckpointError):
-        kind = type(error).__name__
-        return _Failure(rank, kind, str(error), error.path, error.errno, error.is_exchanged)
-    path = getattr(error, "filename", None)
-    return _Failure(
-        rank=rank,
-        kind="",
-        message=f"{type(error).__name__}: {error}",
-        path=path if isinstance(path, str) else None,
-        errno=error.errno if isinstance(error, OSError) else None,
-    )
+class AllRaised(Exception):
+    """What ``barrier`` raises in a step: all ranks raise ``args[0]``. It ends the step."""
 
 
-def _exchange(doing: str, outcome: Any, channel: Channel) -> list[Any]:
-    if channel.gather is None:
-        return [outcome]
+def barrier(doing: str, channel: Channel) -> None:
+    """Waits in a step of ``together`` until all ranks have come here, or their step has failed.
+
+    Raises:
+        AllRaised: A rank's step has failed before it came here, or it is lost. The step must not
+            go on. ``together`` raises it as the ranks' error, without another exchange: the rank
+            that failed is in no other one.
+    """
     try:
-        return channel.gather(outcome)
-    except Exception as error:
-        raise no_exchange(doing, error) from error
+        together(doing, lambda: None, channel)
+    except CheckpointError as error:
+        raise AllRaised(error) from error
 
 
-def no_exchange(doing: str, error: Exception) -> CheckpointError:
-    """The error that ranks raise when torch says that they cannot reach each other."""
-    return CheckpointError(
-        f"{doing} failed: the ranks could not exchange their outcomes, one may have died: {error}"
-    )
+def decide(
+    doing: str, step: Callable[[], None], channel: Channel, keep: Callable[[], None]
+) -> None:
+    """As ``together``, for the step after which there is no way back.
+
+    It ends alike on all ranks, also if one dies in the exchange: either all that live call
+    ``keep``, or all raise. An interrupt that comes too late is raised after ``keep``.
+
+    Args:
+        keep: Makes the step final on this rank.
+    """
+    interrupt: BaseException | None = None
+    with channel.at_work():
+        outcome, cause = _tried(step, channel)
+        link = channel.link
+        try:
+            outcomes = [outcome] if link is None else link.gather(doing, outcome, decides=True)
+            failure = _failure_in(doing, outcomes)
+            if link is not None:
+                failure = link.decide(failure)
+            if failure is None:
+                keep()
+        except BaseException as error:
+            failure = None if link is None else link.judge(doing, error)
+            cause = cause or error
+            if failure is None:  # it has passed, perhaps here already
+                keep()
+                interrupt = error if is_interrupt(error) else None
+    if failure is not None:
+        raise failure.error() from cause
+    if interrupt is not None:
+        raise interrupt
 
 
-def _as_exception(doing: str, failures: list[_Failure], size: int) -> CheckpointError:
-    first = failures[0]
-    kind = _KINDS.get(first.kind)
-    if kind is not None and len(failures) == size and all(one.is_exchanged for one in failures):
-        return _exchanged(kind, first.message, first)  # a step in the step has told all ranks
-    failed = f"rank {first.rank}"
-    others = [str(failure.rank) for failure in failures[1:]]
-    also = f" (and on rank {', '.join(others)})" if others else ""
-    if kind is None or not issubclass(kind, _ABOUT_ARGUMENTS):
-        kind = kind or CheckpointError
-        message = f"{doing} failed on {failed}: {first.message}{also}"
-    elif len(failures) < size:  # the ranks did not get the same arguments
-        message = f"{first.message} (on {failed}, not on every rank)"
-    else:
-        message = first.message
-    return _exchanged(kind, message, first)
+def _tried(step: Callable[[], T], channel: Channel) -> tuple[T | Failure, BaseException | None]:
+    """What a step returns, or its exception as data and itself."""
+    try:
+        outcome = step()
+        if channel.link is not None:
+            pickle.dumps(outcome)  # the exchange must not fail on one rank alone
+    except AllRaised as raised:
+        error = raised.args[0]
+        raise error from None
+    except BaseException as error:
+        if channel.link is None and is_interrupt(error):
+            raise
+        return describe(error, channel.global_rank), error
+    return outcome, None
 
 
-def _exchanged(kind: type[CheckpointError], message: str, first: _Failure) -> CheckpointError:
-    error = kind(message, rank=first.rank, path=first.path, errno=first.errno)
-    error.is_exchanged = True
-    return error
+def _failure_in(doing: str, outcomes: list[Any]) -> Failure | None:
+    """What all ranks raise, if one has failed."""
+    failures = [one for one in outcomes if isinstance(one, Failure)]
+    return as_one(doing, failures, len(outcomes)) if failures else None

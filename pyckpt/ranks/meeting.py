@@ -62,10 +62,11 @@ def meet(
     elif not _wait(store, place, call, members, limit_seconds):
         came = store.add(f"{place}/came", _GIVEN_UP)
         if came != _GIVEN_UP + len(members):  # else the last one came just now
+            missing = _missing(store, place, members)
             raise CheckpointError(
-                f"{call} waited {limit_seconds:.0f} seconds for "
-                f"{_missing(store, place, members)}. Call it on every rank",
-                rank=rank,
+                f"{call} waited {limit_seconds:.0f} seconds for {_named(missing, members)}. Call "
+                "it on every rank",
+                rank=missing[0] if missing else None,
             )
     if store.get(f"{place}/all") != b"same":
         raise _mixed(store, place, members)
@@ -87,7 +88,7 @@ def _wait(store: Any, place: str, call: str, members: Sequence[int], limit_secon
             _LOGGER.warning(
                 "%s waits for %s. Call it on every rank. It gives up after %.0f seconds.",
                 call,
-                _missing(store, place, members),
+                _named(_missing(store, place, members), members),
                 limit_seconds,
             )
         time.sleep(min(pause, max(0.0, limit_seconds - waited)))
@@ -102,8 +103,11 @@ def _pauses() -> Iterator[float]:
         pause = min(1.5 * pause, 0.05)
 
 
-def _missing(store: Any, place: str, members: Sequence[int]) -> str:
-    missing = [rank for rank in members if not store.check([f"{place}/{rank}"])]
+def _missing(store: Any, place: str, members: Sequence[int]) -> list[int]:
+    return [rank for rank in members if not store.check([f"{place}/{rank}"])]
+
+
+def _named(missing: Sequence[int], members: Sequence[int]) -> str:
     if not missing:
         return "no rank any more"
     named = ", ".join(map(str, missing[:_MOST_NAMED]))

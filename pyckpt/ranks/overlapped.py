@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pyckpt.ranks.exchange import Channel, no_exchange
+from pyckpt.ranks.exchange import Channel
 
 __all__ = ["OverlappedMaximum"]
 
@@ -21,7 +21,7 @@ class OverlappedMaximum:
     """
 
     def __init__(self, channel: Channel, doing: str) -> None:
-        self._group = channel.group
+        self._link = channel.link
         self._doing = doing
         self._under_way: tuple[Any, torch.Tensor] | None = None
 
@@ -33,11 +33,11 @@ class OverlappedMaximum:
         Raises:
             CheckpointError: A rank has died.
         """
-        if self._group is None:
+        if self._link is None:
             return number
         largest = self.finish()
         given = torch.tensor([number], device="cpu")
-        self._under_way = (self._group.allreduce(given, dist.ReduceOp.MAX), given)
+        self._under_way = (self._link.group.allreduce(given, dist.ReduceOp.MAX), given)
         return largest
 
     def finish(self) -> int:
@@ -47,11 +47,17 @@ class OverlappedMaximum:
             CheckpointError: A rank has died.
         """
         under_way, self._under_way = self._under_way, None
-        if under_way is None:
+        if under_way is None or self._link is None:
             return 0
         work, largest = under_way
         try:
-            work.wait()
-        except RuntimeError as error:
-            raise no_exchange(self._doing, error) from error
+            if work.is_completed():  # as almost always: a step takes longer
+                work.wait()
+                return int(largest.item())
+            with self._link.circle.at_work():
+                self._link.wait(self._doing, work)
+        except Exception as error:
+            failure = self._link.judge(self._doing, error)
+            assert failure is not None
+            raise failure.error() from error
         return int(largest.item())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyckpt.ranks.exchange import Channel, no_exchange, together
+from pyckpt.ranks.exchange import Channel, together
 
 __all__ = ["hand_out", "hear", "packed_together", "receive", "send", "tell", "to_first"]
 
@@ -25,7 +25,7 @@ def send(data: torch.Tensor, rank: int, channel: Channel) -> None:
     Raises:
         CheckpointError: A rank died.
     """
-    _wait_for([channel.group.send([data], rank, _TAG)])
+    _wait_for([channel.group.send([data], rank, _TAG)], channel)
 
 
 def receive(parts: Mapping[int, torch.Tensor], channel: Channel) -> None:
@@ -37,7 +37,7 @@ def receive(parts: Mapping[int, torch.Tensor], channel: Channel) -> None:
     Raises:
         CheckpointError: A rank died.
     """
-    _wait_for([channel.group.recv([out], rank, _TAG) for rank, out in parts.items()])
+    _wait_for([channel.group.recv([out], rank, _TAG) for rank, out in parts.items()], channel)
 
 
 def tell(number: int, channel: Channel) -> None:
@@ -49,7 +49,8 @@ def tell(number: int, channel: Channel) -> None:
         CheckpointError: A rank died. All others have been told.
     """
     told = torch.tensor([number], dtype=torch.int64, device="cpu").view(torch.uint8)
-    _wait_for([channel.group.send([told], rank, _TAG) for rank in range(1, channel.size)])
+    works = [channel.group.send([told], rank, _TAG) for rank in range(1, channel.size)]
+    _wait_for(works, channel)
 
 
 def hear(channel: Channel) -> int:
@@ -63,16 +64,17 @@ def hear(channel: Channel) -> int:
     return int(told.item())
 
 
-def _wait_for(works: Sequence[Any]) -> None:
-    """Waits for all, also if some fail: the memory is in use until then."""
-    errors = []
-    for work in works:
-        try:
-            work.wait()
-        except RuntimeError as error:
-            errors.append(error)
-    if errors:
-        raise no_exchange(_DOING, errors[0]) from errors[0]
+def _wait_for(works: Sequence[Any], channel: Channel) -> None:
+    link = channel.link
+    if link is None:  # there is nobody
+        return
+    try:
+        with channel.at_work():
+            link.wait_for_transfers(_DOING, works)
+    except BaseException as error:
+        failure = link.judge(_DOING, error)
+        assert failure is not None
+        raise failure.error() from error
 
 
 def to_first(data: bytes, channel: Channel) -> list[bytes] | None:

@@ -1,4 +1,4 @@
-"""Whether archives that belong together are all there: those of one sharded save."""
+"""Whether archives that belong together are all there: those of one save of several ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.verify import Problem, Report
 from pyckpt.errors import CorruptArchiveError, FilenameError
-from pyckpt.sharded.part import Part, find_part
+from pyckpt.sharded.part import DEEPSPEED, Part, find_part
 from pyckpt.storage.urls import Location, beside
 
 __all__ = ["add_set_problems"]
@@ -20,8 +20,8 @@ def add_set_problems(reports: Sequence[Report]) -> list[tuple[Report, Problem]]:
     wrong with a set is added to the first report of an archive of it.
 
     Args:
-        reports: What ``verify`` found in each archive. Other files than parts of sharded saves
-            are left alone.
+        reports: What ``verify`` found in each archive. Other files than parts of a save are
+            left alone.
 
     Returns:
         What was added.
@@ -56,6 +56,8 @@ def _what_is_wrong(given: Location, file: str, rank: int, part: Part) -> str | N
     except CorruptArchiveError as error:
         return f"the archive of rank {rank} cannot be read: {error}"
     except FileNotFoundError:
+        if part.kind == DEEPSPEED:  # it may be on its rank's machine
+            return None
         return f"the archive of rank {rank} is not there: {path}"
     except OSError as error:
         return f"the archive of rank {rank} cannot be read: {path}: {error.strerror}"

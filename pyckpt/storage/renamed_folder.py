@@ -9,7 +9,7 @@ from pathlib import Path
 from pyckpt.errors import FilenameError
 from pyckpt.options import WriteOptions
 from pyckpt.paths import links_followed, local_path
-from pyckpt.ranks.exchange import together
+from pyckpt.ranks.exchange import decide, together
 from pyckpt.ranks.file_identity import file_identity
 from pyckpt.staging.pending_saves import wait_for_file
 from pyckpt.storage.destination import Crew, Destination
@@ -51,18 +51,20 @@ class RenamedFolder(Destination):
 
     def commit(self, crew: Crew) -> None:
         # The first rank's folder comes last: it makes the set complete.
-        all_makers = crew.all_makers()
-        for makers in filter(None, (all_makers[1:], all_makers[:1])):
-            is_turn = crew.channel.rank in makers
-            step = self._commit if is_turn else _nothing
-            together(f"committing {self.target}", step, crew.channel)
-        if self._hidden is not None:
-            self._hidden.keep()
+        doing, rank = f"committing {self.target}", crew.channel.rank
+        first, *others = crew.all_makers()
+        if others:
+            together(doing, self._commit if rank in others else _nothing, crew.channel)
+        decide(doing, self._commit if rank == first else _nothing, crew.channel, self._keep)
 
     def _commit(self) -> None:
         assert self._hidden is not None
         _check_target(self.target)
         self._hidden.commit()
+
+    def _keep(self) -> None:
+        if self._hidden is not None:
+            self._hidden.keep()
 
     def close(self) -> None:
         if self._hidden is not None:

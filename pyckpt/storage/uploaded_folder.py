@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from pyckpt.errors import CheckpointError, DuplicateFileError, FilenameError
-from pyckpt.ranks.exchange import Channel, together
+from pyckpt.ranks.exchange import Channel, decide, together
 from pyckpt.ranks.file_identity import file_identity
 from pyckpt.staging.pending_saves import wait_for_file
 from pyckpt.storage.claim import Claim, sweep
@@ -91,12 +91,12 @@ class UploadedFolder(Destination):
     def commit(self, crew: Crew) -> None:
         assert self._uploads is not None
         channel = crew.channel
+        doing, commit = f"committing {self.target}", self._uploads.commit
         is_first = channel.rank == 0
         # The first rank's objects come last: they make the set complete.
-        for is_turn in [is_first] if channel.size == 1 else [not is_first, is_first]:
-            step = self._uploads.commit if is_turn else _nothing
-            together(f"committing {self.target}", step, channel)
-        self._uploads.keep()
+        if channel.size > 1:
+            together(doing, _nothing if is_first else commit, channel)
+        decide(doing, commit if is_first else _nothing, channel, self._uploads.keep)
         together(f"removing what was below {self.target} before", self._remove_old, channel)
 
     def close(self) -> None:

@@ -109,6 +109,8 @@ def async_save_checkpoint(
         kept = state if lazy else None
         together("staging the state", lambda: work.begin(kept, chosen=stage is not None), training)
         return work.start()
-    except BaseException:
+    except BaseException as error:
         work.drop()
+        for channel in (training, background):
+            channel.leave("async_save_checkpoint", error)
         raise

@@ -13,25 +13,41 @@ members.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from deepspeed import comm
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from pyckpt.archive.formats import STATES_MEMBER
 from pyckpt.archive.reader import ArchiveReader
 from pyckpt.archive.writer import ArchiveWriter
-from pyckpt.errors import CheckpointError, CorruptArchiveError, OptionError, StateMismatchError
-from pyckpt.ranks.exchange import Channel, together
-from pyckpt.storage.inputs import InputFile, open_input, require_one_version
+from pyckpt.errors import (
+    CheckpointError,
+    CorruptArchiveError,
+    MixedFilesError,
+    OptionError,
+    StateMismatchError,
+)
+from pyckpt.ranks.exchange import Channel, barrier, together
+from pyckpt.sharded.part import find_part
+from pyckpt.storage.inputs import open_input, require_one_version
 from pyckpt.storage.urls import Location, Stores
 from pyckpt.training.deepspeed_types import allow_deepspeed_types
 from pyckpt.training.shared_reads import Source, read_shared, read_source
 
-__all__ = ["TAG", "EngineStates", "check_can_load", "collect_engine_states"]
+__all__ = [
+    "TAG",
+    "EngineStates",
+    "check_can_load",
+    "collect_engine_states",
+    "with_exchanges",
+]
 
 TAG = "deepspeed"
 """The tag that the checkpoint is saved under, as Composer names it."""
@@ -40,14 +56,43 @@ allow_deepspeed_types()
 
 
 @contextmanager
-def collect_engine_states(engine: Any, writer: ArchiveWriter) -> Iterator[None]:
+def with_exchanges(doing: str, channel: Channel) -> Iterator[None]:
+    """A context in which DeepSpeed's barriers of all ranks are exchanges, in this thread.
+
+    So no rank waits for one that has died, or whose DeepSpeed has raised: they raise AllRaised.
+
+    Args:
+        doing: The step that this is in, for messages.
+    """
+    original, thread = comm.barrier, threading.get_ident()
+
+    def replacement(group: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if group is not None or threading.get_ident() != thread:
+            return original(group, *args, **kwargs)
+        return barrier(doing, channel)
+
+    comm.barrier = replacement
+    try:
+        yield
+    finally:
+        comm.barrier = original
+
+
+@contextmanager
+def collect_engine_states(
+    engine: Any, writer: ArchiveWriter, doing: str, channel: Channel
+) -> Iterator[None]:
     """Adds to ``writer`` all that this rank saves of ``engine``. Call it on every rank.
 
     The added files exist until the context is left, so write the archive inside it.
 
+    Args:
+        doing: The step of ``together`` that this is, for messages.
+
     Raises:
-        Exception: A state could not be added. Raised only after DeepSpeed's barriers: if one rank
-            left early, the others would wait for it.
+        Exception: A state could not be added. Raised only after DeepSpeed's barriers, since it also
+            has other collectives, in which others would wait.
+        AllRaised: Another rank failed.
     """
     with tempfile.TemporaryDirectory(prefix="pyckpt-") as name:
         folder = Path(name)
@@ -56,7 +101,8 @@ def collect_engine_states(engine: Any, writer: ArchiveWriter) -> Iterator[None]:
         collector = _CollectingEngine(replaced, folder, writer)
         engine.checkpoint_engine = collector
         try:
-            engine.save_checkpoint(str(folder), tag=TAG)
+            with with_exchanges(doing, channel):
+                engine.save_checkpoint(str(folder), tag=TAG)
         finally:
             engine.checkpoint_engine = replaced
         collector.raise_error()
@@ -158,13 +204,17 @@ class EngineStates:
 
         Raises:
             CheckpointError: A rank could not read something. All ranks raise it.
+            MixedFilesError: The archives are of several saves. All ranks raise it.
         """
         listings = together("looking at the checkpoint", self._list, self._channel)
-        require_one_version(one.version for one in chain(*listings) if one.version is not None)
+        own_listing = listings[self._channel.rank]
+        sources = list(chain.from_iterable(one.sources for one in (own_listing, *listings)))
+        require_one_version(one.version for one in sources if one.version is not None)
+        _check_one_save(listings, self._channel)
         # This rank's members first, then those of the lowest rank. Equal names have equal contents.
-        for source in chain(listings[self._channel.rank], *listings):
+        for source in sources:
             self._sources.setdefault(source.member, source)
-        members = [source.member for source in listings[self._channel.rank]]
+        members = [source.member for source in own_listing.sources]
         own = [member for member in members if member != STATES_MEMBER]
         wanted = dict.fromkeys([STATES_MEMBER, *own, *_needed(engine, load_weights_only=True)])
 
@@ -227,10 +277,9 @@ class EngineStates:
         # A state of another rank: experts, or a part of the model that DeepSpeed looks at.
         return read_source(self._source(member), **self._options)
 
-    def _list(self) -> list[Source]:
-        """The states in this rank's archive. Raises as ``_state_members``, or OSError."""
-        file = open_input(self._path, Stores(self._options["storage_options"]))
-        return [Source(self._path, name, file.version) for name in _state_members(file)]
+    def _list(self) -> _Listing:
+        """What this rank's archive has. Raises as ``_listing``."""
+        return _listing(self._path, Stores(self._options["storage_options"]))
 
     def _source(self, member: str) -> Source:
         try:
@@ -276,8 +325,17 @@ def _needed(engine: Any, load_weights_only: bool) -> list[str]:
     return names
 
 
-def _state_members(file: InputFile) -> list[str]:
-    """The names of the states in an archive.
+@dataclass(frozen=True)
+class _Listing:
+    """The states in a rank's archive, and its save. Archives of older releases do not tell it."""
+
+    path: Location
+    save_id: str | None
+    sources: list[Source]
+
+
+def _listing(path: Location, stores: Stores) -> _Listing:
+    """What a rank's archive has.
 
     Raises:
         CorruptArchiveError: The file is not a tar, is damaged, or has a member whose name leads out
@@ -285,5 +343,28 @@ def _state_members(file: InputFile) -> list[str]:
         OSError: The file cannot be read.
     """
     folder = f"{TAG}/"
-    names = [member.inner_name(file.path) for member in ArchiveReader(file).index()]
-    return [n for n in names if n == STATES_MEMBER or (n.startswith(folder) and n.endswith(".pt"))]
+    file = open_input(path, stores)
+    reader = ArchiveReader(file)
+    names = [member.inner_name(file.path) for member in reader.index()]
+    part = find_part(reader)
+    return _Listing(
+        path,
+        None if part is None else part.save_id,
+        [
+            Source(path, name, file.version)
+            for name in names
+            if name == STATES_MEMBER or (name.startswith(folder) and name.endswith(".pt"))
+        ],
+    )
+
+
+def _check_one_save(listings: Sequence[_Listing], channel: Channel) -> None:
+    first = listings[0]
+    for rank, listing in zip(channel.members, listings, strict=True):
+        if listing.save_id != first.save_id:
+            raise MixedFilesError(
+                f"{listing.path} is not of the same save as {first.path}: the archives of one "
+                "checkpoint belong together",
+                rank=rank,
+                path=str(listing.path),
+            )

@@ -24,12 +24,16 @@ from pyckpt.archive.writer import ArchiveWriter
 from pyckpt.errors import CheckpointError
 from pyckpt.options import WriteOptions
 from pyckpt.paths import check_is_local
-from pyckpt.ranks.exchange import Channel, together
+from pyckpt.ranks.exchange import Channel, decide, together
+from pyckpt.storage.leftovers import bring_back
 from pyckpt.storage.small_files import Replacement
 from pyckpt.torch_format.records import Record
 from pyckpt.training.several_files import progress_of, replace_state_records, state_records
 
-__all__ = ["FileSet"]
+__all__ = ["WRITING", "FileSet"]
+
+WRITING = "writing the checkpoint"
+"""What the ranks do first, for messages."""
 
 
 class FileSet:
@@ -143,13 +147,18 @@ class FileSet:
                 as it was before, unless all files had their names already: then the files stay,
                 and the pointer is the old or the new one.
         """
-        together("writing the checkpoint", lambda: self._write(before, after), channel)
-        paths = together("committing the checkpoint", self._commit, channel)
+        paths = together(WRITING, lambda: self._write(before, after), channel)
+        # Then all files are there. After a failure of the next step nobody knows where the pointer
+        # is, so they stay.
+        every = [path for of_rank in paths for path in of_rank]
         try:
-            together("committing the checkpoint", self._publish, channel)
-        finally:  # all files are there, and after a failure nobody knows where the pointer is
-            self._keep()
-        return [path for of_rank in paths for path in of_rank]
+            decide("committing the checkpoint", self._commit, channel, self._keep)
+        except CheckpointError:
+            for path in every:  # for ranks that have died in the commit
+                bring_back(path)
+            raise
+        together("committing the checkpoint", self._publish, channel)
+        return every
 
     def close(self) -> None:
         """Removes what was not kept, brings old files back, and releases the objects.
@@ -165,8 +174,8 @@ class FileSet:
                 folder.rmdir()
         self._new_folders.clear()
 
-    def _write(self, before: Callable[[], None], after: Callable[[], None]) -> None:
-        """Writes all bytes, to files that have no names yet."""
+    def _write(self, before: Callable[[], None], after: Callable[[], None]) -> list[Path]:
+        """Writes all bytes, to files that have no names yet. Returns the paths."""
         try:
             self.check()
             before()
@@ -176,11 +185,11 @@ class FileSet:
                 self.pointer.prepare()
         finally:
             after()
+        return self.paths
 
-    def _commit(self) -> list[Path]:
+    def _commit(self) -> None:
         for writer in self._writers:
             writer.commit(keep_previous=True)
-        return self.paths
 
     def _publish(self) -> None:
         if self.pointer is not None:

@@ -14,7 +14,7 @@ from pyckpt.options import WriteOptions, default_threads
 from pyckpt.progress import ProgressHook, of_group
 from pyckpt.ranks.exchange import Channel, Ranks, begin_together, current_ranks, together
 from pyckpt.restoration import Restoration
-from pyckpt.sharded.part import Part, find_part
+from pyckpt.sharded.part import SHARDED, Part, find_part
 from pyckpt.state import RestorableState, check_is_state, is_deepspeed_engine, prepare_to_restore
 from pyckpt.storage.inputs import InputFile, Version, open_input, require_one_version
 from pyckpt.storage.urls import Location, StorageOptions, Stores
@@ -102,6 +102,15 @@ def load_checkpoint(
         "storage_options": storage_options,
     }
     loading = _Load(path, state, load_weights_only, strict_model_weights, options, channel)
+    try:
+        _load(loading, ignore_keys, channel)
+    except BaseException as error:
+        channel.leave("load_checkpoint", error)
+        raise
+    return loading.random_states
+
+
+def _load(loading: _Load, ignore_keys: IgnoreKeys, channel: Channel) -> None:
     together("preparing to load the checkpoint", loading.prepare, channel)
     contents = loading.read()
     together(
@@ -114,7 +123,6 @@ def load_checkpoint(
         loading.undo()
         raise
     together("restoring the state", loading.restore, channel)
-    return loading.random_states
 
 
 class _Load:
@@ -205,7 +213,7 @@ class _Load:
             return None, None, holding
         file = self._opened()
         part = find_part(ArchiveReader(file, num_threads=1))
-        if part is None:
+        if part is None or part.kind != SHARDED:
             return None, file.version, holding
         path = self._path.absolute() if isinstance(self._path, Path) else self._path
         return (path, part), None, holding

@@ -6,6 +6,7 @@ The class Save is one such save in two halves: collecting the state, and writing
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pyckpt.ranks.exchange import (
     Ranks,
     begin_together,
     current_ranks,
+    decide,
     require_group,
     together,
 )
@@ -34,6 +36,7 @@ from pyckpt.state import (
     is_deepspeed_engine,
     model_state_dict,
 )
+from pyckpt.storage.leftovers import bring_back
 from pyckpt.storage.remote_object import target_at
 from pyckpt.storage.urls import Location, StorageOptions
 from pyckpt.tensor_kinds import is_shard
@@ -55,6 +58,7 @@ __all__ = ["Save", "StateDictType", "save_checkpoint"]
 StateDictType = Literal["full", "sharded"]
 
 _COLLECTING = "collecting the training state"
+_COLLECTING_ENGINE = "collecting DeepSpeed's states"
 
 
 def save_checkpoint(
@@ -142,6 +146,9 @@ def save_checkpoint(
     try:
         save.collect(make_options, channel)
         return save.write(channel)
+    except BaseException as error:
+        channel.leave("save_checkpoint", error)
+        raise
     finally:
         save.close()
 
@@ -156,6 +163,7 @@ class _Target:
     template: str
     values: dict[str, str]  # what the template's variables stand for
     contents: str  # for messages: "the whole state"
+    save_id: str  # the first rank's is that of the save
 
 
 def _check_alike(targets: list[_Target], channel: Channel) -> None:
@@ -267,7 +275,7 @@ class Save:
         )
         _check_alike(self._targets, channel)
         _check_distinct(self._targets, channel)
-        if self.is_deepspeed:
+        if self._is_each_rank_writing:
             names = [(target.template, target.values) for target in self._targets]
             check_one_set(names, channel.members)
         of_ranks = together("collecting what each rank has of its own", self._own, channel)
@@ -277,7 +285,9 @@ class Save:
             is_pipeline = self._description.compare([one.digests for one in collected], channel)
         if self.is_deepspeed:
             together(_COLLECTING, self._add_contents, channel)
-            together("collecting DeepSpeed's states", self._collect_engine, channel)
+            together(
+                "collecting DeepSpeed's states", lambda: self._collect_engine(channel), channel
+            )
         elif self._is_sharded or is_pipeline or any(one.has_shards for one in collected):
             self._is_pipeline = is_pipeline
             together(_COLLECTING, self._collect_local, channel)
@@ -305,15 +315,11 @@ class Save:
         elif self._local is not None:
             self._plan_whole(self._local, channel)
         together("writing the checkpoint", lambda: self._write(before, after, channel), channel)
-        # The first rank's file comes last: it makes the set complete.
-        for firsts in (False, True) if several else (True,):
-            together(
-                "committing the checkpoint",
-                lambda: self._commit(several) if self._is_first == firsts else None,  # noqa: B023
-                channel,
-            )
-        if self._writer is not None:
-            self._writer.keep()
+        try:
+            self._commit_together(channel)
+        except CheckpointError:
+            self._bring_back()
+            raise
         return [target.path for target in (self._targets if several else self._targets[:1])]
 
     def close(self) -> None:
@@ -361,6 +367,7 @@ class Save:
             os.fspath(self._filename),
             values(self._filename, self._state),
             self._what(),
+            uuid.uuid4().hex,
         )
 
     def _what(self) -> str:
@@ -467,12 +474,18 @@ class Save:
         full.agree(channel)
         together(_COLLECTING, lambda: full.stage(local.staged), channel)
 
-    def _collect_engine(self) -> None:
+    def _collect_engine(self, channel: Channel) -> None:
         """Lets DeepSpeed save into this rank's archive."""
+        from pyckpt.sharded.part import DEEPSPEED, Part
         from pyckpt.training.deepspeed import collect_engine_states
 
         assert self._writer is not None
-        self._cleanup.enter_context(collect_engine_states(self._state.model, self._writer))
+        paths = [target.path for target in self._targets]
+        part = Part.of(self._targets[0].save_id, channel.rank, paths, DEEPSPEED)
+        self._writer.add_bytes(part.member, part.to_bytes())
+        engine = self._state.model
+        states = collect_engine_states(engine, self._writer, _COLLECTING_ENGINE, channel)
+        self._cleanup.enter_context(states)
 
     def _write(
         self, before: Callable[[], None], after: Callable[[], None], channel: Channel
@@ -489,7 +502,30 @@ class Save:
         finally:
             after()  # its error tells more, if memory was freed that was read
 
-    def _commit(self, several: bool) -> None:
+    def _commit_together(self, channel: Channel) -> None:
+        """Gives all files their names. If several ranks commit, the first one's comes last.
+
+        It makes the set complete.
+        """
+        doing = "committing the checkpoint"
+        if self._is_each_rank_writing:
+            others = (lambda: None) if self._is_first else self._commit
+            together(doing, others, channel)
+        decide(doing, self._commit if self._is_first else lambda: None, channel, self._keep)
+
+    def _bring_back(self) -> None:
+        """Does for ranks that have died in the commit what they would have done."""
+        for target in self._targets if self._is_each_rank_writing else ():
+            path = target.path
+            if isinstance(path, Path) and file_identity(path) == target.identity:
+                bring_back(path)
+
+    def _commit(self) -> None:
         """Gives the file its name. If several ranks commit, each can go back until all have."""
         if self._writer is not None:
-            self._writer.commit(keep_previous=several)
+            self._writer.commit(keep_previous=self._is_each_rank_writing)
+
+    def _keep(self) -> None:
+        """Makes the commit final."""
+        if self._writer is not None:
+            self._writer.keep()

@@ -8,6 +8,9 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch.distributed as dist
@@ -21,6 +24,7 @@ from pyckpt.ranks.exchange import (
     require_group,
     together,
 )
+from pyckpt.ranks.link import Link
 from tests.launch import TIMEOUT_SECONDS, torchrun
 
 NAMES = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"]
@@ -169,8 +173,16 @@ def test_alone_an_interrupt_passes(error: BaseException) -> None:
     assert caught.value is error
 
 
-# A channel to a second rank that has done the same step.
-TWO_RANKS = Channel(0, (0, 1), lambda outcome: [outcome, None])
+class SecondRank:
+    """A link to a second rank that has done the same step."""
+
+    circle = SimpleNamespace(at_work=nullcontext)
+
+    def gather(self, doing: str, outcome: Any, *, decides: bool = False) -> list[Any]:
+        return [outcome, None]
+
+
+TWO_RANKS = Channel(0, (0, 1), cast(Link, SecondRank()))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])

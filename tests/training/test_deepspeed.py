@@ -55,7 +55,9 @@ def test_training_goes_on_from_the_extracted_archives(
         assert names[0] == ""
         assert names[1:] == sorted(names[1:], key=lambda name: name.split("/"))
         assert ("composer_states.pt" in names) == ("latest" in names) == (rank == 0)
-        assert all(n.startswith("deepspeed") for n in names[1:]) or rank == 0
+        own = [".pyckpt", f".pyckpt/rank{rank}.json"]
+        assert names[1:3] == own
+        assert all(n.startswith("deepspeed") for n in names[3:]) or rank == 0
     assert (extracted / "latest").read_text() == "deepspeed"
     assert len(torch.load(extracted / "composer_states.pt", weights_only=False)["rng"]) == 2
     assert "timestamp" in pyckpt.load(paths[0])["state"]
@@ -75,7 +77,8 @@ def test_what_is_offloaded_to_nvme_is_saved_as_by_deepspeed(tmp_path: Path) -> N
     extracted.mkdir()
     for path in saved[0]["paths"]:
         subprocess.run(["tar", "xf", path, "-C", extracted], check=True, capture_output=True)
-    assert names_below(extracted) == sorted([*names_below(theirs), "composer_states.pt"])
+    ours = ["composer_states.pt", ".pyckpt", ".pyckpt/rank0.json", ".pyckpt/rank1.json"]
+    assert names_below(extracted) == sorted([*names_below(theirs), *ours])
     swapped = [name for name in names_below(theirs) if name.endswith(".swp")]
     assert len(swapped) == 6  # weights and two moments, on two ranks
     for name in swapped:
@@ -89,6 +92,29 @@ def test_what_is_offloaded_to_nvme_is_saved_as_by_deepspeed(tmp_path: Path) -> N
 
 def names_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_archives_of_two_saves_are_refused(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        filename = f"{tmp_path / name}/rank{{rank}}.tar"
+        run_ranks("deepspeed_worker.py", "save", 1, tmp_path, filename)
+    mixed = tmp_path / "first" / "rank1.tar"
+    mixed.write_bytes((tmp_path / "second" / "rank1.tar").read_bytes())
+    run_ranks("deepspeed_worker.py", "load", 1, tmp_path, f"{tmp_path}/first/rank{{rank}}.tar")
+    for report in reports(tmp_path, "load"):
+        kind, message, rank, path = report["error"]
+        assert (kind, rank, path) == ("MixedFilesError", 1, str(mixed))
+        assert "rank1.tar is not of the same save as" in message
+        assert report["unchanged"]
+    # The command sees it too, and misses no archive that may be on another machine.
+    archives = [str(tmp_path / name) for name in ("first/rank0.tar", "second/rank0.tar")]
+    command = [sys.executable, "-m", "pyckpt", "verify", *archives]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert found.returncode == 1
+    assert "first/rank1.tar is another one" in found.stdout
+    mixed.unlink()
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
 
 
 def test_a_failing_rank_fails_all_and_training_goes_on(tmp_path: Path) -> None:
