@@ -11,10 +11,11 @@ CHECK_PACKAGES := clang-format clang-tidy
 SOURCES := $(sort $(shell find csrc -name '*.cc'))
 HEADERS := $(sort $(shell find csrc -name '*.h'))
 
-.PHONY: help demo test test-frameworks test-versions test-nvme test-asan test-tsan fuzz check bench bench-stores bench-frameworks bundle clean
+.PHONY: help demo test test-frameworks test-versions test-nvme test-faults test-asan test-tsan fuzz check bench bench-stores bench-frameworks bundle clean
 
 help:
-	@echo "make demo | test | test-frameworks | test-versions | test-nvme | test-asan | test-tsan | fuzz | check"
+	@echo "make demo | test | test-frameworks | test-versions | test-nvme | test-faults"
+	@echo "make test-asan | test-tsan | fuzz | check"
 	@echo "make bench | bench-stores | bench-frameworks | bundle | clean"
 
 demo: .venv/installed
@@ -44,6 +45,18 @@ test-versions:
 test-nvme: .venv/installed-test
 	sh scripts/system-packages libaio-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m nvme
+
+# What docs/reliability.md tells: an hour and more. `make test` has a sample of it. Two of them mount
+# file systems, for which they need root; the last one changes the sources and puts them back.
+FAULTS := system_calls allocations kills ranks endurance damage power_cuts file_systems
+FAULT_PACKAGES := e2fsprogs xfsprogs btrfs-progs exfat-fuse exfatprogs ntfs-3g fuse2fs bindfs
+
+test-faults: .venv/installed-test
+	sh scripts/system-packages $(FAULT_PACKAGES)
+	set -e; for name in $(FAULTS); do \
+	    TORCH_EXTENSIONS_DIR="$(CURDIR)/build/torch-extensions" PATH="$(CURDIR)/$(BIN):$$PATH" \
+	        $(BIN)/python -m faults.$$name; \
+	done
 
 check: .venv/installed-check
 	$(BIN)/ruff check .

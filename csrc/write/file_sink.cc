@@ -118,26 +118,27 @@ void FileSink::Open(std::uint64_t most_nbytes) {
   // Never more readable than the old file, not even for a moment.
   const mode_t mode = exists ? existing.st_mode & kPermissions : kNewFileMode;
   fd_ = OpenUnnamed(folder_, mode);
-  if (fd_ == -1) CreateNamed(mode);
+  if (fd_ == -1) fd_ = CreateHidden("tmp", mode, &temporary_);
   if (exists) TakeOverAttributes(fd_, target_, existing);
   if (durable_ && most_nbytes >= kWorthSegments) StartSegments();
 }
 
-void FileSink::CreateNamed(mode_t mode) {
+int FileSink::CreateHidden(const char* purpose, mode_t mode, std::string* path) const {
   for (;;) {
-    std::string name = Sibling("tmp", true);
-    fd_ = Retry([&] { return open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, mode); });
-    if (fd_ == -1) throw Error::System(errno, kNewFileFailed, target_);
-    temporary_ = std::move(name);  // a copy could fail, and leave the file
+    std::string name = Sibling(purpose, true);
+    const int fd =
+        Retry([&] { return open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, mode); });
+    if (fd == -1) throw Error::System(errno, kNewFileFailed, target_);
+    *path = std::move(name);  // a copy could fail, and leave the file
     struct stat made {};
-    if ((Lock(fd_, LOCK_EX) || errno != EWOULDBLOCK) && fstat(fd_, &made) == 0 &&
+    if ((Lock(fd, LOCK_EX) || errno != EWOULDBLOCK) && fstat(fd, &made) == 0 &&
         made.st_nlink != 0) {
-      return;
+      return fd;
     }
     // Before it was locked, another process has taken it for that of a dead one.
-    unlink(temporary_.c_str());
-    temporary_.clear();
-    close(std::exchange(fd_, -1));
+    unlink(path->c_str());
+    path->clear();
+    close(fd);
   }
 }
 
@@ -286,9 +287,35 @@ void FileSink::HoldPrevious() {
   std::string name = Sibling("previous", locked);
   if (Retry([&] { return link(target_.c_str(), name.c_str()); }) == 0) {
     previous_ = std::move(name);
+  } else if (previous_fd_ != -1 &&
+             (errno == EPERM || errno == ENOSYS || errno == EOPNOTSUPP || errno == EMLINK)) {
+    CopyPrevious();
   } else if (errno != ENOENT) {
     throw Error::System(errno, "cannot keep the previous file of", target_);
   }
+}
+
+// Where there are no links (exFAT), the second file is a copy.
+void FileSink::CopyPrevious() {
+  const OwnedDescriptor old(std::exchange(previous_fd_, -1));
+  struct stat existing {};
+  const auto check = [this](bool succeeded) {
+    if (!succeeded) throw Error::System(errno, "cannot copy the previous file of", target_);
+  };
+  check(fstat(old.fd(), &existing) == 0);
+  previous_fd_ = CreateHidden("previous", existing.st_mode & kPermissions, &previous_);
+  TakeOverAttributes(previous_fd_, target_, existing);
+  std::vector<std::uint8_t> piece(kCachedNbytes);
+  for (off_t at = 0; at < existing.st_size;) {
+    const ssize_t found = Retry([&] { return pread(old.fd(), piece.data(), piece.size(), at); });
+    check(found != -1);
+    if (found == 0) break;  // another program has cut it
+    const auto nbytes = static_cast<std::size_t>(found);
+    const ssize_t copied = Retry([&] { return pwrite(previous_fd_, piece.data(), nbytes, at); });
+    check(copied != -1);
+    at += copied;
+  }
+  check(!durable_ || Retry([&] { return fsync(previous_fd_); }) == 0);
 }
 
 // Its second name is gone.
@@ -317,11 +344,14 @@ void FileSink::Restore() noexcept {
 void FileSink::Abandon() noexcept {
   segments_.reset();
   if (committed_) Restore();
+  // Closed first, because FUSE and NFS give a file that is open another name in place of removing
+  // it, for which a full disk has no room.
+  if (fd_ != -1) Unlock(std::exchange(fd_, -1));
   if (!temporary_.empty()) unlink(temporary_.c_str());
   temporary_.clear();
+  if (previous_fd_ != -1) Unlock(std::exchange(previous_fd_, -1));
   if (!previous_.empty()) unlink(previous_.c_str());
-  ReleasePrevious();
-  if (fd_ != -1) Unlock(std::exchange(fd_, -1));
+  previous_.clear();
 }
 
 // The owner is the target's.

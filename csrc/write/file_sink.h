@@ -9,7 +9,7 @@
 // While a file has a hidden name, .TARGET.MARK-RANDOM.tmp or .TARGET.MARK-RANDOM.previous, this
 // process has a lock (flock) on it. So whoever can lock such a file knows that its process has
 // died, if that ran on the system that MARK stands for: see pyckpt/storage/leftovers.py. Where the
-// file cannot be locked, MARK is zeros.
+// file cannot be locked, MARK is "unlocked".
 //
 // A file that is not durable is written through the page cache: it is quickest there, and is soon
 // read. A durable one goes past it, so that a checkpoint does not push what the training reads out
@@ -39,7 +39,7 @@ namespace pyckpt {
 class FileSink final : public Sink {
  public:
   // If durable, Seal waits until the bytes are on disk, and Commit until the name is. The mark is
-  // eight characters: see below.
+  // eight characters: see above.
   FileSink(std::string target, bool durable, std::string mark);
   FileSink(const FileSink&) = delete;
   FileSink& operator=(const FileSink&) = delete;
@@ -72,8 +72,9 @@ class FileSink final : public Sink {
   void StartSegments();
   void Write(std::uint64_t offset, const std::vector<Span>& spans);
   ssize_t WriteSome(const iovec* parts, int count, std::uint64_t offset);
-  void CreateNamed(mode_t mode);
+  int CreateHidden(const char* purpose, mode_t mode, std::string* path) const;
   void HoldPrevious();
+  void CopyPrevious();
   void ReleasePrevious() noexcept;
   std::string Sibling(const char* purpose, bool locked) const;
   int OpenFolder() const;
