@@ -38,7 +38,9 @@ from tests.preloads import preload
 __all__ = ["Campaign", "Raised", "Trial", "run"]
 
 _NATIVE = Path(__file__).parent / "native"
-_PATIENCE_SECONDS = 60.0  # a case that takes longer hangs
+_PATIENCE_SECONDS = 120.0  # a case that takes longer hangs
+_START_SECONDS = 600.0  # how long importing torch may take
+_CASES_OF_SCENARIO = 8  # in a sample: to look into a scenario takes as long as a few cases
 _BATCH = 200  # cases that a child tries
 _WARM_UPS = 2
 
@@ -114,10 +116,7 @@ def run(campaign: Campaign, arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         workers = [_Worker(campaign, Path(folder), number) for number in range(os.cpu_count() or 1)]
         try:
-            trials = _planned(campaign, workers, options.only)
-            if options.case is not None:
-                trials = [one for one in trials if str(one) == options.case]
-            trials = sample(trials, options.sample, options.seed)
+            trials = sample(_planned(campaign, workers, options), options.sample, options.seed)
             for trial, broken in _tried(workers, trials, verbose=options.verbose):
                 command = f'python -m {campaign.module} --case "{trial}"'
                 scenario = trial.scenario.partition(", ")[0]
@@ -170,7 +169,8 @@ class _Worker:
         child = 0
         while True:
             try:
-                answer = json.loads(self._lines.get(timeout=_PATIENCE_SECONDS))
+                patience = _PATIENCE_SECONDS if child else _START_SECONDS
+                answer = json.loads(self._lines.get(timeout=patience))
             except queue.Empty:
                 if not child:
                     raise
@@ -182,10 +182,10 @@ class _Worker:
             if "ended" in answer:
                 return
 
-    def plan(self, only: str) -> dict[str, dict[str, int]]:
-        """How many calls of each kind each scenario makes."""
+    def plan(self, only: str, number: int | None, seed: int) -> dict[str, dict[str, int]]:
+        """How many calls of each kind scenarios make: all of them, or so many."""
         planned = {}
-        for answer in self._ask({"only": only}):
+        for answer in self._ask({"only": only, "number": number, "seed": seed}):
             if "counts" in answer:
                 planned[answer["scenario"]] = answer["counts"]
             if answer.get("ended", 0) != 0:
@@ -226,14 +226,22 @@ class _Worker:
             self._process.wait()
 
 
-def _planned(campaign: Campaign, workers: Sequence[_Worker], only: str) -> list[Trial]:
-    counts = workers[0].plan(only)
-    return [
+def _planned(
+    campaign: Campaign, workers: Sequence[_Worker], options: argparse.Namespace
+) -> list[Trial]:
+    only, number = options.only, None
+    if options.case is not None:
+        only = options.case.rpartition(": ")[0]
+    elif options.sample is not None:
+        number = max(1, options.sample // _CASES_OF_SCENARIO)
+    counts = workers[0].plan(only, number, options.seed)
+    trials = [
         Trial(scenario, fault)
         for scenario, by_kind in counts.items()
         for kind, count in by_kind.items()
         for fault in campaign.faults(scenario, kind, count)
     ]
+    return [one for one in trials if options.case in (None, str(one))]
 
 
 def _tried(
@@ -284,7 +292,9 @@ def _work(campaign: Campaign, folder: Path) -> None:
             try:
                 _answer(child=os.getpid())
                 if "only" in request:
-                    _count(by_name, folder, seam, request["only"])
+                    named = [one for one in by_name if request["only"] in one]
+                    chosen = sample(named, request["number"], request["seed"])
+                    _count([by_name[name] for name in chosen], folder, seam)
                 else:
                     faults = [Fault(**one) for one in request["faults"]]
                     _try_all(campaign, by_name[request["scenario"]], folder, seam, faults)
@@ -303,16 +313,15 @@ def _answer(**values: Any) -> None:
     os.write(1, json.dumps(values).encode() + b"\n")
 
 
-def _count(by_name: Mapping[str, Any], folder: Path, seam: Seam, only: str) -> None:
-    for name, scenario in by_name.items():
-        if only in name:
-            with _place(scenario, folder) as place:
-                _warm_up(scenario, place, seam)
-                scenario.prepare(place)
-                seam.begin()
-                scenario.run()
-                seam.end()
-            _answer(scenario=name, counts=seam.counts())
+def _count(scenarios: Sequence[Any], folder: Path, seam: Seam) -> None:
+    for scenario in scenarios:
+        with _place(scenario, folder) as place:
+            _warm_up(scenario, place, seam)
+            scenario.prepare(place)
+            seam.begin()
+            scenario.run()
+            seam.end()
+        _answer(scenario=scenario.name, counts=seam.counts())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -419,8 +420,12 @@ def _load_mapped(path: Path, expected: dict[str, Any]) -> bool:
 
 
 def _load_object(path: Path, expected: dict[str, Any]) -> bool:
-    with path.open("rb") as file:
+    file = path.open("rb")
+    try:
         return _is_equal(pyckpt.load(file, num_threads=_THREADS), expected)
+    finally:
+        with suppress(OSError):  # the campaign's own close may be the one that fails
+            file.close()
 
 
 def _load_one(path: Path, expected: dict[str, Any]) -> bool:
