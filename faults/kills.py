@@ -32,6 +32,7 @@ import torch
 import pyckpt
 from faults.report import Case, Report, argument_parser, sample
 from pyckpt.archive.formats import tar_suffixes
+from pyckpt.staging.pending_saves import wait_for_all
 from pyckpt.storage import hidden_names
 from tests.preloads import preload
 
@@ -171,6 +172,7 @@ def forked(work: Callable[[], None], named: bool) -> int:
         code = 0
     except KeyboardInterrupt:
         code = 2
+        wait_for_all()  # as the interpreter does at its end
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     finally:

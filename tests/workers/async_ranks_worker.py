@@ -109,8 +109,13 @@ class Gate:
 
 
 def contents(path: Path) -> dict[str, bytes | None]:
+    """The members of an archive, but for the one that has the id of its save."""
     with tarfile.open(path) as tar:
-        members = [(info.name, tar.extractfile(info)) for info in tar]
+        members = [
+            (info.name, tar.extractfile(info))
+            for info in tar
+            if not info.name.startswith(".pyckpt")
+        ]
         return {name: file.read() if file else None for name, file in members}
 
 
