@@ -36,7 +36,7 @@ def made_by(folder: Path) -> dict[str, Callable[[], object]]:
     opened = image()
     assert opened.require((0, 3000))
     return {
-        "a sink": lambda: _core.file_sink(os.fsencode(folder / "y.tar"), True),
+        "a sink": lambda: _core.file_sink(os.fsencode(folder / "y.tar"), True, "01234567"),
         "an ordered sink": lambda: _core.ordered_sink(len),
         "a writer": lambda: _core.ArchiveWriter(_core.ordered_sink(len), gzip, **OPTIONS),
         "live memory": lambda: _core.LiveMemory(),
