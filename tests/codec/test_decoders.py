@@ -215,6 +215,15 @@ def test_the_trailer_of_what_is_decoded_in_parallel_is_compared(tmp_path: Path, 
         decompress(bytes(file))
 
 
+def test_the_two_ends_of_an_xz_stream_are_compared(tmp_path: Path) -> None:
+    """Also where blocks are decoded one by one, which need only the end of the file."""
+    whole = saved(torch.randn(1_000_000), tmp_path, "xz")
+    other = lzma.compress(b"", check=lzma.CHECK_CRC32)
+    header_nbytes = 12
+    with pytest.raises(_core.CorruptError, match="header"):
+        decompress(other[:header_nbytes] + whole[header_nbytes:])
+
+
 def test_magics_behind_the_end() -> None:
     """They look like blocks, but belong to no stream."""
     assert decompress(bz2.compress(RAW, 1) + bytes.fromhex("314159265359") * 3) == RAW
