@@ -20,6 +20,26 @@ def test_a_file_is_replaced(tmp_path: Path, fsync: bool) -> None:
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+@pytest.mark.parametrize("fsync", [True, False])
+def test_bytes_are_on_disk_before_the_name_and_the_name_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    flushed = []
+    flush = os.fsync
+
+    def spy(fd: int) -> None:
+        one = Path(f"/proc/self/fd/{fd}")
+        contents = sorted(os.listdir(one)) if one.is_dir() else one.read_bytes()
+        flushed.append((contents, path.read_bytes()))
+        flush(fd)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    replace_file(path, b"new", fsync=fsync)
+    assert flushed == [(b"new", b"old"), (["x"], b"new")] * fsync
+
+
 def test_it_gets_the_mode_of_any_new_file(tmp_path: Path) -> None:
     previous = os.umask(0o027)
     try:
