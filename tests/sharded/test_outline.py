@@ -8,12 +8,14 @@ import io
 import json
 import pickle
 import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,6 +23,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 import pyckpt
 from pyckpt.archive.reader import ArchiveReader
+from pyckpt.sharded.outline import Slice, whole_file
+from pyckpt.storage.inputs import open_input
 
 pytestmark = pytest.mark.newest_torch
 
@@ -162,6 +166,25 @@ def test_an_archive_of_another_save(path: Path) -> None:
         path, lambda data: place_of(data, "state.model.weight", "state.model.weight/rank1.pt")
     )
     refused(path, pyckpt.MixedFilesError, r"other\.tar is not of the same save as .*a-rank0\.tar")
+
+
+def test_a_whole_file_of_the_other_byte_order(tmp_path: Path) -> None:
+    saved = {name: torch.arange(6.0) + at for at, name in enumerate("ab")}
+    raw, path = io.BytesIO(), tmp_path / "x.pt"
+    torch.save(saved, raw)
+    with zipfile.ZipFile(raw) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("byteorder"):
+                data = b"big"
+            elif "/data/" in name:
+                data = np.frombuffer(data, "<f4").astype(">f4").tobytes()
+            new.writestr(name, data)
+    outline = whole_file(open_input(path), num_threads=1, weights_only=True)
+    out = torch.zeros(3)
+    outline.read([Slice("a", outline.tree["a"], (2,), out)], [("b", outline.tree["b"])])
+    assert torch.equal(out, saved["a"][2:5])
+    assert torch.equal(outline.tree["b"], saved["b"])
 
 
 def all_of(value: float) -> pyckpt.State:

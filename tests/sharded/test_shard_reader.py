@@ -322,6 +322,20 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         ShardReader(num_threads=0)
 
 
+def test_a_tensor_that_is_larger_than_its_storage(tmp_path: Path) -> None:
+    raw, path = io.BytesIO(), tmp_path / "x.pt"
+    torch.save(torch.ones(9), raw)
+    with zipfile.ZipFile(raw) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                assert data.count(b"K\t\x85") == 1  # the shape
+                data = data.replace(b"K\t\x85", b"K\x0a\x85")
+            new.writestr(name, data)
+    with pytest.raises(CorruptArchiveError, match="larger than its storage"):
+        ShardReader().read([part(path, torch.zeros(2), (8,))])
+
+
 def test_no_code_of_a_shard_is_run(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
 
