@@ -177,7 +177,7 @@ CHANGES: tuple[Change, ...] = (
         "pyckpt/archive/writer.py",
         'return sorted({**folders, **self._members}.items(), key=lambda item: item[0].split("/"))',
         "return list({**folders, **self._members}.items())",
-        "tests/archive/test_writer.py -k any_members",
+        "tests/archive/test_save.py::test_members",
     ),
     Change(
         "folders around members are left out",

@@ -402,9 +402,9 @@ def repacked(path: Path, change: Callable[[dict[str, bytes]], Any]) -> None:
             file.writestr(f"x/{name}", data)
 
 
-def larger_tensor(records: dict[str, bytes]) -> None:
+def with_numel(records: dict[str, bytes], numel: bytes) -> None:
     assert records["data.pkl"].count(b"K\t\x85") == 1
-    records["data.pkl"] = records["data.pkl"].replace(b"K\t\x85", b"K\x63\x85")
+    records["data.pkl"] = records["data.pkl"].replace(b"K\t\x85", b"K" + numel + b"\x85")
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
@@ -415,7 +415,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     "an empty pickle": (lambda r: r.update({"data.pkl": b""}), "data.pkl"),
     "half a pickle": (lambda r: r.update({"data.pkl": r["data.pkl"][:-9]}), "data.pkl"),
     "another byte order": (lambda r: r.update({"byteorder": b"middle"}), "byteorder"),
-    "a tensor that is larger": (larger_tensor, "data/0"),
+    "a tensor that is larger": (lambda r: with_numel(r, b"\x63"), "data/0"),
+    "a tensor that is larger by one number": (lambda r: with_numel(r, b"\x0a"), "data/0"),
 }
 
 
