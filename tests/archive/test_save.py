@@ -557,6 +557,17 @@ def test_an_archive_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_committed_before_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"old")
+    with ArchiveWriter(path, WriteOptions()) as writer:
+        writer.add_object(STATES, 1)
+        with pytest.raises(ValueError, match="nothing has been written yet"):
+            writer.commit()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_a_commit_can_be_taken_back(tmp_path: Path, before: bool) -> None:
     path = tmp_path / "x.tar"
