@@ -137,6 +137,20 @@ def test_the_headers(file: Path) -> None:
     # One part of a chunk with the pickle, then 400,000 floats up to the chunk's end.
     assert info.extra.startswith(INDEX_ID)
     assert info.extra[4:6] == b"\1\2"
+    first, second, *code_nbytes = varints(info.extra[6:])
+    assert first + second == info.file_size
+    assert sum(code_nbytes) == info.compress_size
+
+
+def varints(data: bytes) -> list[int]:
+    """Numbers of seven bits a byte, the lowest first; the last byte of each has no top bit."""
+    numbers, shift = [0], 0
+    for byte in data:
+        numbers[-1] |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers, shift = [*numbers, 0], 0
+    return numbers[:-1]
 
 
 # Levels and options.

@@ -163,6 +163,17 @@ def test_what_is_no_folder(path: Any) -> None:
         open_folder(path)
 
 
+def test_links_lead_to_the_latest_files_and_no_others(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    (tmp_path / "latest-rank2.tar").write_bytes(b"no link")
+    (tmp_path / "mine").symlink_to("a")
+    folder.replace_links("latest-rank", {"latest-rank0.tar": "a", "latest-rank1.tar": "b"})
+    folder.replace_links("latest-rank", {"latest-rank0.tar": "c"})
+    links = {one.name: os.readlink(one) for one in tmp_path.iterdir() if one.is_symlink()}
+    assert links == {"latest-rank0.tar": "c", "mine": "a"}
+    assert (tmp_path / "latest-rank2.tar").read_bytes() == b"no link"
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC])
 def test_a_file_system_without_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

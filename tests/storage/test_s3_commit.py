@@ -150,6 +150,36 @@ def test_nothing_is_taken_back_later(
 
 
 @STEPS
+def test_an_object_that_nobody_has_looked_for_is_not_removed(
+    bucket: Bucket, step: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it there would be neither the new one nor the old one."""
+    bucket.put("x.tar", OLD)
+    writer = written(bucket, STATES[step])
+    bucket.proxy.rule(step, lose_answer)
+    bucket.proxy.rule("HeadObject", reset)
+    with pytest.raises(OSError, match="Connection"):
+        writer.commit()
+    bucket.proxy.forget_rules()
+    writer.abandon()
+    assert bucket.keys() == ["x.tar"]
+    assert f"{bucket.url('x.tar')} is the new one of a save that failed" in caplog.text
+
+
+@STEPS
+def test_the_object_of_another_save_is_not_ones_own(bucket: Bucket, step: str) -> None:
+    pyckpt.save({"other": 1}, bucket.url("x.tar"))
+    other = bucket.get("x.tar")
+    writer = written(bucket, STATES[step])
+    bucket.proxy.rule(step, reset)
+    with pytest.raises(OSError, match="Connection"):
+        writer.commit(keep_previous=True)
+    bucket.proxy.forget_rules()
+    writer.abandon()
+    assert bucket.get("x.tar") == other
+
+
+@STEPS
 def test_a_commit_that_was_refused_is_none(
     bucket: Bucket, step: str, caplog: pytest.LogCaptureFixture
 ) -> None:
