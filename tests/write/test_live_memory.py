@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyckpt import _core
+from tests.launch import WORKERS
+from tests.preloads import preload
 
 PIECE = 1 << 20
 ALIGNMENT = 64
@@ -108,6 +114,20 @@ def test_readers_race_with_the_owner(seed: int) -> None:
         assert b"".join(pieces) == expected
     assert live.released
     del copies
+
+
+def test_memory_that_is_being_read_is_staged_late(tmp_path: Path) -> None:
+    """Whoever has staged it may overwrite it at once."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.workers.slow_reads_worker"],
+        cwd=WORKERS.parent.parent,
+        env={**os.environ, **preload("slow_reads", tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stdout == "{1}\n"
 
 
 @given(sizes=st.lists(st.integers(0, 9 * PIECE), max_size=5), threads=st.integers(1, 4))
