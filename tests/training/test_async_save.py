@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,8 @@ def test_saves_are_written_in_the_order_of_the_calls(
     saves = [pyckpt.async_save(i, path, max_pending=9) for i in range(5)]
     state = pyckpt.State(loop.model, loop.optimizer)
     last = pyckpt.async_save_checkpoint(state, path, max_pending=9)
+    assert not wait([*saves, last], timeout=0.3).done, "all are behind the one before"
+    assert not path.exists()
     gate.set()
     assert {save.result() for save in saves} == {path}
     assert last.result() == [path]
