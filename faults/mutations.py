@@ -964,14 +964,7 @@ CHANGES: tuple[Change, ...] = (
         "csrc/codec/gzip/decoder.cc",
         "  if (block.code_bit != index_code * 8) return {};\n",
         "",
-        "tests/codec/test_chunk_index.py tests/archive/test_compressed_files.py -k 'index'",
-    ),
-    Change(
-        "noise that grows",
-        "csrc/codec/gzip/deflater.cc",
-        "if (end - used <= stored_bound) return end;",
-        "return end;",
-        "tests/codec/test_gzip.py -k noise_grows",
+        "tests/archive/test_compressed_files.py -k add_up",
     ),
     # The core: bzip2.
     Change(
@@ -993,7 +986,7 @@ CHANGES: tuple[Change, ...] = (
         "csrc/codec/bzip2/decoder.cc",
         "if (crc != crc_) throw",
         "if (crc != crc_ && crc_ == 0) throw",
-        "tests/codec/test_decoders.py -k 'damage_is or every_byte'",
+        "tests/codec/test_decoders.py -k bzip2_stream",
     ),
     # The core: xz, zstd and none.
     Change(

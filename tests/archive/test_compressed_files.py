@@ -141,6 +141,22 @@ def test_a_wrong_index_member_is_no_harm(
     assert_equal(loaded, state())
 
 
+def test_an_index_whose_sizes_do_not_add_up_is_not_used(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing of the data is damaged, and other programs do not know the index."""
+    damaged = bytearray(files[".pt.gz"].read_bytes())
+    member = damaged.rindex(b"\x1f\x8b\x08\4\0\0\0\0\0\3")
+    first_size = damaged.index(b"PYCKPTIX", member) + 8 + 4 + 3 * 8
+    assert damaged[first_size] & 0x7F != 0
+    damaged[first_size] -= 1
+    path = tmp_path / "x.gz"
+    path.write_bytes(damaged)
+    image = _core.StreamImage(os.fsencode(path), threads=1, mapped=False, progress=None)
+    assert image.nbytes is None
+    assert_equal(pyckpt.load(path), state())
+
+
 @pytest.mark.parametrize("at", [10, 11, 14, 15], ids=["field", "field", "subfield", "subfield"])
 def test_sizes_of_the_index_member_are_compared(
     files: dict[str, Path], tmp_path: Path, at: int

@@ -215,6 +215,15 @@ def test_the_trailer_of_what_is_decoded_in_parallel_is_compared(tmp_path: Path, 
         decompress(bytes(file))
 
 
+@pytest.mark.parametrize("nbytes", [5_000, 2_000_000], ids=["one block", "several"])
+def test_the_checksum_of_a_bzip2_stream_is_compared(nbytes: int) -> None:
+    """It is about the order of the blocks, which have checksums of their own."""
+    file = bytearray(bz2.compress(mixed(nbytes)))
+    file[-3] ^= 1  # the last bits but seven at most
+    with pytest.raises(_core.CorruptError, match="a stream's checksum does not match"):
+        decompress(bytes(file))
+
+
 def test_the_two_ends_of_an_xz_stream_are_compared(tmp_path: Path) -> None:
     """Also where blocks are decoded one by one, which need only the end of the file."""
     whole = saved(torch.randn(1_000_000), tmp_path, "xz")
