@@ -194,6 +194,18 @@ def test_sparse_files(tmp_path: Path, tar_format: str, holes: int) -> None:
     assert not pyckpt.verify(tmp_path / "y.tar").ok
 
 
+def test_the_size_in_a_pax_record_counts(tmp_path: Path) -> None:
+    """Also if the header has room for it, and says something else."""
+    data = saved(7)
+    header = tarfile.TarInfo(STATES)
+    header.pax_headers = {"size": str(len(data))}
+    tar = header.tobuf(tarfile.PAX_FORMAT) + data + bytes(-len(data) % 512) + bytes(1024)
+    (tmp_path / "x.tar").write_bytes(tar)
+    with tarfile.open(tmp_path / "x.tar") as file:
+        assert [one.size for one in file] == [len(data)]
+    assert pyckpt.load(tmp_path / "x.tar")["step"] == 7
+
+
 @given(data=st.data())
 @pytest.mark.timeout(300)
 def test_any_tar_is_read_as_tar_extracts_it(
