@@ -1075,7 +1075,7 @@ CHANGES: tuple[Change, ...] = (
         "csrc/read/zip_reader.cc",
         "std::memcmp(header + kLocalNbytes, entry.name.data(), entry.name.size()) != 0",
         "entry.name.empty()",
-        "tests/archive/test_deflated_files.py -k another_record",
+        "tests/read/test_zip_reader.py",
     ),
     Change(
         "the two checksums of a record may differ",

@@ -53,6 +53,8 @@ def test_the_name_of_a_record(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert data.count(b"/data/1") == 2
     refused(path, data.replace(b"/data/1", b"/data/0"), "record .*data/0 appears twice")
+    renamed = data.replace(b"/data/1", b"/data/2", 1)  # in its own header
+    refused(path, renamed, "the header of record .*data/1 does not match the directory")
 
 
 def test_what_follows_the_last_entry_of_the_directory(tmp_path: Path) -> None:
