@@ -215,6 +215,19 @@ def test_the_trailer_of_what_is_decoded_in_parallel_is_compared(tmp_path: Path, 
         decompress(bytes(file))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_damage_to_a_block_of_bzip2_names_its_place(threads: int) -> None:
+    file = bytearray(bz2.compress(mixed(3_000_000)))
+    bits = "".join(f"{byte:08b}" for byte in file)
+    magic = f"{0x314159265359:048b}"
+    third = bits.index(magic, bits.index(magic, bits.index(magic) + 1) + 1)
+    file[third // 8 + 7] ^= 1  # in the block's checksum
+    with pytest.raises(
+        _core.CorruptError, match=f"a block's checksum does not match, at byte {third // 8}$"
+    ):
+        decompress(bytes(file), threads)
+
+
 @pytest.mark.parametrize("nbytes", [5_000, 2_000_000], ids=["one block", "several"])
 def test_the_checksum_of_a_bzip2_stream_is_compared(nbytes: int) -> None:
     """It is about the order of the blocks, which have checksums of their own."""
@@ -358,11 +371,33 @@ def test_every_byte_of_a_small_file_matters() -> None:
         assert decompress(file) == raw, library
 
 
-def test_an_index_of_claims_without_number() -> None:
-    """The index of an xz file may claim 2^60 blocks; no memory is allocated for the claim."""
-    claims = b"\x00" + b"\xff" * 8 + b"\x0f" + b"\x00" * 2
-    index = claims + zlib.crc32(claims).to_bytes(4, "little")
+def with_xz_index(blocks: bytes, index: bytes) -> bytes:
+    """An xz file of blocks with a check of CRC-64, and an index without its checksum."""
+    index += zlib.crc32(index).to_bytes(4, "little")
     flags = (len(index) // 4 - 1).to_bytes(4, "little") + b"\x00\x04"
     footer = zlib.crc32(flags).to_bytes(4, "little") + flags + b"YZ"
+    return b"\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46" + blocks + index + footer
+
+
+def test_an_index_of_claims_without_number() -> None:
+    """The index of an xz file may claim 2^60 blocks; no memory is allocated for the claim."""
     with pytest.raises(RuntimeError, match="an index"):
-        decompress(b"\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46" + index + footer)
+        decompress(with_xz_index(b"", b"\x00" + b"\xff" * 8 + b"\x0f" + b"\x00" * 2))
+
+
+@pytest.mark.parametrize("nbytes", [b"\x64", b"\x80" * 6 + b"\x01"], ids=["100", "2^42"])
+def test_a_block_that_claims_more_than_its_code_can_hold(nbytes: bytes) -> None:
+    whole = lzma.compress(bytes(100))
+    index_nbytes = 4 * (int.from_bytes(whole[-8:-4], "little") + 1)
+    blocks, index = whole[12 : -12 - index_nbytes], whole[-12 - index_nbytes : -16]
+    assert index[:2] == b"\x00\x01"
+    assert index[2] < 0x80  # the size of the block's code
+    assert index[3] == 100
+    claim = index[:3] + nbytes
+    file = with_xz_index(blocks, claim + bytes(-len(claim) % 4))
+    if nbytes == b"\x64":
+        assert file == whole
+        assert decompress(file) == bytes(100)
+    else:
+        with pytest.raises(_core.CorruptError, match="more bytes than its code can hold"):
+            decompress(file)

@@ -1,6 +1,8 @@
 """Streams that one thread decodes: the same results, whether at once or step by step."""
 
+import bz2
 import gzip
+import lzma
 import os
 import random
 import zlib
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from pyckpt import _core
+from tests import zstd_command
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -138,6 +141,29 @@ def test_damage_is_where_it_was(tmp_path: Path, seed: int) -> None:
     broken = bytearray(FILE)
     broken[rng.randrange(10, len(FILE))] ^= 1 << rng.randrange(8)
     check_damaged(bytes(broken), tmp_path, 512 * (seed % 2))
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda raw: gzip.compress(raw, 1, mtime=0),
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "lzma": lambda raw: lzma.compress(raw, lzma.FORMAT_ALONE),
+    "zstd": zstd_command.compress,
+}
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_damage_stays_the_same(tmp_path: Path, name: str) -> None:
+    """A decoder that has failed is not asked again: it does not know where it is."""
+    broken = bytearray(COMPRESS[name](RAW[: MIB // 2]))
+    broken[len(broken) // 2] ^= 1
+    image = opened(bytes(broken), tmp_path)
+    found = []
+    for _ in range(3):
+        with pytest.raises(_core.CorruptError) as caught:
+            image.require((0, MIB))
+        found.append((str(caught.value), image.placed_nbytes))
+    assert found == found[:1] * 3
 
 
 def test_a_file_that_claims_less_than_it_holds(tmp_path: Path) -> None:
