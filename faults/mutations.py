@@ -7,7 +7,7 @@ checksum. It is made in place, in this checkout; the tests that should notice ru
 put back. A change that they do not notice is a hole in the tests, and does not hold. So does a
 change whose text is no longer in the source. Changes of the core, for which it is built again with
 `make`, come last. It does not begin while a file that it would change has changes that are not
-committed.
+committed. TMPDIR must be on a disk: in memory no test sees direct writes.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Change:
 CHANGES: tuple[Change, ...] = (
     # Torch's format.
     Change(
-        "views of a buffer of any length take it for whole numbers",
+        "views of a buffer of bytes take it for whole numbers",
         "pyckpt/torch_format/serialize.py",
         "is_odd = storage.nbytes() % dtype.itemsize != 0",
         "is_odd = False",
