@@ -88,6 +88,8 @@ def test_the_bytes_are_those_of_a_file(tmp_path: Path, suffix: str, threads: int
     def write(piece: memoryview) -> None:
         writers.add(threading.get_ident())
         pieces.append(piece.tobytes())
+        if len(pieces) < 30:
+            time.sleep(0.002)  # several workers have the next pieces by then
 
     ordered = new_writer(_core.ordered_sink(write), suffix, threads)
     add(ordered, suffix, sizes, late)
