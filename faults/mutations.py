@@ -435,6 +435,13 @@ CHANGES: tuple[Change, ...] = (
         "tests/ranks/test_meeting.py -k different_calls",
     ),
     Change(
+        "what failed on another rank is not looked at",
+        "pyckpt/ranks/exchange.py",
+        "failures = [one for one in outcomes if isinstance(one, Failure)]",
+        "failures: list[Failure] = []",
+        "tests/ranks/test_exchange.py",
+    ),
+    Change(
         "a number of one rank is not told to the others",
         "pyckpt/ranks/overlapped.py",
         "dist.ReduceOp.MAX",
