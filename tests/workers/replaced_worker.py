@@ -2,12 +2,16 @@
 
 Prints nothing if both get the same one, or both the same error.
 
-Usage: torchrun ... replaced_worker.py WHEN PATH OTHER
+Usage: torchrun ... replaced_worker.py WHEN PATH OTHER ENVIRONMENT
 
-WHEN: ``before`` rank 1 opens it, or ``after``. OTHER is a file with what PATH then has.
+WHEN: ``before`` rank 1 opens it, or ``after``. OTHER is a file with what PATH then has. ENVIRONMENT
+is what the store's client reads, as JSON: ranks are forked from a process that is older than the
+store.
 """
 
 import errno
+import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +27,7 @@ from pyckpt.storage.urls import Url
 from pyckpt.training import shared_reads
 
 WHEN, PATH, OTHER = sys.argv[1:4]
+os.environ.update(json.loads(sys.argv[4]))
 
 
 def replace() -> None:
