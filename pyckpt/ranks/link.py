@@ -101,9 +101,9 @@ class Link:
             try:
                 work.wait(datetime.timedelta(seconds=seconds))
             except RuntimeError:
-                if work.is_completed():
-                    raise
-                return False
+                if not work.is_completed():
+                    return False
+                work.wait()  # it may have ended just behind the time: this raises if it has failed
             return True
 
         self._wait(doing, is_over)

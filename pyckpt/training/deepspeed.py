@@ -344,9 +344,9 @@ def _listing(path: Location, stores: Stores) -> _Listing:
     """
     folder = f"{TAG}/"
     file = open_input(path, stores)
-    reader = ArchiveReader(file)
-    names = [member.inner_name(file.path) for member in reader.index()]
-    part = find_part(reader)
+    part = find_part(ArchiveReader(file, num_threads=1))
+    # Another reader: this one goes to the end, and keeps nothing of what it has passed.
+    names = [member.inner_name(file.path) for member in ArchiveReader(file).index()]
     return _Listing(
         path,
         None if part is None else part.save_id,
