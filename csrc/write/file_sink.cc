@@ -124,15 +124,17 @@ void FileSink::Open(std::uint64_t most_nbytes) {
 }
 
 int FileSink::CreateHidden(const char* purpose, mode_t mode, std::string* path) const {
-  for (;;) {
-    std::string name = Sibling(purpose, true);
+  for (bool locks = true;;) {
+    std::string name = Sibling(purpose, locks);
     const int fd =
         Retry([&] { return open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, mode); });
     if (fd == -1) throw Error::System(errno, kNewFileFailed, target_);
     *path = std::move(name);  // a copy could fail, and leave the file
+    if (!locks) return fd;
     struct stat made {};
-    if ((Lock(fd, LOCK_EX) || errno != EWOULDBLOCK) && fstat(fd, &made) == 0 &&
-        made.st_nlink != 0) {
+    if (!Lock(fd, LOCK_EX)) {
+      locks = errno == EWOULDBLOCK;  // else the file system has no locks
+    } else if (fstat(fd, &made) == 0 && made.st_nlink != 0) {
       return fd;
     }
     // Before it was locked, another process has taken it for that of a dead one.

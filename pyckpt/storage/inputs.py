@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,4 +100,9 @@ class _OpenFile:
     def __init__(self, path: Path) -> None:
         # O_NONBLOCK: to open a pipe could take forever.
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        weakref.finalize(self, os.close, self.fd).atexit = False  # the system closes it then
+        weakref.finalize(self, _close, self.fd).atexit = False  # the system closes it then
+
+
+def _close(fd: int) -> None:
+    with suppress(OSError):  # nothing was written
+        os.close(fd)
