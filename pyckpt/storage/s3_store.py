@@ -21,6 +21,8 @@ __all__ = ["S3Store"]
 _PIECE_NBYTES = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _MOST_REMOVED = 1000  # in one request
+# What XML 1.0, in which that request names its keys, cannot hold, or reads as something else.
+_NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class S3Store(Store):
@@ -89,8 +91,12 @@ class S3Store(Store):
         return True
 
     def remove_all(self, urls: Sequence[Url]) -> None:
-        for start in range(0, len(urls), _MOST_REMOVED):
-            batch = urls[start : start + _MOST_REMOVED]
+        odd = [url for url in urls if _NOT_IN_XML.search(url.key)]
+        usual = [url for url in urls if not _NOT_IN_XML.search(url.key)]
+        for url in odd:
+            self._delete(url)
+        for start in range(0, len(usual), _MOST_REMOVED):
+            batch = usual[start : start + _MOST_REMOVED]
             if len(batch) == 1 or not self._delete_batch(batch):
                 for url in batch:
                     self._delete(url)
