@@ -256,8 +256,7 @@ class ArchiveWriter:
         With ``keep_previous``, the previous file is kept until ``keep()``, and ``restore()`` can
         bring it back. A previous object cannot be brought back, unless its bucket has versions.
         """
-        # Another save, which has failed, may have removed the folder that it had made.
-        self._target.prepare(durable=self._durable)
+        self._target.prepare_commit(durable=self._durable)
         self._writer.commit(keep_previous)
         if not keep_previous:
             self._target.end(is_there=True)

@@ -60,6 +60,9 @@ class OutputFile:
     def prepare(self, *, durable: bool) -> None:
         """Nothing is to be done: it is open."""
 
+    def prepare_commit(self, *, durable: bool) -> None:
+        """Nothing is to be done, as in ``prepare``."""
+
     def stop(self) -> None:
         """Nothing: it is not known what the file waits for."""
 

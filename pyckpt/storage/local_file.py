@@ -44,6 +44,10 @@ class LocalFile:
         self._folders.make(self._target.parent, durable=durable)
         remove_leftovers(self._target.parent)
 
+    def prepare_commit(self, *, durable: bool) -> None:
+        """Another save, which has failed, may have removed the folder that it had made."""
+        self._folders.make(self._target.parent, durable=durable)
+
     def stop(self) -> None:
         """Nothing waits long for a disk."""
 

@@ -48,6 +48,9 @@ class RemoteObject:
     def prepare(self, *, durable: bool) -> None:
         """Nothing is to be done: objects have no folders."""
 
+    def prepare_commit(self, *, durable: bool) -> None:
+        """Nothing is to be done, as in ``prepare``."""
+
     def stop(self) -> None:
         for upload in self._uploads:
             upload.stop()

@@ -24,7 +24,14 @@ class Target(Protocol):
         """A new sink that writes there. It is not open yet."""
 
     def prepare(self, *, durable: bool) -> None:
-        """Call it before the sink is opened, and again before the commit.
+        """Call it before the sink is opened.
+
+        Raises:
+            OSError: The place cannot be written to.
+        """
+
+    def prepare_commit(self, *, durable: bool) -> None:
+        """Call it before the commit. What ``prepare`` has made may be gone since.
 
         Raises:
             OSError: The place cannot be written to.
