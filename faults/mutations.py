@@ -274,16 +274,16 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "a folder that another process works with is swept",
-        "pyckpt/storage/claim.py",
+        "pyckpt/storage/hidden_names.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_UN",
         "tests/storage/test_transaction.py -k living_process",
     ),
     Change(
         "what another user has left is swept",
-        "pyckpt/storage/claim.py",
-        " or found.st_uid != os.geteuid():",
-        ":",
+        "pyckpt/storage/hidden_names.py",
+        " and found.st_uid == os.geteuid()",
+        "",
         "tests/storage/test_transaction.py -k another_user",
     ),
     Change(

@@ -23,7 +23,6 @@ import re
 import secrets
 import shutil
 import socket
-import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from pyckpt.storage.hidden_names import (
     CODE,
     cut,
     has_name,
+    if_dead,
     is_seen_from_here,
     lock,
     system_code,
@@ -138,13 +138,8 @@ def sweep(folder: Path) -> None:
 
 def _sweep_claim(folder: Path, stem: str) -> None:
     new, old, lock_path = _names(folder, stem)
-    fd = os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        found = os.fstat(fd)
-        # In a folder such as /tmp, others could make names that have us remove what is ours.
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            return
-        if not lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) or not has_name(fd, lock_path):
+    with if_dead(lock_path, os.O_RDWR) as fd:
+        if fd is None:
             return
         record = os.read(fd, _MOST_RECORD_NBYTES)
         if record:
@@ -153,8 +148,6 @@ def _sweep_claim(folder: Path, stem: str) -> None:
                 return
             _settle(folder / target, new, old)
         lock_path.unlink()  # a claim without a record has made nothing yet
-    finally:
-        os.close(fd)
 
 
 def _settle(target: Path, new: Path, old: Path) -> None:

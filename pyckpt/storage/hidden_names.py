@@ -12,7 +12,9 @@ import functools
 import hashlib
 import os
 import secrets
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyckpt.ranks.file_identity import is_on_local_disk, running_system
@@ -23,6 +25,7 @@ __all__ = [
     "cut",
     "has_name",
     "hidden_name",
+    "if_dead",
     "is_seen_from_here",
     "lock",
     "system_code",
@@ -81,6 +84,29 @@ def unlock(fd: int) -> None:
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)
+
+
+@contextmanager
+def if_dead(path: Path, access: int) -> Iterator[int | None]:
+    """Opens and locks the file of a hidden name. None if it may belong to somebody.
+
+    A living process has it locked. And in a folder such as /tmp, others could make names that have
+    this user remove what is his: so only his regular files count, as long as they have the name.
+
+    Args:
+        access: How it is opened: ``os.O_RDONLY`` or ``os.O_RDWR``.
+
+    Raises:
+        OSError: It cannot be opened or looked at.
+    """
+    fd = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        is_dead = is_own and lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) and has_name(fd, path)
+        yield fd if is_dead else None
+    finally:
+        os.close(fd)
 
 
 def has_name(fd: int, path: Path) -> bool:

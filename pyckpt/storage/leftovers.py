@@ -6,10 +6,8 @@ the one before it. The next save in the same folder removes them.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +16,8 @@ from pyckpt.storage.hidden_names import (
     CODE,
     LONGEST_CUT_NBYTES,
     cut,
-    has_name,
+    if_dead,
     is_seen_from_here,
-    lock,
 )
 
 __all__ = ["bring_back", "remove_leftovers"]
@@ -66,17 +63,9 @@ def _hidden(folder: Path) -> Iterator[tuple[Path, str, bool]]:
 
 def _settle(path: Path, target: Path | None) -> None:
     """Renames a dead process's file to ``target``, or removes it."""
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(fd)
-            # In a folder such as /tmp, others could make names that have us remove what is ours.
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                return
-            if not lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) or not has_name(fd, path):
-                return
-            if target is not None:
-                path.replace(target)
-            path.unlink(missing_ok=True)  # a rename leaves it if both are one file already
-        finally:
-            os.close(fd)
+    with suppress(OSError), if_dead(path, os.O_RDONLY) as fd:
+        if fd is None:
+            return
+        if target is not None:
+            path.replace(target)
+        path.unlink(missing_ok=True)  # a rename leaves it if both are one file already
