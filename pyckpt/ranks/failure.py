@@ -5,36 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from pyckpt.errors import (
-    CheckpointError,
-    CorruptArchiveError,
-    DuplicateFileError,
-    FilenameError,
-    MixedFilesError,
-    OptionError,
-    SaveInProgressError,
-    ShardedStateError,
-    StateMismatchError,
-    TornSaveError,
-)
+from pyckpt import errors
+from pyckpt.errors import CheckpointError, FilenameError, OptionError, SaveInProgressError
 
 __all__ = ["Failure", "as_one", "describe"]
 
-_KINDS: dict[str, type[CheckpointError]] = {
-    kind.__name__: kind
-    for kind in (
-        CheckpointError,
-        CorruptArchiveError,
-        DuplicateFileError,
-        FilenameError,
-        MixedFilesError,
-        OptionError,
-        SaveInProgressError,
-        ShardedStateError,
-        StateMismatchError,
-        TornSaveError,
-    )
-}
+_KINDS: dict[str, type[CheckpointError]] = {name: getattr(errors, name) for name in errors.__all__}
 # Their messages are about arguments that all ranks got, and not about one rank's files or tensors.
 _ABOUT_ARGUMENTS = (FilenameError, OptionError, SaveInProgressError)
 
