@@ -46,8 +46,9 @@ test-nvme: .venv/installed-test
 	sh scripts/system-packages libaio-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m nvme
 
-# What docs/reliability.md tells: an hour and more. `make test` has a sample of it. Two of them mount
-# file systems, for which they need root; the last one changes the sources and puts them back.
+# What docs/reliability.md tells: an hour and more. `make test` has a sample of it. The last two mount
+# file systems, for which they need root. faults.mutations is not among them: it changes the sources,
+# and puts them back.
 FAULTS := system_calls allocations kills ranks endurance damage power_cuts file_systems
 FAULT_PACKAGES := e2fsprogs xfsprogs btrfs-progs exfat-fuse exfatprogs ntfs-3g fuse2fs bindfs
 

@@ -11,7 +11,6 @@ must be the older one again.
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyckpt
+from faults.own_mounts import has_own_mounts, run_with_own_mounts
 from faults.report import Case, Report, argument_parser, sample
 from faults.ways import Way, tensors, ways
 from pyckpt.archive.assembly import saving
@@ -195,13 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--only", default="", help="file systems with this in their name")
     options = parser.parse_args(arguments)
-    if os.geteuid() != 0:
-        print("file systems are mounted, which needs root", file=sys.stderr)
-        return 1
-    if "PYCKPT_OWN_MOUNTS" not in os.environ:
-        # Mounts of others that are made meanwhile must have no copies of ours.
-        command = ["unshare", "--mount", sys.executable, "-m", "faults.file_systems", *sys.argv[1:]]
-        return subprocess.run(command, env={**os.environ, "PYCKPT_OWN_MOUNTS": "1"}).returncode
+    if not has_own_mounts():
+        return run_with_own_mounts("faults.file_systems")
     report = Report("File systems")
     for name, file_system in FILE_SYSTEMS.items():
         if options.only not in name:

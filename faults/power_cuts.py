@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from faults.own_mounts import has_own_mounts, run_with_own_mounts
 from faults.report import Case, Report, argument_parser, sample
 from faults.ways import Way, ways
 from tests.stops import killed_at, preloaded
@@ -136,17 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--only", default="", help="ways with this in their name")
     options = parser.parse_args(arguments)
-    if os.geteuid() != 0:
-        print("power cuts need root: file systems are mounted", file=sys.stderr)
-        return 1
-    if "stop.so" not in os.environ.get("LD_PRELOAD", ""):
+    if not has_own_mounts():
         with tempfile.TemporaryDirectory() as name:
-            # In a mount namespace of its own, so that none that is made meanwhile has a copy of a
-            # mount, which would keep the file system from being unmounted.
-            command = ["unshare", "--mount", sys.executable, "-m", "faults.power_cuts"]
-            command += sys.argv[1:]
-            environment = {**os.environ, **preloaded(Path(name)), "OMP_NUM_THREADS": "1"}
-            return subprocess.run(command, env=environment).returncode
+            environment = {**preloaded(Path(name)), "OMP_NUM_THREADS": "1"}
+            return run_with_own_mounts("faults.power_cuts", environment)
     report = Report("Power cuts")
     without_fsync: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
